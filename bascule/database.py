@@ -1,0 +1,59 @@
+"""Connections to PostgreSQL, and its refusals as our errors.
+
+Every connection is in autocommit mode: an act is one function call, hence one
+transaction, and a waiting daemon never holds a lock that an upgrade needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from bascule.errors import BasculeError, DatabaseUnavailable, Refused
+
+Connection = psycopg.Connection[TupleRow]
+AsyncConnection = psycopg.AsyncConnection[TupleRow]
+
+
+def translated(error: psycopg.Error) -> BasculeError:
+    """What an error of the database means to an operator."""
+    if error.sqlstate is not None and error.sqlstate.startswith("BA"):
+        hint = error.diag.message_hint or ""
+        return Refused(error.diag.message_primary or "refused", code=error.sqlstate, hint=hint)
+    if isinstance(error, psycopg.OperationalError):
+        return DatabaseUnavailable(f"the database does not answer: {error}", hint="Is PostgreSQL running? Nothing was changed.")
+    return BasculeError(f"the database refuses: {error.diag.message_primary or error}")
+
+
+@contextmanager
+def connect(dsn: str) -> Iterator[Connection]:
+    """A connection for the ``with`` block.
+
+    Raises:
+        Refused, DatabaseUnavailable: from any statement in the block.
+    """
+    try:
+        with psycopg.connect(dsn, autocommit=True, connect_timeout=10) as connection:
+            yield connection
+    except psycopg.Error as error:
+        raise translated(error) from error
+
+
+@asynccontextmanager
+async def connect_async(dsn: str) -> AsyncIterator[AsyncConnection]:
+    """:func:`connect` for asyncio."""
+    try:
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True, connect_timeout=10) as connection:
+            yield connection
+    except psycopg.Error as error:
+        raise translated(error) from error
+
+
+def value(connection: Connection, query: str, *parameters: object) -> Any:
+    """The first column of the first row, None if there is no row."""
+    row = connection.execute(query.encode(), parameters).fetchone()
+    return None if row is None else row[0]

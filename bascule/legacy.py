@@ -1,0 +1,190 @@
+"""The legacy server of a domain: its settings, and a session on its IMAP side.
+
+What it answers is sorted into two: it refuses the login (:class:`LegacyRefusedLogin`),
+or anything else went wrong, which is always temporary (:class:`LegacyUnavailable`).
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from imapclient import IMAPClient, SocketTimeout
+from imapclient.exceptions import IMAPClientAbortError, IMAPClientError, LoginError
+
+from bascule.address import Address
+from bascule.credential import Password
+from bascule.errors import LegacyRefusedLogin, LegacyUnavailable
+
+TlsMode = Literal["implicit", "starttls", "none"]
+LoginForm = Literal["address", "local_part"]
+
+#: Response codes that a server gives with NO to LOGIN or AUTHENTICATE though
+#: the password may be right (RFC 5530 section 3, RFC 9051 section 7.1).
+_TEMPORARY_CODES = ("UNAVAILABLE", "SERVERBUG", "LIMIT", "INUSE", "CONTACTADMIN", "PRIVACYREQUIRED", "ALERT")
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A port of the legacy host and how a connection to it is secured."""
+
+    port: int
+    tls: TlsMode
+
+
+@dataclass(frozen=True, slots=True)
+class LegacySettings:
+    """How the legacy server of one domain is reached."""
+
+    domain: str
+    imap_host: str
+    imap: Service
+    smtp_host: str
+    smtp_port: int
+    pop3: Service | None = None
+    submission: Service | None = None
+    login_form: LoginForm = "address"
+
+    def login_name(self, address: Address) -> str:
+        """The name under which the legacy server knows a user."""
+        return str(address) if self.login_form == "address" else address.local_part
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Whom we trust to name legacy servers, and how long we wait for them (seconds)."""
+
+    ca_file: Path | None = None
+    timeout: float = 20
+
+    def context(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=None if self.ca_file is None else str(self.ca_file))
+
+
+#: The columns of ``routing_domain`` (or ``domain``) that :func:`from_row` takes, in its order.
+COLUMNS = (
+    "name, imap_host, imap_port, imap_tls, smtp_host, smtp_port, "
+    "pop3_port, pop3_tls, submission_port, submission_tls, login_form"
+)
+
+
+def from_row(
+    name: str, imap_host: str, imap_port: int, imap_tls: TlsMode, smtp_host: str, smtp_port: int,
+    pop3_port: int | None, pop3_tls: TlsMode | None, submission_port: int | None,
+    submission_tls: TlsMode | None, login_form: LoginForm,
+) -> LegacySettings:  # fmt: skip
+    """The settings in a row of ``SELECT {COLUMNS}``."""
+    return LegacySettings(
+        domain=name,
+        imap_host=imap_host,
+        imap=Service(imap_port, imap_tls),
+        smtp_host=smtp_host,
+        smtp_port=smtp_port,
+        pop3=Service(pop3_port, pop3_tls) if pop3_port and pop3_tls else None,
+        submission=Service(submission_port, submission_tls) if submission_port and submission_tls else None,
+        login_form=login_form,
+    )
+
+
+def plainly(error: Exception, host: str, port: int) -> str:
+    """What a failure to talk to ``host`` means, in plain words."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        if error.verify_code in {62, 64}:  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
+            return f"the certificate of {host}:{port} is not made for the name {host}"
+        return f"the certificate of {host}:{port} is not trusted here: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"{host}:{port} does not speak TLS the way the settings say ({error.reason or 'handshake failed'})"
+    if isinstance(error, socket.gaierror):
+        return f"the name {host} is not known to the DNS"
+    if isinstance(error, ConnectionRefusedError):
+        return f"nothing listens at {host}:{port}"
+    if isinstance(error, TimeoutError):
+        return f"{host}:{port} does not answer in time"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{host}:{port} cannot be reached: {error.strerror}"
+    return f"{host}:{port} ended the conversation: {error}"
+
+
+def connect_imap(legacy: LegacySettings, trust: Trust) -> IMAPClient:
+    """A connection to the legacy IMAP server, secured, not logged in.
+
+    Raises:
+        LegacyUnavailable: with the reason in plain words.
+    """
+    timeout = SocketTimeout(connect=min(trust.timeout, 10), read=trust.timeout)
+    host, port = legacy.imap_host, legacy.imap.port
+    try:
+        client = IMAPClient(
+            host, port, ssl=legacy.imap.tls == "implicit", ssl_context=trust.context(), timeout=timeout
+        )
+        if legacy.imap.tls == "starttls":
+            try:
+                client.starttls(trust.context())
+            except BaseException:
+                client.shutdown()
+                raise
+    except (OSError, IMAPClientError) as error:
+        raise LegacyUnavailable(plainly(error, host, port)) from error
+    client.normalise_times = False
+    client.folder_encode = False
+    return client
+
+
+def _log_in(client: IMAPClient, login_name: str, password: Password) -> None:
+    # SASL PLAIN (RFC 4616) is UTF-8 by definition; LOGIN leaves other than ASCII open.
+    if client.has_capability("AUTH=PLAIN"):
+        client.plain_login(login_name, password.secret)
+    else:
+        client.login(login_name, password.secret)
+
+
+@contextmanager
+def imap_session(
+    legacy: LegacySettings, trust: Trust, address: Address, password: Password
+) -> Iterator[IMAPClient]:
+    """A session of ``address`` on the legacy IMAP server, for the ``with`` block.
+
+    Raises:
+        LegacyRefusedLogin: the server says that name and password are wrong.
+        LegacyUnavailable: anything else; also when the connection fails later
+            in the block.
+    """
+    host, port = legacy.imap_host, legacy.imap.port
+    client = connect_imap(legacy, trust)
+    try:
+        try:
+            _log_in(client, legacy.login_name(address), password)
+        except LoginError as error:
+            reason = str(error)
+            if isinstance(error.__context__, IMAPClientAbortError) or any(
+                f"[{code}" in reason.upper() for code in _TEMPORARY_CODES
+            ):
+                raise LegacyUnavailable(f"{host}:{port} cannot check the login of {address} now: {reason}") from None
+            raise LegacyRefusedLogin(f"{host}:{port} refuses the login of {address}: {reason}") from None
+        yield client
+    except (OSError, IMAPClientError) as error:
+        raise LegacyUnavailable(plainly(error, host, port)) from error
+    finally:
+        _leave(client)
+
+
+def _leave(client: IMAPClient) -> None:
+    try:
+        client.logout()
+    except (OSError, IMAPClientError):
+        client.shutdown()
+
+
+def authenticate(legacy: LegacySettings, trust: Trust, address: Address, password: Password) -> None:
+    """Ask the legacy server whether this is the user's password.
+
+    Raises:
+        LegacyRefusedLogin, LegacyUnavailable: as :func:`imap_session`.
+    """
+    with imap_session(legacy, trust, address, password):
+        pass

@@ -1,0 +1,132 @@
+"""The settings file: one TOML file a host, one table a part.
+
+Read once at the start of each program from the path in ``--settings``,
+else ``/etc/bascule/bascule.toml``. It holds no secret: keys are files of their
+own, and the database is reached by the operating system's authentication or a
+``~/.pgpass`` (libpq, "The Password File").
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bascule.errors import BadSettings
+
+DEFAULT_PATH = Path("/etc/bascule/bascule.toml")
+
+#: ``unix:/path`` or ``inet:host:port``, as Postfix writes them.
+Endpoint = Annotated[str, Field(pattern=r"^(unix:/.+|inet:[^:]+:\d+)$")]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Keys(_Table):
+    public: Path = Path("/etc/bascule/seal.pub")
+    #: Only on hosts that run workers.
+    private: Path = Path("/etc/bascule/seal.key")
+
+
+class Legacy(_Table):
+    #: Trust anchors for legacy servers; none: the system's.
+    ca_file: Path | None = None
+    #: Seconds that a legacy server may take for one answer.
+    timeout: float = Field(default=20, gt=0)
+
+
+class Postfix(_Table):
+    config_directory: Path = Path("/etc/postfix")
+
+
+class Dovecot(_Table):
+    config_file: Path = Path("/etc/dovecot/dovecot.conf")
+    recipient_delimiter: str = Field(default="+", min_length=1, max_length=1)
+
+
+class PolicyDaemon(_Table):
+    socketmap: Endpoint = "unix:/run/bascule/socketmap"
+    policy: Endpoint = "unix:/run/bascule/policy"
+    #: The next hop of held mail: it always answers 421, so that Postfix keeps the mail.
+    hold: Endpoint = "unix:/run/bascule/hold"
+    #: The last known routes, for a start while the database is away.
+    snapshot: Path = Path("/var/lib/bascule/routes.json")
+
+
+class Authenticator(_Table):
+    socket: Path = Path("/run/bascule/authenticator")
+    #: Seconds that a login waits for the flip of its mailbox.
+    cutover_wait: float = Field(default=15, ge=0)
+
+
+class Milter(_Table):
+    socket: Endpoint = "unix:/run/bascule/milter"
+    #: Key of the stamps; the same on every MX.
+    stamp_key: Path = Path("/etc/bascule/stamp.key")
+
+
+class Worker(_Table):
+    #: This host's name in bascule.store: the queue whose tasks are done here.
+    store: str = "local"
+    #: Mailboxes are in <mail_root>/<domain>/<local part>/Maildir.
+    mail_root: Path = Path("/var/vmail")
+    #: Mailboxes that are copied at the same time.
+    concurrency: int = Field(default=4, ge=1)
+
+
+class Portal(_Table):
+    listen: Annotated[str, Field(pattern=r"^[^:]+:\d+$")] = "127.0.0.1:8025"
+    #: What users see before /m/<token>.
+    public_url: str = "https://localhost"
+    session_key: Path = Path("/etc/bascule/session.key")
+
+
+class Settings(_Table):
+    """Everything in the file; each table has defaults for a host that the Ansible roles made."""
+
+    #: libpq connection string, without password.
+    database: str = "dbname=bascule"
+    #: The name under which this host signs its heartbeats.
+    node: str = "localhost"
+    keys: Keys = Keys()
+    legacy: Legacy = Legacy()
+    postfix: Postfix = Postfix()
+    dovecot: Dovecot = Dovecot()
+    policy_daemon: PolicyDaemon = PolicyDaemon()
+    authenticator: Authenticator = Authenticator()
+    milter: Milter = Milter()
+    worker: Worker = Worker()
+    portal: Portal = Portal()
+
+    def dsn(self, role: str) -> str:
+        """The connection string for one of the roles of ``schema/roles.sql``."""
+        return f"{self.database} user=bascule_{role} application_name=bascule_{role}"
+
+
+def load(path: Path = DEFAULT_PATH) -> Settings:
+    """Read the settings file.
+
+    Raises:
+        BadSettings: it cannot be read, is not TOML, or a value is wrong; every
+            wrong value is named.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise BadSettings(
+            f"the settings file {path} cannot be read: {error.strerror}",
+            hint="Name it with --settings, or make /etc/bascule/bascule.toml.",
+        ) from error
+    except ValueError as error:
+        raise BadSettings(f"the settings file {path} is not TOML: {error}") from error
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        wrong = "\n".join(
+            f"  {'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in error.errors()
+        )
+        raise BadSettings(f"in the settings file {path}:\n{wrong}") from error

@@ -1,0 +1,37 @@
+"""Jinja2 templates of everything that is written for another program or for people.
+
+Ansible, the lab and the programs render the same files; ``render`` is for the
+latter two. An undefined variable is an error, never an empty string.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def environment(*folders: Path) -> Environment:
+    """Templates of ``folders``, then of this one.
+
+    The settings are those of Ansible's template module: the last newline is
+    kept, blocks leave no empty line.
+    """
+    return Environment(
+        loader=FileSystemLoader([*folders, FOLDER]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 (configuration and plain text, never HTML)
+    )
+
+
+def render(name: str, **variables: object) -> str:
+    """The text of the template ``name``, a path below this folder.
+
+    Raises:
+        jinja2.UndefinedError: a variable is missing.
+    """
+    return environment().get_template(name).render(**variables)

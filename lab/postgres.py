@@ -1,0 +1,51 @@
+"""A PostgreSQL cluster of its own, reached by a Unix socket in its own directory."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import psycopg
+
+from bascule.lab.process import LabError, run
+from bascule.schema import upgrade
+
+
+def _bin(name: str) -> str:
+    for version in sorted(Path("/usr/lib/postgresql").glob("*"), key=lambda p: int(p.name))[::-1]:
+        if (version / "bin" / name).exists():
+            return str(version / "bin" / name)
+    raise LabError("PostgreSQL is not installed; run lab/setup first")
+
+
+class Postgres:
+    """One cluster. ``dsn(role)`` connects to its database ``bascule``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._data = folder / "data"
+
+    def create(self) -> None:
+        """Make the cluster, start it and install the schema."""
+        self.folder.mkdir()
+        shutil.chown(self.folder, "postgres", "postgres")
+        self.folder.chmod(0o755)
+        # No password on this socket: only this run knows its directory.
+        run(_bin("initdb"), "-D", str(self._data), "-A", "trust", "-U", "postgres",
+            "--no-sync", "--encoding=UTF8", "--locale=C.UTF-8", user="postgres", cwd=self.folder)  # fmt: skip
+        self.start()
+        with psycopg.connect(self.dsn("postgres", database="postgres"), autocommit=True) as connection:
+            connection.execute("CREATE DATABASE bascule")
+        upgrade(self.dsn("postgres"))
+
+    def dsn(self, role: str, database: str = "bascule") -> str:
+        return f"host={self.folder} dbname={database} user={role}"
+
+    def start(self) -> None:
+        options = f"-c listen_addresses= -c unix_socket_directories={self.folder} -c max_connections=200"
+        run(_bin("pg_ctl"), "-D", str(self._data), "-w", "-l", str(self.folder / "postgres.log"),
+            "-o", options, "start", user="postgres", cwd=self.folder)  # fmt: skip
+
+    def stop(self, mode: str = "fast") -> None:
+        if (self._data / "postmaster.pid").exists():
+            run(_bin("pg_ctl"), "-D", str(self._data), "-w", "-m", mode, "stop", user="postgres", cwd=self.folder)

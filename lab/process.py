@@ -1,0 +1,137 @@
+"""Start programs, wait until they say that they are ready, stop them by id."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+#: The owner of all mailboxes in the lab; it has no entry in /etc/passwd, on purpose.
+VMAIL = 5000
+
+
+class LabError(Exception):
+    """A server of the lab did not do what it must."""
+
+
+def free_ports(count: int) -> list[int]:
+    """``count`` different TCP ports that were free on 127.0.0.1 a moment ago."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def program(name: str, *places: str) -> str:
+    """The path of a program that Debian installs outside an ordinary user's PATH."""
+    found = shutil.which(name, path=":".join([*places, "/usr/sbin", "/usr/bin", os.environ["PATH"]]))
+    if found is None:
+        raise LabError(f"{name} is not installed; run lab/setup first")
+    return found
+
+
+def run(
+    *command: str, user: str | None = None, cwd: Path | None = None, timeout: float = 60
+) -> str:
+    """Run a command to its end and give its standard output.
+
+    Raises:
+        LabError: it failed; with what it printed.
+    """
+    # Files, not pipes: a server that goes to the background keeps its output open.
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        done = subprocess.run(
+            command, user=user, group=user, extra_groups=[] if user else None, cwd=cwd,
+            stdin=subprocess.DEVNULL, stdout=output, stderr=errors, timeout=timeout, check=False,
+        )  # fmt: skip
+        output.seek(0)
+        errors.seek(0)
+        text = output.read().decode(errors="replace")
+        if done.returncode != 0:
+            raise LabError(f"{command} ended with {done.returncode}:\n{text}{errors.read().decode(errors='replace')}")
+    return text
+
+
+class Daemon:
+    """A long-running program that tells ``NOTIFY_SOCKET`` when it is ready (sd_notify(3)).
+
+    Its standard output and error go to ``log``. ``start`` returns once it is
+    ready and raises LabError, with the end of its log, if it ends before that.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        folder: Path,
+        name: str,
+        uid: int | None = None,
+        gid: int | None = None,
+    ) -> None:
+        self.command = list(command)
+        self.name = name
+        self.log = folder / f"{name}.log"
+        self._notify_path = folder / f"{name}.notify"
+        self._uid, self._gid = uid, gid
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise LabError(f"{self.name} is not running")
+        return self._process.pid
+
+    def start(self, timeout: float = 30) -> None:
+        self._notify_path.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, self.log.open("ab") as log:
+            notify.bind(str(self._notify_path))
+            self._notify_path.chmod(0o666)
+            notify.settimeout(0.1)
+            self._process = subprocess.Popen(
+                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                env=os.environ | {"NOTIFY_SOCKET": str(self._notify_path)},
+                user=self._uid, group=self._gid, extra_groups=None if self._uid is None else [],
+            )  # fmt: skip
+            deadline = time.monotonic() + timeout
+            while time.monotonic() < deadline:
+                try:
+                    if b"READY=1" in notify.recv(4096):
+                        return
+                except TimeoutError:
+                    pass
+                if self._process.poll() is not None:
+                    raise LabError(f"{self.name} ended with {self._process.returncode}:\n{self.tail()}")
+        self.kill()
+        raise LabError(f"{self.name} was not ready after {timeout} s:\n{self.tail()}")
+
+    def tail(self, lines: int = 30) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def _end(self, how: signal.Signals, timeout: float) -> None:
+        if self._process is None:
+            return
+        self._process.send_signal(how)
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def stop(self, timeout: float = 20) -> None:
+        """Ask it to end, and insist after ``timeout`` seconds."""
+        self._end(signal.SIGTERM, timeout)
+
+    def kill(self) -> None:
+        """End it as a power loss would."""
+        self._end(signal.SIGKILL, 10)

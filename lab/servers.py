@@ -1,0 +1,131 @@
+"""Postfix and Dovecot instances of the lab's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from bascule.config_templates import environment
+from bascule.lab.process import VMAIL, free_ports, program, run
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+
+
+def write(path: Path, template: str, **variables: object) -> Path:
+    """Render one of the lab's templates, which may include the product's."""
+    path.write_text(environment(TEMPLATES).get_template(template).render(**variables))
+    path.chmod(0o644)
+    return path
+
+
+class Postfix:
+    """A Postfix with its own configuration, queue and port."""
+
+    def __init__(self, folder: Path, port: int, kind: str) -> None:
+        self.folder = folder
+        self.port = port
+        self._kind = kind  # legacy or new: which templates
+
+    def create(self, **variables: object) -> None:
+        self.folder.mkdir()
+        self.folder.chmod(0o755)
+        for part, owner in (("queue", "root"), ("data", "postfix"), ("log", "root")):
+            (self.folder / part).mkdir()
+            shutil.chown(self.folder / part, owner)
+        write(self.folder / "main.cf", f"{self._kind}-main.cf.j2", folder=self.folder, **variables)
+        write(self.folder / "master.cf", f"{self._kind}-master.cf.j2" if self._kind == "new" else "postfix-master.cf.j2",
+              port=self.port)  # fmt: skip
+
+    def map(self, name: str, entries: dict[str, str]) -> None:
+        """Write a hash: table."""
+        path = self.folder / name
+        path.write_text("".join(f"{key} {value}\n" for key, value in entries.items()))
+        run(program("postmap"), "-c", str(self.folder), f"hash:{path}")
+
+    def start(self) -> None:
+        run(program("postfix"), "-c", str(self.folder), "start")
+
+    def stop(self) -> None:
+        pid = self.folder / "queue" / "pid" / "master.pid"
+        if pid.exists():
+            run(program("postfix"), "-c", str(self.folder), "stop")
+
+    def queue(self) -> list[dict[str, object]]:
+        """Every message in the queue, as postqueue -j gives it."""
+        listing = run(program("postqueue"), "-c", str(self.folder), "-j")
+        return [json.loads(line) for line in listing.splitlines()]
+
+    def flush(self) -> None:
+        run(program("postqueue"), "-c", str(self.folder), "-f")
+
+    def log(self) -> str:
+        path = self.folder / "log" / "mail.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+
+@dataclass(frozen=True, slots=True)
+class DovecotPorts:
+    imap: int
+    imaps: int
+    pop3: int
+    submission: int
+
+    @classmethod
+    def free(cls) -> DovecotPorts:
+        return cls(*free_ports(4))
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """Paths of a server's certificate chain and key, and of the authority that signed it."""
+
+    chain: Path
+    key: Path
+    ca: Path
+
+
+class Dovecot:
+    """A Dovecot with its own configuration, sockets and ports."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.folder = folder
+        self.ports = DovecotPorts.free()
+        self.config = folder / "dovecot.conf"
+        self.lmtp_socket = folder / "lmtp"
+        self._kind = kind
+
+    def create(self, certificate: Certificate, smtp_port: int, **variables: object) -> None:
+        self.folder.mkdir()
+        self.folder.chmod(0o755)
+        (self.folder / "mail").mkdir()
+        os.chown(self.folder / "mail", VMAIL, VMAIL)
+        write(
+            self.config, f"{self._kind}-dovecot.conf.j2",
+            name=f"bascule-lab-{self._kind}", folder=self.folder, hostname=f"{self._kind}.lab.test", vmail=VMAIL,
+            certificate=certificate.chain, private_key=certificate.key,
+            imap_port=self.ports.imap, imaps_port=self.ports.imaps, pop3_port=self.ports.pop3,
+            submission_port=self.ports.submission, smtp_port=smtp_port, lmtp_socket=self.lmtp_socket, **variables,
+        )  # fmt: skip
+
+    def start(self) -> None:
+        run(program("dovecot"), "-c", str(self.config))
+
+    def stop(self) -> None:
+        pid = self.folder / "run" / "master.pid"
+        if pid.exists():
+            run(program("dovecot"), "-c", str(self.config), "stop")
+
+    def kill(self) -> None:
+        """End the master at once; its children notice."""
+        os.kill(int((self.folder / "run" / "master.pid").read_text()), signal.SIGKILL)
+
+    def doveadm(self, *arguments: str) -> str:
+        return run(program("doveadm"), "-c", str(self.config), *arguments)
+
+    def log(self) -> str:
+        path = self.folder / "dovecot.log"
+        return path.read_text(errors="replace") if path.exists() else ""

@@ -1,0 +1,283 @@
+"""The two sides of a migration, and the lab that holds both."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+import psycopg
+import trustme
+from imapclient import IMAPClient
+from psycopg.rows import TupleRow
+
+from bascule.config_templates import render
+from bascule.credential import create_keys
+from bascule.lab.postgres import Postgres
+from bascule.lab.process import VMAIL, Daemon, LabError, free_ports
+from bascule.lab.servers import Certificate, Dovecot, Postfix
+from bascule.settings import (
+    Authenticator, Keys, Legacy, Milter, PolicyDaemon, Portal, Settings, Worker,
+)  # fmt: skip
+from bascule.settings import Dovecot as DovecotSettings
+from bascule.settings import Postfix as PostfixSettings
+
+DOMAIN = "lab.test"
+#: The owner of the parts that neither store mail nor touch Postfix's queue.
+SERVICE = 5001
+
+T = TypeVar("T")
+
+
+def eventually(what: str, probe: Callable[[], T | None], timeout: float = 60) -> T:
+    """Ask ``probe`` until it gives something true; for servers that offer no event to wait on.
+
+    Raises:
+        LabError: ``what`` did not come about in time.
+    """
+    deadline = time.monotonic() + timeout
+    while not (found := probe()):
+        if time.monotonic() > deadline:
+            raise LabError(f"not in {timeout} s: {what}")
+        time.sleep(0.05)
+    return found
+
+
+def executable(name: str) -> str:
+    """A program of ours, as installed beside the interpreter that runs the lab."""
+    path = Path(sys.executable).parent / name
+    if not path.exists():
+        raise LabError(f"{path} is not there; run lab/setup first")
+    return str(path)
+
+
+@contextmanager
+def imap(port: int, user: str, password: str, *, ssl: bool = False) -> Iterator[IMAPClient]:
+    """A mail client on 127.0.0.1, logged in."""
+    client = IMAPClient("127.0.0.1", port, ssl=ssl, timeout=30)
+    try:
+        client.login(user, password)
+        yield client
+    finally:
+        client.shutdown()
+
+
+class LegacySite:
+    """The old mail server: Postfix and Dovecot with plain Maildir++ and a password file."""
+
+    def __init__(self, folder: Path, certificate: Certificate) -> None:
+        self.folder = folder
+        self.smtp_port = free_ports(1)[0]
+        self.postfix = Postfix(folder / "postfix", self.smtp_port, "legacy")
+        self.dovecot = Dovecot(folder / "dovecot", "legacy")
+        self._certificate = certificate
+        self.users: dict[str, str] = {}
+        self.aliases: dict[str, str] = {}
+
+    def create(self, users: dict[str, str], aliases: dict[str, str]) -> None:
+        """Users and aliases by local part."""
+        self.folder.mkdir()
+        self.folder.chmod(0o755)
+        self.dovecot.create(self._certificate, self.smtp_port)
+        self.postfix.create(hostname="legacy.lab.test", domain=DOMAIN, lmtp_socket=self.dovecot.lmtp_socket)
+        self.set_users(users, aliases)
+
+    def set_users(self, users: dict[str, str], aliases: dict[str, str]) -> None:
+        self.users, self.aliases = dict(users), dict(aliases)
+        lines = [f"{name}@{DOMAIN}:{{PLAIN}}{password}\n" for name, password in users.items()]
+        (self.dovecot.folder / "users").write_text("".join(lines))
+        self.postfix.map("mailboxes", {f"{name}@{DOMAIN}": "x" for name in users})
+        self.postfix.map("aliases", {f"{name}@{DOMAIN}": f"{to}@{DOMAIN}" for name, to in aliases.items()})
+
+    def start(self) -> None:
+        self.dovecot.start()
+        self.postfix.start()
+
+    def stop(self) -> None:
+        self.postfix.stop()
+        self.dovecot.stop()
+
+    def client(self, name: str, password: str | None = None) -> "Iterator[IMAPClient]":
+        return imap(self.dovecot.ports.imap, f"{name}@{DOMAIN}", password or self.users[name])  # type: ignore[return-value]
+
+
+class NewSite:
+    """The new server: PostgreSQL, Postfix, Dovecot, and every part of bascule, plugged in by its own templates."""
+
+    def __init__(self, folder: Path, certificate: Certificate) -> None:
+        self.folder = folder
+        self.smtp_port, self.portal_port = free_ports(2)
+        self.postgres = Postgres(folder / "postgres")
+        self.postfix = Postfix(folder / "postfix", self.smtp_port, "new")
+        self.dovecot = Dovecot(folder / "dovecot", "new")
+        self._certificate = certificate
+        run_folder, etc = folder / "run", folder / "etc"
+        self.settings_file = etc / "bascule.toml"
+        self.settings = Settings(
+            database=f"host={self.postgres.folder} dbname=bascule",
+            node="new.lab.test",
+            keys=Keys(public=etc / "seal.pub", private=etc / "seal.key"),
+            legacy=Legacy(ca_file=certificate.ca, timeout=10),
+            postfix=PostfixSettings(config_directory=self.postfix.folder),
+            dovecot=DovecotSettings(config_file=self.dovecot.config),
+            policy_daemon=PolicyDaemon(
+                socketmap=f"unix:{run_folder}/socketmap", policy=f"unix:{run_folder}/policy",
+                hold=f"unix:{run_folder}/hold", snapshot=folder / "state" / "routes.json",
+            ),
+            authenticator=Authenticator(socket=run_folder / "authenticator"),
+            milter=Milter(socket=f"unix:{run_folder}/milter", stamp_key=etc / "stamp.key"),
+            worker=Worker(mail_root=folder / "mail"),
+            portal=Portal(
+                listen=f"127.0.0.1:{self.portal_port}", public_url=f"http://127.0.0.1:{self.portal_port}",
+                session_key=etc / "session.key",
+            ),
+        )  # fmt: skip
+        postdrop = grp.getgrnam("postdrop").gr_gid
+        self.policy_daemon = self._daemon("policy-daemon", SERVICE, postdrop)
+        self.authenticator = self._daemon("authenticator", SERVICE, SERVICE)
+        self.milter = self._daemon("milter", SERVICE, SERVICE)
+        self.portal = self._daemon("portal", SERVICE, SERVICE)
+        self.worker = self._daemon("worker", VMAIL, VMAIL)
+
+    @property
+    def daemons(self) -> tuple[Daemon, ...]:
+        return (self.policy_daemon, self.authenticator, self.milter, self.portal, self.worker)
+
+    def _daemon(self, name: str, uid: int, gid: int) -> Daemon:
+        command = [executable(f"bascule-{name}"), "--settings", str(self.settings_file)]
+        return Daemon(command, folder=self.folder / "log", name=name, uid=uid, gid=gid)
+
+    def create(self) -> None:
+        self.folder.mkdir()
+        self.folder.chmod(0o755)
+        for part, owner in (("run", SERVICE), ("state", SERVICE), ("mail", VMAIL), ("log", 0), ("etc", 0)):
+            (self.folder / part).mkdir()
+            (self.folder / part).chmod(0o755)
+            os.chown(self.folder / part, owner, owner)
+        self.settings_file.write_text(render("bascule.toml.j2", **self.settings.model_dump()))
+        create_keys(self.settings.keys.public, self.settings.keys.private)
+        os.chown(self.settings.keys.private, VMAIL, VMAIL)
+        for key in (self.settings.milter.stamp_key, self.settings.portal.session_key):
+            key.write_text(secrets.token_hex(32))
+            key.chmod(0o400)
+            os.chown(key, SERVICE, SERVICE)
+        self.postgres.create()
+        values = self.settings.model_dump()
+        self.dovecot.create(
+            self._certificate, self.smtp_port, dovecot_sql=self.folder / "etc" / "dovecot-sql.conf.ext",
+            python=sys.executable, checkpassword=executable("bascule-checkpassword"), **values,
+        )  # fmt: skip
+        sql = self.folder / "etc" / "dovecot-sql.conf.ext"
+        sql.write_text(render("dovecot-2.3/sql.conf.ext.j2", vmail_uid=VMAIL, vmail_gid=VMAIL, **values))
+        self.postfix.create(hostname="new.lab.test", **values)
+
+    def start(self) -> None:
+        for daemon in self.daemons[:-1]:
+            daemon.start()
+        self.dovecot.start()
+        self.postfix.start()
+        self.worker.start()
+
+    def stop(self) -> None:
+        """Stop all; the first failure is raised after everything was tried."""
+        with ExitStack() as stack:
+            stack.callback(self.postgres.stop, "immediate")
+            for daemon in self.daemons:
+                stack.callback(daemon.stop)
+            stack.callback(self.dovecot.stop)
+            stack.callback(self.postfix.stop)
+
+    def cli(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run the command ``bascule`` as an administrator does; standard output and error together."""
+        return subprocess.run(
+            [executable("bascule"), "--settings", str(self.settings_file), *arguments],
+            input=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=False,
+        )  # fmt: skip
+
+    def sql(self, query: str, *parameters: object, role: str = "bascule_admin") -> list[TupleRow]:
+        with psycopg.connect(self.postgres.dsn(role), autocommit=True) as connection:
+            cursor = connection.execute(query.encode(), parameters)
+            return cursor.fetchall() if cursor.description else []
+
+    def state(self, name: str) -> str | None:
+        rows = self.sql("SELECT state FROM bascule.mailboxes WHERE address = %s", f"{name}@{DOMAIN}")
+        return str(rows[0][0]) if rows else None
+
+    def client(self, name: str, password: str) -> "Iterator[IMAPClient]":
+        return imap(self.dovecot.ports.imap, f"{name}@{DOMAIN}", password)  # type: ignore[return-value]
+
+
+class Lab:
+    """A legacy site and a new site in one private directory; use it in a ``with`` statement."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="bascule-lab-"))
+        self.folder.chmod(0o755)
+        authority = trustme.CA()
+        certificate = self._certificate(authority, "localhost")
+        self.legacy = LegacySite(self.folder / "legacy", certificate)
+        self.new = NewSite(self.folder / "new", certificate)
+        self.strangers_ca = self.folder / "stranger.pem"
+        trustme.CA().cert_pem.write_to_path(str(self.strangers_ca))
+
+    def _certificate(self, authority: trustme.CA, name: str) -> Certificate:
+        issued = authority.issue_cert(name)
+        chain, key, ca = (self.folder / each for each in ("chain.pem", "key.pem", "ca.pem"))
+        chain.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+        issued.private_key_pem.write_to_path(str(key))
+        authority.cert_pem.write_to_path(str(ca))
+        return Certificate(chain, key, ca)
+
+    def create(self, users: dict[str, str], aliases: dict[str, str]) -> None:
+        """Make both sides and start them."""
+        self.legacy.create(users, aliases)
+        self.new.create()
+        self.legacy.start()
+        self.new.start()
+
+    def prepare(self, *options: str) -> None:
+        """Tell bascule of the store and of the legacy server, rightly."""
+        ports = self.legacy.dovecot.ports
+        for arguments in (
+            ("store", "local", f"unix:{self.new.dovecot.lmtp_socket}"),
+            (
+                "prepare", DOMAIN, "--imap-host", "localhost", "--imap-port", str(ports.imaps),
+                "--smtp-host", "127.0.0.1", "--smtp-port", str(self.legacy.smtp_port),
+                "--pop3-port", str(ports.pop3), "--pop3-tls", "starttls",
+                "--submission-port", str(ports.submission), "--submission-tls", "starttls",
+                "--sweep-interval", "2 seconds", *options,
+            ),
+        ):  # fmt: skip
+            done = self.new.cli(*arguments)
+            if done.returncode != 0:
+                raise LabError(done.stdout)
+
+    def __enter__(self) -> Lab:
+        if os.geteuid() != 0:
+            raise LabError("the lab needs root: Postfix and Dovecot change to users of their own")
+        pwd.getpwnam("postfix")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            with ExitStack() as stack:
+                stack.callback(self.legacy.stop)
+                stack.callback(self.new.stop)
+        finally:
+            if kind is not None and os.environ.get("BASCULE_LAB_KEEP"):
+                print(f"kept for you to look at: {self.folder}", file=sys.stderr)
+            else:
+                shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,84 @@
+"""What a worker knows of one mailbox, as one value."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from bascule import legacy
+from bascule.address import Address
+from bascule.credential import Password, Unsealer
+from bascule.database import Connection
+from bascule.directory import Mode, State
+from bascule.errors import BasculeError
+from bascule.legacy import LegacySettings
+
+
+class InUse(BasculeError):
+    """Another worker is at this mailbox. Temporary."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    id: int
+    address: Address
+    #: Below mail_root.
+    home: str
+    state: State
+    epoch: int
+    domain_mode: Mode
+    legacy: LegacySettings
+    sealed_credential: bytes | None
+    migrated_at: datetime | None
+    last_message_at: datetime | None
+
+    def password(self, unsealer: Unsealer) -> Password:
+        """
+        Raises:
+            CannotUnseal, BasculeError: there is none that this worker can open.
+        """
+        if self.sealed_credential is None:
+            raise BasculeError(f"no password is stored for {self.address}", hint="Request the migration again.")
+        return unsealer.unseal(self.sealed_credential)
+
+
+def load(connection: Connection, mailbox_id: int) -> Account | None:
+    """The mailbox with this id, or None if it was removed."""
+    columns = ", ".join(f"domain.{name.strip()}" for name in legacy.COLUMNS.split(","))
+    row = connection.execute(
+        f"SELECT mailbox.local_part, bascule.home_of(domain.name, mailbox.local_part), mailbox.state, mailbox.epoch, domain.mode, mailbox.sealed_credential, "
+        f"mailbox.migrated_at, mailbox.last_message_at, {columns} FROM bascule.mailbox "
+        f"JOIN bascule.domain ON domain.id = mailbox.domain_id WHERE mailbox.id = %s".encode(),
+        (mailbox_id,),
+    ).fetchone()
+    if row is None:
+        return None
+    local_part, home, state, epoch, mode, sealed, migrated_at, last_message_at, *settings = row
+    return Account(
+        mailbox_id, Address(local_part, settings[0]), home, state, epoch, mode, legacy.from_row(*settings),
+        sealed, migrated_at, last_message_at,
+    )  # fmt: skip
+
+
+@contextmanager
+def exclusively(home: Path) -> Iterator[None]:
+    """Be the only worker at a mailbox on this host; the kernel ends it with the process.
+
+    Raises:
+        InUse
+    """
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(home / ".bascule.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InUse(f"another worker is at {home}") from error
+        yield
+    finally:
+        os.close(descriptor)

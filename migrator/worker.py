@@ -1,0 +1,136 @@
+"""The worker process: takes its store's tasks from the PostgreSQL queue."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import procrastinate
+import psycopg
+from procrastinate.jobs import Status
+
+from bascule import log, settings
+from bascule.credential import Unsealer
+from bascule.database import Connection, connect, translated
+from bascule.errors import BasculeError, LegacyRefusedLogin
+from bascule.legacy import Trust
+from bascule.migrator.account import Account, exclusively, load
+from bascule.migrator.cutover import migrate
+from bascule.migrator.sweep import sweep
+from bascule.readiness import ready
+
+PART = "worker"
+HEARTBEAT = 2.0  # seconds
+STALLED = 3 * HEARTBEAT  # seconds of silence after which a worker is taken for dead
+LOOK = 2.0  # seconds between looks for due and unattended tasks
+
+Work = Callable[[Connection, Account, Path, Path], None]
+
+
+class Worker:
+    """The tasks of one store, bound to its settings."""
+
+    def __init__(self, configuration: settings.Settings) -> None:
+        self._settings = configuration
+        self._log = log.get()
+        self._dsn = configuration.dsn(PART)
+        self._trust = Trust(configuration.legacy.ca_file, configuration.legacy.timeout)
+        self._unsealer = Unsealer(configuration.keys.private)
+        self.app = procrastinate.App(
+            connector=procrastinate.PsycopgConnector(
+                conninfo=self._dsn, kwargs={"options": "-c search_path=queue"}
+            )
+        )
+        self.app.task(name="migrate")(self.migrate)
+        self.app.task(name="sweep")(self.sweep)
+
+    def migrate(self, mailbox_id: int) -> None:
+        """Task: move a mailbox, or take its move up where it stopped."""
+
+        def work(connection: Connection, account: Account, _home: Path, root: Path) -> None:
+            if account.state in {"requested", "copying", "cutover"}:
+                migrate(connection, account, root, self._trust, self._unsealer)
+
+        self._attempt(mailbox_id, work)
+
+    def sweep(self, mailbox_id: int) -> None:
+        """Task: bring the stragglers of a mailbox that has moved."""
+
+        def work(connection: Connection, account: Account, home: Path, root: Path) -> None:
+            if account.state == "local" and account.domain_mode == "active":
+                sweep(connection, account, home, root, self._trust, self._unsealer)
+
+        self._attempt(mailbox_id, work)
+
+    def _attempt(self, mailbox_id: int, work: Work) -> None:
+        """Do ``work``; a failure is kept in the mailbox, with the time of the next attempt."""
+        with connect(self._dsn) as connection:
+            account = load(connection, mailbox_id)
+            if account is None:
+                return
+            home = self._settings.worker.mail_root / account.home
+            try:
+                with exclusively(home):
+                    work(connection, account, home, home / "Maildir")
+            except psycopg.OperationalError:
+                raise  # nothing can be recorded now; the mailbox is found unattended later
+            except psycopg.Error as error:
+                self._failed(connection, account, translated(error).message)
+            except LegacyRefusedLogin as error:
+                self._failed(connection, account, error.message, refused=True)
+            except BasculeError as error:
+                self._failed(connection, account, error.message)
+            except OSError as error:
+                self._failed(connection, account, f"this host cannot store the mail: {error.strerror}")
+            except Exception as error:
+                self._log.exception("attempt failed", address=str(account.address))
+                self._failed(connection, account, f"an error of bascule's own: {type(error).__name__}; see the worker's log")
+                raise
+
+    def _failed(self, connection: Connection, account: Account, message: str, *, refused: bool = False) -> None:
+        self._log.warning("attempt failed", address=str(account.address), reason=message)
+        connection.execute("SELECT bascule.attempt_failed(%s, %s, %s)", (account.id, message, refused))
+
+    async def run(self) -> None:
+        """Work until SIGTERM; tasks that are under way are finished first."""
+        store = self._settings.worker.store
+        async with self.app.open_async():
+            attending = asyncio.create_task(self._attend())
+            ready()
+            self._log.info("working", store=store)
+            try:
+                await self.app.run_worker_async(
+                    name=self._settings.node, queues=[store], concurrency=self._settings.worker.concurrency,
+                    fetch_job_polling_interval=LOOK, update_heartbeat_interval=HEARTBEAT,
+                    stalled_worker_timeout=STALLED, delete_jobs="successful",
+                )  # fmt: skip
+            finally:
+                attending.cancel()
+                await asyncio.gather(attending, return_exceptions=True)
+
+    async def _attend(self) -> None:
+        """Take over what dead workers left, and queue work for mailboxes that have none."""
+        manager = self.app.job_manager
+        while True:
+            try:
+                for job in await manager.get_stalled_jobs(queue=self._settings.worker.store, seconds_since_heartbeat=STALLED):
+                    self._log.warning("task of a dead worker taken over", task=job.task_name, **job.task_kwargs)
+                    if job.id is not None:
+                        await manager.finish_job_by_id_async(job.id, Status.FAILED, delete_job=True)
+                await self.app.connector.execute_query_async("SELECT bascule.requeue_unattended()")
+            except procrastinate.exceptions.ConnectorException as error:
+                self._log.warning("cannot look after the queue", reason=str(error))
+            await asyncio.sleep(LOOK)
+
+
+@click.command()
+@click.option("--settings", "path", type=click.Path(path_type=Path), default=settings.DEFAULT_PATH, show_default=True)
+def main(path: Path) -> None:
+    """Copy, cut over and sweep the mailboxes of this host's store."""
+    log.configure(PART)
+    try:
+        asyncio.run(Worker(settings.load(path)).run())
+    except BasculeError as error:
+        raise click.ClickException(f"{error.message}\n{error.hint}") from error

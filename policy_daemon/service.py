@@ -1,0 +1,171 @@
+"""The process: listen, follow the database, put changes into force, count sightings."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections import Counter
+from pathlib import Path
+
+import click
+
+from bascule import log, settings
+from bascule.address import Address
+from bascule.database import AsyncConnection, connect_async
+from bascule.directory import Directory, Follower, Mailbox
+from bascule.errors import BasculeError
+from bascule.policy_daemon import servers
+from bascule.policy_daemon.queue import PostfixQueue, QueueError
+from bascule.policy_daemon.routes import Routes
+from bascule.readiness import ready
+
+PART = "policy_daemon"
+RETRY = 1.0  # seconds before a change is tried again that Postfix did not take
+
+
+class Service:
+    """One policy daemon."""
+
+    def __init__(self, configuration: settings.Settings) -> None:
+        self._settings = configuration
+        self._log = log.get()
+        self.directory = Directory(delimiter=configuration.dovecot.recipient_delimiter)
+        self.queue = PostfixQueue(configuration.postfix.config_directory)
+        self.routes = Routes(self.directory, configuration.policy_daemon.hold, self.queue.barrier_seen)
+        self._dsn = configuration.dsn(PART)
+        self._changes: dict[Address, asyncio.Task[None]] = {}
+        self._sightings: Counter[Address] = Counter()
+        self._unsaved = False
+        self.follower = Follower(
+            self.directory, self._dsn, node=configuration.node, part=PART,
+            on_change=self._changed, on_load=self._loaded, on_beat=self._beat,
+        )  # fmt: skip
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT; a second signal ends the process at once."""
+        mine = self._settings.policy_daemon
+        if self.directory.restore(mine.snapshot):
+            self._log.info("last known routes taken up", mailboxes=len(self.directory.mailboxes))
+        listening = [
+            await servers.listen(mine.socketmap, servers.socketmap(self.routes)),
+            await servers.listen(mine.policy, servers.policy(self.answer)),
+            await servers.listen(mine.hold, servers.hold),
+        ]
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, lambda: (stop.set(), loop.remove_signal_handler(signal.SIGTERM)))
+        following = asyncio.create_task(self.follower.run())
+        ready()
+        self._log.info("serving", socketmap=mine.socketmap, policy=mine.policy)
+        await stop.wait()
+        for server in listening:
+            server.close()
+        for task in (following, *self._changes.values()):
+            task.cancel()
+        await asyncio.gather(following, *self._changes.values(), return_exceptions=True)
+        await self._sign_off()
+
+    async def _sign_off(self) -> None:
+        try:
+            async with connect_async(self._dsn) as connection:
+                await self._record_sightings(connection)
+                await self.follower.sign_off(connection)
+        except BasculeError as error:
+            self._log.warning("stopped without signing off", lost_sightings=self._sightings.total(), reason=error.message)
+
+    def answer(self, attributes: dict[str, str]) -> str:
+        """The policy service: ``policy_context`` says which of its two questions is asked."""
+        recipient = attributes.get("recipient", "")
+        if attributes.get("policy_context") != "accepted":
+            return self.routes.verification(recipient)
+        seen = self.routes.sighting(recipient)
+        if seen is not None:
+            self._sightings[seen] += 1
+        return "DUNNO"
+
+    # Changes of state --------------------------------------------------------
+
+    def _changed(self, before: Mailbox | None, after: Mailbox | None) -> None:
+        self._unsaved = True
+        for mailbox in {box.address: box for box in (before, after) if box is not None}.values():
+            self._enforce(mailbox.address)
+
+    def _loaded(self) -> None:
+        # Changes may have been missed while the database was away.
+        self._unsaved = True
+        for mailbox in self.directory.mailboxes.values():
+            if mailbox.state in {"cutover", "returning"}:
+                self._enforce(mailbox.address)
+
+    def _enforce(self, address: Address) -> None:
+        running = self._changes.get(address)
+        if running is not None:
+            running.cancel()  # it was about an older state
+        task = self._changes[address] = asyncio.create_task(self._put_into_force(address))
+        task.add_done_callback(lambda done: self._forget(address, done))
+
+    def _forget(self, address: Address, done: asyncio.Task[None]) -> None:
+        if self._changes.get(address) is done:
+            del self._changes[address]
+        if not done.cancelled() and (error := done.exception()) is not None:
+            self._log.error("a change of route is not in force", address=str(address), exc_info=error)
+
+    async def _put_into_force(self, address: Address) -> None:
+        """Bring Postfix's queue into line with the present state of ``address``, and say so."""
+        while True:
+            mailbox = self.directory.mailboxes.get(address)
+            held = mailbox is not None and mailbox.state in {"cutover", "returning"}
+            try:
+                await self.queue.barrier()
+                await self.queue.drain(address, self.directory.delimiter)
+                if not held:
+                    await self.queue.flush(address, self.directory.delimiter)
+                if mailbox is not None:
+                    async with connect_async(self._dsn) as connection:
+                        await connection.execute(
+                            "SELECT bascule.acknowledge(%s, %s, %s, %s)",
+                            (mailbox.id, self._settings.node, PART, mailbox.epoch),
+                        )
+            except (QueueError, BasculeError) as error:
+                self._log.warning("a change of route waits", address=str(address), reason=error.message)
+                await asyncio.sleep(RETRY)
+                continue
+            self._log.info("route in force", address=str(address), state=mailbox.state if mailbox else "legacy")
+            return
+
+    # Heartbeat -----------------------------------------------------------------
+
+    async def _beat(self, connection: AsyncConnection) -> None:
+        await connection.execute("SELECT bascule.undo_overdue_cutovers()")
+        await self._record_sightings(connection)
+        if self._unsaved:
+            self._unsaved = False
+            try:
+                await asyncio.to_thread(self.directory.save, self._settings.policy_daemon.snapshot)
+            except OSError as error:
+                self._unsaved = True
+                self._log.warning("the routes could not be saved for a start without the database", reason=str(error))
+
+    async def _record_sightings(self, connection: AsyncConnection) -> None:
+        while self._sightings:
+            address, count = self._sightings.popitem()
+            try:
+                await connection.execute("SELECT bascule.record_sighting(%s, %s)", (str(address), count))
+            except BaseException:
+                self._sightings[address] += count
+                raise
+
+
+@click.command()
+@click.option("--settings", "path", type=click.Path(path_type=Path), default=settings.DEFAULT_PATH, show_default=True)
+def main(path: Path) -> None:
+    """Answer Postfix's socketmaps and policy requests from memory."""
+    log.configure(PART)
+    try:
+        configuration = settings.load(path)
+    except BasculeError as error:
+        raise click.ClickException(f"{error.message}\n{error.hint}") from error
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(Service(configuration).run())

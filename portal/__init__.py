@@ -1,0 +1,1 @@
+"""The users' page at the generated URL: ask to be moved, then see how far it is."""

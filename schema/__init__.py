@@ -1,0 +1,55 @@
+"""The PostgreSQL schema, as SQL files, and its upgrades.
+
+``tables/`` holds the history of the tables, one file a revision, run once by
+Alembic. ``states.sql``, ``functions.sql``, ``views.sql`` and ``roles.sql`` are
+the present text of everything that can be replaced; they are run whole, in the
+same transaction, at each upgrade.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psycopg
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine
+
+FOLDER = Path(__file__).resolve().parent
+
+REPLACEABLE = ("states.sql", "functions.sql", "views.sql", "roles.sql")
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(FOLDER / "alembic"))
+    return config
+
+
+def head() -> str | None:
+    """The newest revision that this version of the product knows."""
+    return ScriptDirectory.from_config(_config()).get_current_head()
+
+
+def current(dsn: str) -> str | None:
+    """The revision of the database at ``dsn``; None if it has no schema of ours."""
+    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(dsn))
+    try:
+        with engine.connect() as connection:
+            context = MigrationContext.configure(connection, opts={"version_table_schema": "bascule"})
+            return context.get_current_revision()
+    finally:
+        engine.dispose()
+
+
+def upgrade(dsn: str) -> None:
+    """Bring the database at ``dsn`` to :func:`head`, in one transaction.
+
+    The connecting role becomes the owner of the schema and must be allowed to
+    create roles and schemas.
+    """
+    config = _config()
+    config.attributes["dsn"] = dsn
+    command.upgrade(config, "head")

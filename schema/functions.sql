@@ -1,0 +1,503 @@
+-- The acts. Each is the only way to do what it does; each refuses with a
+-- message for a person (SQLSTATE class BA) and then has changed nothing.
+--
+--   BA001  the address is not in a domain that we know
+--   BA002  this may not be done in the present state
+--   BA003  no such domain, mailbox or URL
+--   BA004  the domain cannot be closed yet
+
+-- Addresses --------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION domain_of(address text)
+RETURNS domain LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    found_domain domain;
+BEGIN
+    SELECT * INTO found_domain FROM domain WHERE name = lower(substring(address FROM '@([^@]+)$'));
+    IF found_domain IS NULL OR address !~ '^.+@[^@]+$' THEN
+        RAISE EXCEPTION '% is not an address of a domain known here', address
+            USING ERRCODE = 'BA001', HINT = 'The domains are in the view bascule.domains.';
+    END IF;
+    RETURN found_domain;
+END
+$$;
+COMMENT ON FUNCTION domain_of IS 'The domain of an address, or BA001';
+
+CREATE OR REPLACE FUNCTION local_part_of(address text)
+RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT lower(regexp_replace(address, '@[^@]+$', '')) $$;
+
+CREATE OR REPLACE FUNCTION home_of(domain_name text, local_part text)
+RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT domain_name || '/' || regexp_replace(replace(local_part, '/', '%2F'), '^\.', '%2E')
+$$;
+COMMENT ON FUNCTION home_of IS 'The home of a mailbox below mail_root; the local part is one path component';
+
+CREATE OR REPLACE FUNCTION mailbox_of(address text)
+RETURNS mailbox LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    found_mailbox mailbox;
+BEGIN
+    SELECT * INTO found_mailbox FROM mailbox
+     WHERE domain_id = (domain_of(address)).id AND local_part = local_part_of(address);
+    IF found_mailbox IS NULL THEN
+        RAISE EXCEPTION 'nothing is known of a mailbox %', address
+            USING ERRCODE = 'BA003', HINT = 'The mailboxes are in the view bascule.mailboxes.';
+    END IF;
+    RETURN found_mailbox;
+END
+$$;
+COMMENT ON FUNCTION mailbox_of IS 'The mailbox of an address, or BA001, BA003';
+
+
+-- Administration ---------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION domain_named(domain_name text)
+RETURNS domain LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    found_domain domain;
+BEGIN
+    SELECT * INTO found_domain FROM domain WHERE name = lower(domain_name) FOR UPDATE;
+    IF found_domain IS NULL THEN
+        RAISE EXCEPTION 'no domain % is known here', domain_name
+            USING ERRCODE = 'BA003', HINT = 'Tell its legacy server first: bascule prepare.';
+    END IF;
+    RETURN found_domain;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION activate_domain(domain_name text, token text, valid_for interval DEFAULT '90 days')
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    the_domain domain := domain_named(domain_name);
+BEGIN
+    IF the_domain.mode <> 'prepared' THEN
+        RAISE EXCEPTION '% is already %', the_domain.name, the_domain.mode USING ERRCODE = 'BA002';
+    END IF;
+    UPDATE domain SET mode = 'active', url_token = token, url_expires_at = now() + valid_for
+     WHERE id = the_domain.id;
+END
+$$;
+COMMENT ON FUNCTION activate_domain IS
+    'Open a domain for migration. The token, made by the CLI from a secure source, is the secret part of its URL.';
+
+CREATE OR REPLACE FUNCTION rotate_url(domain_name text, token text, valid_for interval DEFAULT '90 days')
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    the_domain domain := domain_named(domain_name);
+BEGIN
+    IF the_domain.mode <> 'active' THEN
+        RAISE EXCEPTION '% is %, it has no URL', the_domain.name, the_domain.mode USING ERRCODE = 'BA002';
+    END IF;
+    UPDATE domain SET url_token = token, url_expires_at = now() + valid_for WHERE id = the_domain.id;
+    INSERT INTO journal (domain, event) VALUES (the_domain.name, 'url rotated');
+END
+$$;
+COMMENT ON FUNCTION rotate_url IS 'Replace the URL of an active domain; the former one stops working at once';
+
+CREATE OR REPLACE FUNCTION assign_alias(alias_address text, mailbox_address text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    target mailbox := mailbox_of(mailbox_address);
+BEGIN
+    IF (domain_of(alias_address)).id <> target.domain_id THEN
+        RAISE EXCEPTION '% and % are not of one domain', alias_address, mailbox_address USING ERRCODE = 'BA001';
+    END IF;
+    IF EXISTS (SELECT FROM mailbox WHERE domain_id = target.domain_id
+                  AND local_part = local_part_of(alias_address) AND state <> 'legacy') THEN
+        RAISE EXCEPTION '% is a mailbox that moves or has moved', alias_address USING ERRCODE = 'BA002';
+    END IF;
+    INSERT INTO alias (domain_id, local_part, mailbox_id)
+    VALUES (target.domain_id, local_part_of(alias_address), target.id)
+    ON CONFLICT (domain_id, local_part) DO UPDATE SET mailbox_id = excluded.mailbox_id;
+    INSERT INTO journal (domain, address, event, reason)
+    VALUES ((domain_of(alias_address)).name, lower(alias_address), 'alias', 'of ' || lower(mailbox_address));
+END
+$$;
+COMMENT ON FUNCTION assign_alias IS 'Make an address another name of a mailbox: its mail goes where that mailbox is';
+
+CREATE OR REPLACE FUNCTION waive_address(address text, reason text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    the_domain domain := domain_of(address);
+BEGIN
+    IF coalesce(trim(waive_address.reason), '') = '' THEN
+        RAISE EXCEPTION 'say why % need not move', address USING ERRCODE = 'BA002';
+    END IF;
+    INSERT INTO sighting (domain_id, local_part, waived_at, waived_reason)
+    VALUES (the_domain.id, local_part_of(address), now(), waive_address.reason)
+    ON CONFLICT (domain_id, local_part) DO UPDATE SET waived_at = now(), waived_reason = excluded.waived_reason;
+    INSERT INTO journal (domain, address, event, reason)
+    VALUES (the_domain.name, lower(address), 'waived', waive_address.reason);
+END
+$$;
+COMMENT ON FUNCTION waive_address IS 'Decide that an address is given up: it will be refused when the domain is closed';
+
+CREATE OR REPLACE FUNCTION retry(address text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    box mailbox := mailbox_of(address);
+BEGIN
+    IF box.state NOT IN ('requested', 'copying', 'cutover') THEN
+        RAISE EXCEPTION '% is in state %: nothing to try again', address, box.state USING ERRCODE = 'BA002';
+    END IF;
+    UPDATE mailbox SET next_try = now() WHERE id = box.id;
+    PERFORM enqueue('migrate', box.id, box.store, now());
+    INSERT INTO journal (domain, address, event)
+    VALUES ((domain_of(address)).name, lower(address), 'retry');
+END
+$$;
+COMMENT ON FUNCTION retry IS 'Do not wait for next_try: try the migration again now';
+
+CREATE OR REPLACE FUNCTION give_up(address text, reason text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    box mailbox := mailbox_of(address);
+BEGIN
+    PERFORM set_config('bascule.reason', give_up.reason, true);
+    UPDATE mailbox SET state = 'legacy', next_try = NULL, needs_credential = false WHERE id = box.id;
+END
+$$;
+COMMENT ON FUNCTION give_up IS 'Send a mailbox that has not flipped back to state legacy; what was copied stays for another time';
+
+CREATE OR REPLACE FUNCTION close_domain(domain_name text, force boolean DEFAULT false, reason text DEFAULT '')
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    the_domain domain := domain_named(domain_name);
+    remaining text;
+    how_many bigint;
+BEGIN
+    IF the_domain.mode <> 'active' THEN
+        RAISE EXCEPTION '% is %, only an active domain can be closed', the_domain.name, the_domain.mode
+            USING ERRCODE = 'BA002';
+    END IF;
+    SELECT count(*), string_agg(format('%s (%s)', address, why), E'\n' ORDER BY address)
+      INTO how_many, remaining FROM closing_obstacles WHERE domain = the_domain.name;
+    IF how_many > 0 AND NOT force THEN
+        RAISE EXCEPTION E'% cannot be closed, % would be forgotten:\n%', the_domain.name,
+            CASE how_many WHEN 1 THEN 'one address' ELSE how_many || ' addresses' END, remaining
+            USING ERRCODE = 'BA004',
+                  HINT = 'Move each (bascule request), assign it to a mailbox (bascule alias), or waive it with a reason (bascule waive).';
+    END IF;
+    IF force AND coalesce(trim(close_domain.reason), '') = '' THEN
+        RAISE EXCEPTION 'closing by force needs a reason' USING ERRCODE = 'BA002';
+    END IF;
+    IF how_many > 0 THEN
+        INSERT INTO journal (domain, event, reason)
+        VALUES (the_domain.name, 'closed by force', close_domain.reason || E'\n' || remaining);
+    END IF;
+    PERFORM set_config('bascule.reason', 'closed: given up with the domain', true);
+    UPDATE mailbox SET state = 'copying', cutover_deadline = NULL WHERE domain_id = the_domain.id AND state = 'cutover';
+    UPDATE mailbox SET state = 'legacy' WHERE domain_id = the_domain.id AND state IN ('requested', 'copying');
+    PERFORM set_config('bascule.reason', close_domain.reason, true);
+    UPDATE domain SET mode = 'closed', url_token = NULL, url_expires_at = NULL WHERE id = the_domain.id;
+    UPDATE mailbox SET sealed_credential = NULL, needs_credential = false WHERE domain_id = the_domain.id;
+END
+$$;
+COMMENT ON FUNCTION close_domain IS
+    'End the migration: no relay to the legacy server any more, credentials erased, sweeps ended. '
+    'Refused (BA004) while an address would be forgotten, unless forced with a reason.';
+
+
+-- Requests: portal, first login, CLI ----------------------------------------
+
+CREATE OR REPLACE FUNCTION request_migration(
+    address text, how request_trigger, sealed bytea, first_name text DEFAULT '', last_name text DEFAULT ''
+)
+RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    the_domain domain := domain_of(address);
+    box mailbox;
+BEGIN
+    IF the_domain.mode <> 'active' THEN
+        RAISE EXCEPTION '% is %: nobody can be moved', the_domain.name, the_domain.mode USING ERRCODE = 'BA002';
+    END IF;
+    IF EXISTS (SELECT FROM alias WHERE domain_id = the_domain.id AND local_part = local_part_of(address)) THEN
+        RAISE EXCEPTION '% is an alias, not a mailbox', address USING ERRCODE = 'BA002';
+    END IF;
+    INSERT INTO mailbox (domain_id, local_part, store)
+    VALUES (the_domain.id, local_part_of(address), the_domain.store)
+    ON CONFLICT (domain_id, local_part) DO NOTHING;
+    SELECT * INTO box FROM mailbox
+     WHERE domain_id = the_domain.id AND local_part = local_part_of(address) FOR UPDATE;
+
+    IF box.state = 'legacy' THEN
+        PERFORM set_config('bascule.reason', 'requested by ' || CASE how
+            WHEN 'portal' THEN 'the user at the URL' WHEN 'login' THEN 'the user''s login' ELSE 'an administrator' END, true);
+        UPDATE mailbox SET state = 'requested', trigger = how, sealed_credential = sealed, needs_credential = false,
+            first_name = coalesce(nullif(request_migration.first_name, ''), mailbox.first_name),
+            last_name = coalesce(nullif(request_migration.last_name, ''), mailbox.last_name),
+            attempts = 0, last_error = NULL, last_error_at = NULL, next_try = NULL
+         WHERE id = box.id;
+    ELSIF box.needs_credential AND box.state IN ('requested', 'copying') THEN
+        PERFORM take_credential(box.id, sealed);
+    ELSIF box.state = 'local' THEN
+        RAISE EXCEPTION '% has already moved', address USING ERRCODE = 'BA002';
+    ELSE
+        RAISE EXCEPTION '% is already on the move (%)', address, box.state USING ERRCODE = 'BA002';
+    END IF;
+    RETURN box.id;
+END
+$$;
+COMMENT ON FUNCTION request_migration IS
+    'Ask for a mailbox to be moved, with its legacy password sealed to the workers'' key. '
+    'The caller has made sure that the legacy server accepts that password.';
+
+CREATE OR REPLACE FUNCTION take_credential(mailbox_id bigint, sealed bytea)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    box mailbox;
+BEGIN
+    UPDATE mailbox SET sealed_credential = sealed, needs_credential = false, last_error = NULL, next_try = NULL
+     WHERE id = take_credential.mailbox_id RETURNING * INTO box;
+    INSERT INTO journal (domain, address, event)
+    SELECT domain.name, mailbox_address(box), 'new password taken up' FROM domain WHERE id = box.domain_id;
+    PERFORM enqueue(CASE box.state WHEN 'local' THEN 'sweep' ELSE 'migrate' END, box.id, box.store);
+END
+$$;
+
+CREATE OR REPLACE FUNCTION record_login(address text, sealed bytea)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    the_domain domain := domain_of(address);
+    box mailbox;
+BEGIN
+    SELECT * INTO box FROM mailbox WHERE domain_id = the_domain.id AND local_part = local_part_of(address);
+    IF box.needs_credential AND box.state IN ('requested', 'copying') THEN
+        PERFORM take_credential(box.id, sealed);
+    ELSIF coalesce(box.state, 'legacy') = 'legacy' AND the_domain.mode = 'active' AND the_domain.first_login_migrates
+        AND NOT EXISTS (SELECT FROM alias WHERE domain_id = the_domain.id AND local_part = local_part_of(address)) THEN
+        PERFORM request_migration(address, 'login', sealed);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION record_login IS
+    'A login that the legacy server accepted: a request if the domain''s policy says so, or the new password that a mailbox waits for';
+
+CREATE OR REPLACE FUNCTION login_state(address text)
+RETURNS TABLE (state mailbox_state, password_hash text) LANGUAGE sql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+    SELECT mailbox.state, CASE WHEN mailbox.state = 'local' THEN mailbox.password_hash END
+      FROM mailbox JOIN domain ON domain.id = mailbox.domain_id
+     WHERE domain.name = lower(substring(address FROM '@([^@]+)$')) AND mailbox.local_part = local_part_of(address)
+$$;
+COMMENT ON FUNCTION login_state IS 'For the authenticator: where a login is to be checked. No row: legacy.';
+
+CREATE OR REPLACE FUNCTION portal_domain(token text)
+RETURNS SETOF domain LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+BEGIN
+    RETURN QUERY SELECT * FROM domain WHERE url_token = token AND mode = 'active' AND url_expires_at > now();
+    IF NOT FOUND THEN
+        IF EXISTS (SELECT FROM domain WHERE url_token = token AND mode = 'active') THEN
+            RAISE EXCEPTION 'this link has expired' USING ERRCODE = 'BA003', HINT = 'expired';
+        END IF;
+        RAISE EXCEPTION 'this link is not known' USING ERRCODE = 'BA003', HINT = 'unknown';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION portal_domain IS 'The domain of a users'' URL, or BA003 whose hint is "expired" or "unknown"';
+
+CREATE OR REPLACE FUNCTION portal_progress(mailbox_id bigint)
+RETURNS TABLE (address text, state mailbox_state, messages_copied bigint, messages_total bigint, needs_credential boolean)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+    SELECT mailbox_address(mailbox), mailbox.state, mailbox.messages_copied, mailbox.messages_total, mailbox.needs_credential
+      FROM mailbox WHERE mailbox.id = portal_progress.mailbox_id
+$$;
+
+
+-- Migration: the workers ------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION begin_copy(mailbox_id bigint)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+BEGIN
+    UPDATE mailbox SET state = 'copying' WHERE id = begin_copy.mailbox_id AND state = 'requested';
+    UPDATE mailbox SET attempts = attempts + 1, next_try = NULL
+     WHERE id = begin_copy.mailbox_id AND state IN ('copying', 'cutover');
+END
+$$;
+COMMENT ON FUNCTION begin_copy IS 'A worker has taken the mailbox up';
+
+CREATE OR REPLACE FUNCTION report_progress(mailbox_id bigint, copied bigint, total bigint, bytes bigint)
+RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+    UPDATE mailbox SET messages_copied = copied, messages_total = total, bytes_copied = bytes
+     WHERE id = report_progress.mailbox_id
+$$;
+
+CREATE OR REPLACE FUNCTION attempt_failed(mailbox_id bigint, message text, refused boolean DEFAULT false)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    box mailbox;
+BEGIN
+    SELECT * INTO box FROM mailbox WHERE id = attempt_failed.mailbox_id FOR UPDATE;
+    IF box.state NOT IN ('requested', 'copying', 'local') THEN
+        RETURN;
+    END IF;
+    -- 5 s, 10 s, 20 s, ... at most 15 minutes.
+    UPDATE mailbox SET last_error = message, last_error_at = clock_timestamp(), needs_credential = refused,
+        next_try = CASE WHEN NOT refused THEN
+            clock_timestamp() + least(interval '5 seconds' * 2 ^ least(greatest(attempts - 1, 0), 10), interval '15 minutes') END
+     WHERE id = box.id RETURNING * INTO box;
+    INSERT INTO journal (domain, address, event, reason)
+    SELECT domain.name, mailbox_address(box), 'attempt failed', message FROM domain WHERE id = box.domain_id;
+    IF NOT refused THEN
+        PERFORM enqueue(CASE box.state WHEN 'local' THEN 'sweep' ELSE 'migrate' END, box.id, box.store, box.next_try);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION attempt_failed IS
+    'The last attempt did not succeed: kept for the views, and tried again at next_try; '
+    'refused: the legacy server no longer takes the sealed password, so wait for the new one';
+
+CREATE OR REPLACE FUNCTION begin_cutover(mailbox_id bigint)
+RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    box mailbox;
+BEGIN
+    UPDATE mailbox SET state = 'cutover',
+        cutover_deadline = clock_timestamp() + (SELECT cutover_budget FROM domain WHERE domain.id = mailbox.domain_id)
+     WHERE id = begin_cutover.mailbox_id AND state = 'copying' RETURNING * INTO box;
+    IF box IS NULL THEN
+        RAISE EXCEPTION 'mailbox % is not copying: no cutover', begin_cutover.mailbox_id USING ERRCODE = 'BA002';
+    END IF;
+    RETURN box.epoch;
+END
+$$;
+COMMENT ON FUNCTION begin_cutover IS 'Hold the mailbox''s mail and logins, for at most the domain''s cutover budget; gives the epoch to be acknowledged';
+
+CREATE OR REPLACE FUNCTION unacknowledged(mailbox_id bigint, epoch bigint)
+RETURNS TABLE (part text, node text) LANGUAGE sql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+    SELECT node.part, node.name FROM node
+     WHERE node.heartbeat_at > clock_timestamp() - interval '15 seconds'
+       AND NOT EXISTS (SELECT FROM acknowledgement AS ack
+                        WHERE ack.mailbox_id = unacknowledged.mailbox_id AND ack.node = node.name
+                          AND ack.part = node.part AND ack.epoch >= unacknowledged.epoch)
+$$;
+COMMENT ON FUNCTION unacknowledged IS 'The live nodes that have not yet put a change of state into force';
+
+CREATE OR REPLACE FUNCTION finish_cutover(mailbox_id bigint, epoch bigint, hash text, report jsonb)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+BEGIN
+    UPDATE mailbox SET state = 'local', cutover_deadline = NULL, password_hash = hash, report = finish_cutover.report,
+        hierarchy_separator = finish_cutover.report ->> 'separator', namespace_prefix = finish_cutover.report ->> 'prefix',
+        migrated_at = clock_timestamp(), attempts = 0, last_error = NULL, last_error_at = NULL, next_try = NULL
+     WHERE id = finish_cutover.mailbox_id AND state = 'cutover' AND mailbox.epoch = finish_cutover.epoch
+       AND cutover_deadline > clock_timestamp();
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'the cutover of mailbox % is over its time or was undone', finish_cutover.mailbox_id
+            USING ERRCODE = 'BA002';
+    END IF;
+    DELETE FROM mailbox_folder WHERE mailbox_folder.mailbox_id = finish_cutover.mailbox_id;
+    INSERT INTO mailbox_folder (mailbox_id, name, uidvalidity, uidnext)
+    SELECT finish_cutover.mailbox_id, folder.name, folder.uidvalidity, folder.uidnext
+      FROM jsonb_to_recordset(finish_cutover.report -> 'folders')
+        AS folder (name text, uidvalidity bigint, uidnext bigint);
+END
+$$;
+COMMENT ON FUNCTION finish_cutover IS 'The flip. Refused when the cutover was undone or its time is over.';
+
+CREATE OR REPLACE FUNCTION undo_cutover(mailbox_id bigint, reason text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+BEGIN
+    PERFORM set_config('bascule.reason', undo_cutover.reason, true);
+    UPDATE mailbox SET state = 'copying', cutover_deadline = NULL, last_error = undo_cutover.reason,
+        last_error_at = clock_timestamp(),
+        next_try = clock_timestamp() + least(interval '5 seconds' * 2 ^ least(greatest(attempts - 1, 0), 10), interval '15 minutes')
+     WHERE id = undo_cutover.mailbox_id AND state = 'cutover';
+    PERFORM set_config('bascule.reason', '', true);
+END
+$$;
+COMMENT ON FUNCTION undo_cutover IS 'Release the held mail to the legacy server and go on copying';
+
+CREATE OR REPLACE FUNCTION undo_overdue_cutovers()
+RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+    SELECT undo_cutover(id, 'the cutover was not done within its time') FROM mailbox
+     WHERE state = 'cutover' AND cutover_deadline <= clock_timestamp()
+$$;
+COMMENT ON FUNCTION undo_overdue_cutovers IS 'Called at each heartbeat of a policy daemon, so that a dead worker holds nobody''s mail';
+
+CREATE OR REPLACE FUNCTION stage_straggler(mailbox_id bigint, folder text, uidvalidity bigint, uid bigint)
+RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+    INSERT INTO straggler (mailbox_id, folder, uidvalidity, uid)
+    VALUES (stage_straggler.mailbox_id, stage_straggler.folder, stage_straggler.uidvalidity, stage_straggler.uid)
+    ON CONFLICT DO NOTHING
+$$;
+
+CREATE OR REPLACE FUNCTION straggler_delivered(mailbox_id bigint, folder text, uidvalidity bigint, uid bigint)
+RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+    UPDATE straggler SET delivered_at = clock_timestamp()
+     WHERE straggler.mailbox_id = straggler_delivered.mailbox_id AND straggler.folder = straggler_delivered.folder
+       AND straggler.uidvalidity = straggler_delivered.uidvalidity AND straggler.uid = straggler_delivered.uid
+       AND delivered_at IS NULL
+$$;
+
+CREATE OR REPLACE FUNCTION sweep_done(mailbox_id bigint, last_message_written boolean)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    box mailbox;
+    the_domain domain;
+BEGIN
+    UPDATE mailbox SET attempts = 0, last_error = NULL, last_error_at = NULL, next_try = NULL,
+        last_message_at = CASE WHEN last_message_written THEN coalesce(last_message_at, clock_timestamp()) END
+     WHERE id = sweep_done.mailbox_id AND state = 'local' RETURNING * INTO box;
+    SELECT * INTO the_domain FROM domain WHERE id = box.domain_id;
+    IF the_domain.mode = 'active' THEN
+        PERFORM enqueue('sweep', box.id, box.store, clock_timestamp() + the_domain.sweep_interval);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION sweep_done IS 'A sweep found all there was; the next one is queued while the domain is active';
+
+CREATE OR REPLACE FUNCTION requeue_unattended()
+RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    box record;
+    requeued bigint := 0;
+BEGIN
+    FOR box IN
+        SELECT mailbox.id, mailbox.store, mailbox.next_try,
+               CASE mailbox.state WHEN 'local' THEN 'sweep' ELSE 'migrate' END AS task
+          FROM mailbox JOIN domain ON domain.id = mailbox.domain_id AND domain.mode = 'active'
+         WHERE mailbox.state IN ('requested', 'copying', 'cutover', 'local') AND NOT mailbox.needs_credential
+           AND NOT EXISTS (SELECT FROM queue.procrastinate_jobs AS job
+                            WHERE job.lock = 'mailbox:' || mailbox.id AND job.status IN ('todo', 'doing'))
+    LOOP
+        PERFORM enqueue(box.task, box.id, box.store, box.next_try);
+        requeued := requeued + 1;
+    END LOOP;
+    RETURN requeued;
+END
+$$;
+COMMENT ON FUNCTION requeue_unattended IS 'The state is the truth, the queue only follows it: queue work for mailboxes that have none waiting';
+
+
+-- Routing: policy daemons and authenticators ---------------------------------
+
+CREATE OR REPLACE FUNCTION beat(node text, part text)
+RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+    INSERT INTO node (name, part, heartbeat_at) VALUES (beat.node, beat.part, clock_timestamp())
+    ON CONFLICT (name, part) DO UPDATE SET heartbeat_at = excluded.heartbeat_at
+$$;
+COMMENT ON FUNCTION beat IS 'A node''s heartbeat, every 5 seconds';
+
+CREATE OR REPLACE FUNCTION sign_off(node text, part text)
+RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+    DELETE FROM node WHERE node.name = sign_off.node AND node.part = sign_off.part
+$$;
+COMMENT ON FUNCTION sign_off IS 'A node stopped in good order: it is not waited for';
+
+CREATE OR REPLACE FUNCTION acknowledge(mailbox_id bigint, node text, part text, epoch bigint)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+BEGIN
+    INSERT INTO acknowledgement AS ack (mailbox_id, node, part, epoch)
+    VALUES (acknowledge.mailbox_id, acknowledge.node, acknowledge.part, acknowledge.epoch)
+    ON CONFLICT ON CONSTRAINT acknowledgement_pkey DO UPDATE SET epoch = greatest(ack.epoch, excluded.epoch);
+    PERFORM pg_notify('bascule_acknowledgement', acknowledge.mailbox_id::text);
+END
+$$;
+COMMENT ON FUNCTION acknowledge IS 'A node has put the change of state with this epoch into force';
+
+CREATE OR REPLACE FUNCTION record_sighting(address text, messages bigint)
+RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+    INSERT INTO sighting AS seen (domain_id, local_part, messages)
+    VALUES ((domain_of(address)).id, local_part_of(address), record_sighting.messages)
+    ON CONFLICT (domain_id, local_part) DO UPDATE SET messages = seen.messages + excluded.messages, last_seen = clock_timestamp()
+$$;
+COMMENT ON FUNCTION record_sighting IS 'The legacy server accepts this recipient, and that many messages for it entered';

@@ -1,0 +1,55 @@
+-- Roles: each part may do what it must, and no more.
+--
+--   bascule_admin          administrators: all views, all acts of administration
+--   bascule_worker         workers: the only ones that read sealed credentials
+--   bascule_portal         the users' page: sees a domain by its URL, makes requests
+--   bascule_authenticator  records logins; reads no credential
+--   bascule_policy_daemon  reads routes, records sightings
+--   bascule_dovecot        Dovecot's SQL passdb and userdb
+
+DO $$
+DECLARE
+    part text;
+BEGIN
+    FOREACH part IN ARRAY ARRAY['admin', 'worker', 'portal', 'authenticator', 'policy_daemon', 'dovecot'] LOOP
+        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'bascule_' || part) THEN
+            EXECUTE format('CREATE ROLE %I LOGIN', 'bascule_' || part);
+        END IF;
+    END LOOP;
+END
+$$;
+
+REVOKE ALL ON SCHEMA bascule, queue FROM PUBLIC;
+REVOKE ALL ON ALL TABLES IN SCHEMA bascule, queue FROM PUBLIC;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA bascule, queue FROM PUBLIC;
+GRANT USAGE ON SCHEMA bascule TO bascule_admin, bascule_worker, bascule_portal, bascule_authenticator,
+    bascule_policy_daemon, bascule_dovecot;
+
+GRANT SELECT ON domains, mailboxes, migrated, pending, forgotten, closing_obstacles, stragglers, events, store, node
+    TO bascule_admin;
+GRANT SELECT, INSERT, UPDATE ON domain, store TO bascule_admin;
+-- The mode changes only through activate_domain() and close_domain().
+REVOKE UPDATE ON domain FROM bascule_admin;
+GRANT UPDATE (store, imap_host, imap_port, imap_tls, smtp_host, smtp_port, pop3_port, pop3_tls, submission_port,
+    submission_tls, login_form, first_login_migrates, cutover_budget, sweep_interval) ON domain TO bascule_admin;
+GRANT EXECUTE ON FUNCTION activate_domain, rotate_url, assign_alias, waive_address, retry, give_up, close_domain,
+    request_migration TO bascule_admin;
+
+GRANT SELECT ON domain, mailbox, mailbox_folder, straggler, routing_domain TO bascule_worker;
+GRANT EXECUTE ON FUNCTION begin_copy, report_progress, attempt_failed, begin_cutover, unacknowledged, finish_cutover,
+    undo_cutover, undo_overdue_cutovers, stage_straggler, straggler_delivered, sweep_done, requeue_unattended,
+    home_of TO bascule_worker;
+GRANT USAGE ON SCHEMA queue TO bascule_worker;
+GRANT ALL ON ALL TABLES IN SCHEMA queue TO bascule_worker;
+GRANT ALL ON ALL SEQUENCES IN SCHEMA queue TO bascule_worker;
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA queue TO bascule_worker;
+
+GRANT EXECUTE ON FUNCTION portal_domain, portal_progress, request_migration TO bascule_portal;
+
+GRANT SELECT ON routing_domain, routing_mailbox, routing_alias TO bascule_authenticator, bascule_policy_daemon;
+GRANT EXECUTE ON FUNCTION beat, sign_off, acknowledge TO bascule_authenticator, bascule_policy_daemon;
+GRANT EXECUTE ON FUNCTION record_login, login_state TO bascule_authenticator;
+GRANT EXECUTE ON FUNCTION record_sighting, undo_overdue_cutovers TO bascule_policy_daemon;
+
+GRANT SELECT ON dovecot_user TO bascule_dovecot;
+GRANT EXECUTE ON FUNCTION home_of TO bascule_dovecot;

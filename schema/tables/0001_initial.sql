@@ -1,0 +1,195 @@
+-- Revision 0001: the tables of the first release.
+--
+-- Files in tables/ are history: each is applied once and never edited after
+-- its release. Functions, views and roles are in the files beside this
+-- folder; they are applied whole at every upgrade.
+
+CREATE TYPE domain_mode AS ENUM ('prepared', 'active', 'closed');
+COMMENT ON TYPE domain_mode IS
+    'prepared: settings known, nobody moves; active: users may move; closed: the legacy server is no longer used';
+
+CREATE TYPE mailbox_state AS ENUM ('legacy', 'requested', 'copying', 'cutover', 'local', 'returning');
+COMMENT ON TYPE mailbox_state IS
+    'Where a mailbox stands between the legacy server and here. What Postfix and Dovecot do follows from it alone.';
+
+CREATE TYPE request_trigger AS ENUM ('portal', 'login', 'administrator');
+COMMENT ON TYPE request_trigger IS 'Who set a migration off: the user at the URL, the user''s login, or an administrator';
+
+CREATE TYPE tls_mode AS ENUM ('implicit', 'starttls', 'none');
+COMMENT ON TYPE tls_mode IS 'How a connection to the legacy server is secured (RFC 8314: implicit is preferred)';
+
+CREATE TYPE login_form AS ENUM ('address', 'local_part');
+COMMENT ON TYPE login_form IS 'What the legacy server expects as the user name';
+
+
+CREATE TABLE store (
+    name          text PRIMARY KEY,
+    lmtp_next_hop text NOT NULL CHECK (lmtp_next_hop ~ '^(unix|inet):.+')
+);
+COMMENT ON TABLE store IS 'A Dovecot host that keeps mailboxes; its name is also the name of its workers'' queue';
+COMMENT ON COLUMN store.lmtp_next_hop IS 'As in transport(5) after "lmtp:", e.g. unix:private/dovecot-lmtp or inet:store1:24';
+
+
+CREATE TABLE domain (
+    id                   bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name                 text NOT NULL UNIQUE CHECK (name = lower(name) AND name ~ '^[^@\s]+\.[^@\s.]+$'),
+    mode                 domain_mode NOT NULL DEFAULT 'prepared',
+    store                text NOT NULL REFERENCES store (name),
+    imap_host            text NOT NULL CHECK (imap_host <> ''),
+    imap_port            integer NOT NULL CHECK (imap_port BETWEEN 1 AND 65535),
+    imap_tls             tls_mode NOT NULL,
+    smtp_host            text NOT NULL CHECK (smtp_host <> ''),
+    smtp_port            integer NOT NULL CHECK (smtp_port BETWEEN 1 AND 65535),
+    pop3_port            integer CHECK (pop3_port BETWEEN 1 AND 65535),
+    pop3_tls             tls_mode,
+    submission_port      integer CHECK (submission_port BETWEEN 1 AND 65535),
+    submission_tls       tls_mode,
+    login_form           login_form NOT NULL DEFAULT 'address',
+    first_login_migrates boolean NOT NULL DEFAULT true,
+    cutover_budget       interval NOT NULL DEFAULT '60 seconds' CHECK (cutover_budget > '0'),
+    sweep_interval       interval NOT NULL DEFAULT '5 minutes' CHECK (sweep_interval > '0'),
+    url_token            text UNIQUE,
+    url_expires_at       timestamptz,
+    created_at           timestamptz NOT NULL DEFAULT now(),
+    CHECK ((pop3_port IS NULL) = (pop3_tls IS NULL)),
+    CHECK ((submission_port IS NULL) = (submission_tls IS NULL)),
+    CHECK ((url_token IS NULL) = (url_expires_at IS NULL)),
+    CHECK (mode <> 'active' OR url_token IS NOT NULL)
+);
+COMMENT ON TABLE domain IS 'A mail domain in migration, and how its legacy server is reached';
+COMMENT ON COLUMN domain.smtp_host IS 'Next hop for mail of users who have not moved; an MX is never looked up for it';
+COMMENT ON COLUMN domain.pop3_port IS 'Legacy POP3, on imap_host; null: POP3 is not proxied';
+COMMENT ON COLUMN domain.submission_port IS 'Legacy submission, on imap_host; null: submission is not proxied';
+COMMENT ON COLUMN domain.first_login_migrates IS 'Whether a first login on the new server is a request to be moved';
+COMMENT ON COLUMN domain.cutover_budget IS 'The longest time that a user''s mail may be held; a cutover not done by then undoes itself';
+COMMENT ON COLUMN domain.sweep_interval IS 'How often the legacy mailbox of a migrated user is looked at for stragglers';
+COMMENT ON COLUMN domain.url_token IS 'The secret part of the users'' URL; rotated by rotate_url()';
+
+
+CREATE TABLE mailbox (
+    id                 bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    domain_id          bigint NOT NULL REFERENCES domain (id),
+    local_part         text NOT NULL CHECK (local_part <> '' AND local_part = lower(local_part)),
+    state              mailbox_state NOT NULL DEFAULT 'legacy',
+    epoch              bigint NOT NULL DEFAULT 0,
+    store              text NOT NULL REFERENCES store (name),
+    trigger            request_trigger,
+    first_name         text NOT NULL DEFAULT '',
+    last_name          text NOT NULL DEFAULT '',
+    sealed_credential  bytea,
+    needs_credential   boolean NOT NULL DEFAULT false,
+    password_hash      text CHECK (password_hash LIKE '{ARGON2ID}%'),
+    hierarchy_separator text NOT NULL DEFAULT '/' CHECK (length(hierarchy_separator) = 1),
+    namespace_prefix   text NOT NULL DEFAULT '',
+    created_at         timestamptz NOT NULL DEFAULT now(),
+    state_since        timestamptz NOT NULL DEFAULT now(),
+    cutover_deadline   timestamptz,
+    messages_total     bigint NOT NULL DEFAULT 0 CHECK (messages_total >= 0),
+    messages_copied    bigint NOT NULL DEFAULT 0 CHECK (messages_copied >= 0),
+    bytes_copied       bigint NOT NULL DEFAULT 0 CHECK (bytes_copied >= 0),
+    attempts           integer NOT NULL DEFAULT 0,
+    last_error         text,
+    last_error_at      timestamptz,
+    next_try           timestamptz,
+    migrated_at        timestamptz,
+    last_message_at    timestamptz,
+    report             jsonb,
+    UNIQUE (domain_id, local_part),
+    CHECK (state <> 'local' OR password_hash IS NOT NULL),
+    CHECK ((state = 'cutover') = (cutover_deadline IS NOT NULL)),
+    CHECK (state NOT IN ('requested', 'copying', 'cutover') OR sealed_credential IS NOT NULL)
+);
+COMMENT ON TABLE mailbox IS 'One user of a domain. A user without a row is in state legacy.';
+COMMENT ON COLUMN mailbox.epoch IS 'Counts changes of state: an acknowledgement names the change that it saw';
+COMMENT ON COLUMN mailbox.sealed_credential IS 'Legacy password in a libsodium sealed box; only workers hold the private key. Erased when the domain closes.';
+COMMENT ON COLUMN mailbox.needs_credential IS 'The legacy server refuses the sealed password: the next good login or request brings the new one';
+COMMENT ON COLUMN mailbox.password_hash IS 'What Dovecot checks from the flip on, in its ARGON2ID scheme';
+COMMENT ON COLUMN mailbox.hierarchy_separator IS 'The legacy server''s, kept for this user so that the client sees the same folder names';
+COMMENT ON COLUMN mailbox.namespace_prefix IS 'The legacy server''s prefix of the personal namespace (RFC 2342), e.g. INBOX.';
+COMMENT ON COLUMN mailbox.report IS 'What the verification at cutover compared, folder by folder';
+
+CREATE INDEX mailbox_state_idx ON mailbox (domain_id, state);
+
+
+CREATE TABLE mailbox_folder (
+    mailbox_id  bigint NOT NULL REFERENCES mailbox (id) ON DELETE CASCADE,
+    name        text NOT NULL,
+    uidvalidity bigint NOT NULL CHECK (uidvalidity BETWEEN 1 AND 4294967295),
+    uidnext     bigint NOT NULL CHECK (uidnext BETWEEN 1 AND 4294967296),
+    PRIMARY KEY (mailbox_id, name)
+);
+COMMENT ON TABLE mailbox_folder IS 'What the final pass saw of each legacy folder: a UID at or above uidnext is a straggler';
+COMMENT ON COLUMN mailbox_folder.name IS 'As on the wire (modified UTF-7, RFC 3501 section 5.1.3)';
+
+
+CREATE TABLE straggler (
+    mailbox_id   bigint NOT NULL REFERENCES mailbox (id) ON DELETE CASCADE,
+    folder       text NOT NULL,
+    uidvalidity  bigint NOT NULL,
+    uid          bigint NOT NULL,
+    staged_at    timestamptz NOT NULL DEFAULT now(),
+    delivered_at timestamptz,
+    PRIMARY KEY (mailbox_id, folder, uidvalidity, uid)
+);
+COMMENT ON TABLE straggler IS
+    'A message that reached the legacy mailbox after its owner moved. Staged: its file is complete beside the mailbox, '
+    'under a name made of this key; delivered: it was renamed into the mailbox.';
+
+
+CREATE TABLE alias (
+    domain_id  bigint NOT NULL REFERENCES domain (id),
+    local_part text NOT NULL CHECK (local_part <> '' AND local_part = lower(local_part)),
+    mailbox_id bigint NOT NULL REFERENCES mailbox (id),
+    PRIMARY KEY (domain_id, local_part)
+);
+COMMENT ON TABLE alias IS 'An address of the domain that is another name of a mailbox here';
+
+
+CREATE TABLE sighting (
+    domain_id     bigint NOT NULL REFERENCES domain (id),
+    local_part    text NOT NULL CHECK (local_part <> '' AND local_part = lower(local_part)),
+    messages      bigint NOT NULL DEFAULT 0,
+    first_seen    timestamptz NOT NULL DEFAULT now(),
+    last_seen     timestamptz NOT NULL DEFAULT now(),
+    waived_at     timestamptz,
+    waived_reason text,
+    PRIMARY KEY (domain_id, local_part),
+    CHECK ((waived_at IS NULL) = (waived_reason IS NULL))
+);
+COMMENT ON TABLE sighting IS 'A recipient that the legacy server accepted: how often and when it was last written to';
+COMMENT ON COLUMN sighting.waived_reason IS 'Why an administrator decided that this address need not move';
+
+
+CREATE TABLE node (
+    name         text NOT NULL,
+    part         text NOT NULL CHECK (part IN ('policy_daemon', 'authenticator')),
+    heartbeat_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (name, part)
+);
+COMMENT ON TABLE node IS 'A running policy daemon or authenticator. One that was silent for 15 seconds is not waited for.';
+
+CREATE TABLE acknowledgement (
+    mailbox_id bigint NOT NULL REFERENCES mailbox (id) ON DELETE CASCADE,
+    node       text NOT NULL,
+    part       text NOT NULL,
+    epoch      bigint NOT NULL,
+    PRIMARY KEY (mailbox_id, node, part)
+);
+COMMENT ON TABLE acknowledgement IS
+    'A node has put a mailbox''s change of state into force: the policy daemon when the queue manager resolves '
+    'recipients anew and no older delivery is under way, the authenticator when the proxied sessions are gone';
+
+
+CREATE TABLE journal (
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    actor      text NOT NULL DEFAULT session_user,
+    domain     text,
+    address    text,
+    event      text NOT NULL,
+    from_state text,
+    to_state   text,
+    reason     text
+);
+COMMENT ON TABLE journal IS 'Every change of state: when, who, why. Append-only.';
+CREATE INDEX journal_address_idx ON journal (address, id);
