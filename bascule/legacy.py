@@ -139,6 +139,8 @@ def _log_in(client: IMAPClient, login_name: str, password: Password) -> None:
     # SASL PLAIN (RFC 4616) is UTF-8 by definition; LOGIN leaves other than ASCII open.
     if client.has_capability("AUTH=PLAIN"):
         client.plain_login(login_name, password.secret)
+    elif not (login_name + password.secret).isascii():
+        raise LegacyUnavailable(f"the legacy server offers LOGIN only, which cannot carry the password of {login_name}")
     else:
         client.login(login_name, password.secret)
 

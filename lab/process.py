@@ -115,6 +115,9 @@ class Daemon:
         raise LabError(f"{self.name} was not ready after {timeout} s:\n{self.tail()}")
 
     def tail(self, lines: int = 30) -> str:
+        """The end of its log; empty before its first start."""
+        if not self.log.exists():
+            return ""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def _end(self, how: signal.Signals, timeout: float) -> None:

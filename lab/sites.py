@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -67,7 +67,7 @@ def imap(port: int, user: str, password: str, *, ssl: bool = False) -> Iterator[
     """A mail client on 127.0.0.1, logged in."""
     client = IMAPClient("127.0.0.1", port, ssl=ssl, timeout=30)
     try:
-        client.login(user, password)
+        client.plain_login(user, password)
         yield client
     finally:
         client.shutdown()
@@ -108,8 +108,8 @@ class LegacySite:
         self.postfix.stop()
         self.dovecot.stop()
 
-    def client(self, name: str, password: str | None = None) -> "Iterator[IMAPClient]":
-        return imap(self.dovecot.ports.imap, f"{name}@{DOMAIN}", password or self.users[name])  # type: ignore[return-value]
+    def client(self, name: str, password: str | None = None) -> AbstractContextManager[IMAPClient]:
+        return imap(self.dovecot.ports.imap, f"{name}@{DOMAIN}", password or self.users[name])
 
 
 class NewSite:
@@ -214,8 +214,8 @@ class NewSite:
         rows = self.sql("SELECT state FROM bascule.mailboxes WHERE address = %s", f"{name}@{DOMAIN}")
         return str(rows[0][0]) if rows else None
 
-    def client(self, name: str, password: str) -> "Iterator[IMAPClient]":
-        return imap(self.dovecot.ports.imap, f"{name}@{DOMAIN}", password)  # type: ignore[return-value]
+    def client(self, name: str, password: str) -> AbstractContextManager[IMAPClient]:
+        return imap(self.dovecot.ports.imap, f"{name}@{DOMAIN}", password)
 
 
 class Lab:

@@ -20,9 +20,10 @@ UID_GAP = 1000
 
 @dataclass(slots=True)
 class Progress:
-    """Counts of one pass: messages there, messages here, bytes that this pass copied."""
+    """Counts of one pass: messages there, messages in the folders looked at, messages here, bytes copied."""
 
     total: int = 0
+    seen: int = 0
     copied: int = 0
     bytes: int = 0
 
@@ -46,10 +47,12 @@ class Pass:
     folders: list[FolderState] = field(default_factory=list)
 
 
-def run_pass(source: Source, root: Path, report: Callable[[Progress], None]) -> Pass:
+def run_pass(source: Source, root: Path, report: Callable[[Progress], None], *, count: bool = False) -> Pass:
     """Copy everything that differs.
 
-    ``root`` is the Maildir; nobody else has it open.
+    ``root`` is the Maildir; nobody else has it open. ``count``: ask for the
+    number of messages first, so that the first progress reported has the total;
+    costs a round trip a folder.
 
     Raises:
         LegacyUnavailable, MessageNotReadable, FolderNameNotStorable,
@@ -61,6 +64,8 @@ def run_pass(source: Source, root: Path, report: Callable[[Progress], None]) -> 
     paths = {
         folder.name: maildir.folder_path(root, folder.name, layout.separator, layout.prefix) for folder in layout.folders
     }
+    if count:
+        progress.total = sum(source.count(folder.name) for folder in layout.folders if folder.selectable)
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     for folder in layout.folders:
         if folder.selectable:
@@ -80,7 +85,8 @@ def _copy_folder(
     here = maildir.Folder(path, selected.uidvalidity)
     here.open()
     there = source.uids()
-    progress.total += len(there)
+    progress.seen += len(there)
+    progress.total = max(progress.total, progress.seen)
     known = [uid for uid in there if uid in here.messages]
     progress.copied += len(known)
 

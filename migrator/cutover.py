@@ -44,7 +44,7 @@ def migrate(connection: Connection, account: Account, root: Path, trust: Trust, 
     with imap_session(account.legacy, trust, account.address, password) as client:
         source = Source(client)
         for number in range(1, MAX_PASSES + 1):
-            changes = run_pass(source, root, report).changes
+            changes = run_pass(source, root, report, count=number == 1).changes
             logger.info("pass done", number=number, changes=changes)
             if changes <= SMALL_PASS:
                 break

@@ -97,6 +97,10 @@ class Source:
         subscribed = tuple(_text(name) for _, _, name in self._client.list_sub_folders())
         return Layout(separator, prefix, folders, subscribed)
 
+    def count(self, folder: str) -> int:
+        """The number of messages in a folder, without opening it."""
+        return int(self._client.folder_status(folder, ["MESSAGES"])[b"MESSAGES"])
+
     def examine(self, folder: str) -> Selected:
         """
         Raises:

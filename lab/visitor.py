@@ -1,0 +1,46 @@
+"""A user at the URL, with a browser that has no JavaScript."""
+
+from __future__ import annotations
+
+import html
+import re
+from http.cookiejar import CookieJar
+from urllib.error import HTTPError
+from urllib.parse import urlencode
+from urllib.request import HTTPCookieProcessor, build_opener
+
+
+class Visitor:
+    """Opens the page, fills in the form, looks at the progress. Keeps cookies."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.status = 0
+        self._opener = build_opener(HTTPCookieProcessor(CookieJar()))
+
+    def open(self, url: str | None = None, form: dict[str, str] | None = None) -> str:
+        """The text of the page; its HTTP status is in ``status``."""
+        data = None if form is None else urlencode(form).encode()
+        try:
+            with self._opener.open(url or self.url, data, timeout=60) as answer:
+                self.status = answer.status
+                return str(answer.read().decode())
+        except HTTPError as error:
+            self.status = error.code
+            return error.read().decode()
+
+    def request(self, email: str, password: str, last_name: str, first_name: str) -> str:
+        """Fill in the form as a user does; what the page says then, as plain text."""
+        token = re.search(r'name="csrf_token" value="([^"]+)"', self.open())
+        form = {"csrf_token": token[1] if token else "", "email": email, "password": password,
+                "last_name": last_name, "first_name": first_name}  # fmt: skip
+        return plain(self.open(form=form))
+
+    def progress(self) -> str:
+        return plain(self.open(self.url + "/progress"))
+
+
+def plain(page: str) -> str:
+    """The words in the page's main part."""
+    main = re.search(r"<main>(.*)</main>", page, re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", main[1] if main else page)).split())
