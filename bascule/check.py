@@ -27,7 +27,9 @@ class Finding:
     remedy: str = ""
 
 
-def check_imap(legacy: LegacySettings, trust: Trust, address: Address | None, password: Password | None) -> list[Finding]:
+def check_imap(
+    legacy: LegacySettings, trust: Trust, address: Address | None, password: Password | None
+) -> list[Finding]:
     """Reach the IMAP server, check its certificate and, if an account is given, log in and list the folders."""
     where = f"{legacy.imap_host}:{legacy.imap.port}"
     try:
@@ -50,9 +52,19 @@ def check_imap(legacy: LegacySettings, trust: Trust, address: Address | None, pa
         with imap_session(legacy, trust, address, password) as session:
             folders = session.list_folders()
     except LegacyRefusedLogin as error:
-        return [*findings, Finding(False, f"IMAP: {error.message}", "Check the password, and --login-form (address or local_part).")]
+        return [
+            *findings,
+            Finding(
+                False,
+                f"IMAP: {error.message}",
+                "Check the password, and --login-form (address or local_part).",
+            ),
+        ]
     except LegacyUnavailable as error:
-        return [*findings, Finding(False, f"IMAP: {error.message}", "The server has trouble of its own; try again later.")]
+        return [
+            *findings,
+            Finding(False, f"IMAP: {error.message}", "The server has trouble of its own; try again later."),
+        ]
     return [*findings, Finding(True, f"IMAP: {address} logs in and has {len(folders)} folders")]
 
 
@@ -81,21 +93,33 @@ def _known_recipient(code: int, text: str, known: Address, where: str) -> Findin
     if code < 400:
         return Finding(True, f"SMTP: {where} takes mail for {known}")
     if code < 500:
-        return Finding(False, f"SMTP: {where} does not take mail for {known} now: {code} {text}",
-                       "Allow this host on the legacy server (greylisting, rate limits), then check again.")  # fmt: skip
-    return Finding(False, f"SMTP: {where} refuses mail for {known}: {code} {text}",
-                   "Is the address right? Is this host allowed to send to the legacy server?")  # fmt: skip
+        return Finding(
+            False,
+            f"SMTP: {where} does not take mail for {known} now: {code} {text}",
+            "Allow this host on the legacy server (greylisting, rate limits), then check again.",
+        )
+    return Finding(
+        False,
+        f"SMTP: {where} refuses mail for {known}: {code} {text}",
+        "Is the address right? Is this host allowed to send to the legacy server?",
+    )
 
 
 def _unknown_recipient(code: int, text: str, where: str) -> Finding:
     if code >= 500:
         return Finding(True, f"SMTP: {where} refuses an address that does not exist")
     if code >= 400:
-        return Finding(False, f"SMTP: {where} neither takes nor refuses an address that does not exist: {code} {text}",
-                       "Senders to wrong addresses will be told only after days; see the legacy server's recipient checks.")  # fmt: skip
-    return Finding(False, f"SMTP: {where} takes mail for an address that does not exist",
-                   "A catch-all, or recipients are checked after the fact: wrong addresses will bounce from there. "
-                   "Migration works all the same.")  # fmt: skip
+        return Finding(
+            False,
+            f"SMTP: {where} neither takes nor refuses an address that does not exist: {code} {text}",
+            "Senders to wrong addresses will be told only after days; see the legacy server's recipient checks.",
+        )
+    return Finding(
+        False,
+        f"SMTP: {where} takes mail for an address that does not exist",
+        "A catch-all, or recipients are checked after the fact: wrong addresses will bounce from there. "
+        "Migration works all the same.",
+    )
 
 
 def check_legacy(
@@ -119,5 +143,7 @@ def recipient_refusal(legacy: LegacySettings, timeout: float, address: Address) 
     except (OSError, smtplib.SMTPException) as error:
         raise LegacyUnavailable(plainly(error, legacy.smtp_host, legacy.smtp_port)) from error
     if 400 <= code < 500:
-        raise LegacyUnavailable(f"the legacy server cannot say whether {address} exists: {code} {text.decode(errors='replace')}")
+        raise LegacyUnavailable(
+            f"the legacy server cannot say whether {address} exists: {code} {text.decode(errors='replace')}"
+        )
     return f"{code} {text.decode(errors='replace')}" if code >= 500 else None

@@ -37,8 +37,14 @@ class Cli(click.Group):
 
 
 @click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--settings", "path", type=click.Path(path_type=Path), default=settings.DEFAULT_PATH, show_default=True,
-              help="The settings file.")  # fmt: skip
+@click.option(
+    "--settings",
+    "path",
+    type=click.Path(path_type=Path),
+    default=settings.DEFAULT_PATH,
+    show_default=True,
+    help="The settings file.",
+)
 @click.version_option(__version__)
 @click.pass_context
 def main(context: click.Context, path: Path) -> None:
@@ -66,7 +72,8 @@ def _address(text: str) -> Address:
 
 def _legacy_of(connection: Connection, domain: str) -> LegacySettings:
     row = connection.execute(
-        f"SELECT {legacy.COLUMNS} FROM bascule.domain WHERE name = %s".encode(), (domain.lower(),)
+        f"SELECT {legacy.COLUMNS} FROM bascule.domain WHERE name = %s".encode(),
+        (domain.lower(),),
     ).fetchone()
     if row is None:
         raise BasculeError(f"no domain {domain} is known here", hint="Tell its legacy server first: bascule prepare.")
@@ -81,9 +88,10 @@ def _password(prompt: str, file: Path | None) -> Password:
 
 
 password_file = click.option(
-    "--password-file", type=click.Path(path_type=Path, exists=True, dir_okay=False, allow_dash=True),
+    "--password-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False, allow_dash=True),
     help="Read the password from this file, - for standard input; without it, it is asked for.",
-)  # fmt: skip
+)
 
 
 @main.group()
@@ -111,8 +119,10 @@ def keys() -> None:
 def keys_create(public: Path, private: Path) -> None:
     """Make the pair PUBLIC (every host) and PRIVATE (hosts with workers only)."""
     create_keys(public, private)
-    click.echo(f"{public} goes to every host, {private} only to hosts with workers. Keep a copy of it: without it, "
-               "stored passwords cannot be opened.")  # fmt: skip
+    click.echo(
+        f"{public} goes to every host, {private} only to hosts with workers. Keep a copy of it: without it, "
+        "stored passwords cannot be opened."
+    )
 
 
 @main.command()
@@ -147,15 +157,27 @@ TLS = click.Choice(["implicit", "starttls", "none"])
 @click.option("--pop3-tls", type=TLS)
 @click.option("--submission-port", type=click.IntRange(1, 65535), help="Give it if users submit mail there.")
 @click.option("--submission-tls", type=TLS)
-@click.option("--login-form", type=click.Choice(["address", "local_part"]), default="address", show_default=True,
-              help="What the legacy server takes as user name.")  # fmt: skip
-@click.option("--first-login/--no-first-login", "first_login_migrates", default=True, show_default=True,
-              help="Whether a first login on the new server is a request to be moved.")  # fmt: skip
+@click.option(
+    "--login-form",
+    type=click.Choice(["address", "local_part"]),
+    default="address",
+    show_default=True,
+    help="What the legacy server takes as user name.",
+)
+@click.option(
+    "--first-login/--no-first-login",
+    "first_login_migrates",
+    default=True,
+    show_default=True,
+    help="Whether a first login on the new server is a request to be moved.",
+)
 @click.option("--store", default="local", show_default=True, help="Where mailboxes of the domain will be kept.")
-@click.option("--sweep-interval", default="5 minutes", show_default=True, help="How often late messages are looked for.")
+@click.option(
+    "--sweep-interval", default="5 minutes", show_default=True, help="How often late messages are looked for."
+)
 @click.option("--cutover-budget", default="60 seconds", show_default=True, help="How long a user's mail may be held.")
 @click.pass_context
-def prepare(context: click.Context, domain: str, **values: object) -> None:
+def prepare(context: click.Context, /, domain: str, **values: object) -> None:
     """Tell how the legacy server of DOMAIN is reached, or correct it. Nobody moves yet."""
     for service in ("pop3", "submission"):
         if values[f"{service}_port"] and not values[f"{service}_tls"]:
@@ -168,14 +190,16 @@ def prepare(context: click.Context, domain: str, **values: object) -> None:
     try:
         with connect(_settings(context).dsn(ROLE)) as connection:
             connection.execute(
-                f"INSERT INTO bascule.domain (name, {columns}) VALUES (%s, {places}) "  # noqa: S608 (option names)
+                f"INSERT INTO bascule.domain (name, {columns}) VALUES (%s, {places}) "
                 f"ON CONFLICT (name) DO UPDATE SET {updates}".encode(),
                 (domain.lower(), *values.values()),
             )
     except BasculeError as error:
         cause = error.__cause__
         if isinstance(cause, psycopg.errors.ForeignKeyViolation):
-            raise BasculeError(f"no store {values['store']!r} is known", hint="Tell it first: bascule store.") from error
+            raise BasculeError(
+                f"no store {values['store']!r} is known", hint="Tell it first: bascule store."
+            ) from error
         if isinstance(cause, psycopg.errors.CheckViolation):
             raise BasculeError(f"{domain!r} is not a domain name") from error
         raise
@@ -196,7 +220,9 @@ def check_command(context: click.Context, domain: str, user: str | None, passwor
     if address is not None and address.domain != legacy_settings.domain:
         raise BasculeError(f"{address} is not an address of {legacy_settings.domain}")
     password = None if address is None else _password(f"Legacy password of {address}", password_file)
-    findings = check.check_legacy(legacy_settings, Trust(loaded.legacy.ca_file, loaded.legacy.timeout), address, password)
+    findings = check.check_legacy(
+        legacy_settings, Trust(loaded.legacy.ca_file, loaded.legacy.timeout), address, password
+    )
     for finding in findings:
         click.echo(f"{'  good ' if finding.good else ' WRONG '} {finding.text}")
         if finding.remedy:
@@ -219,7 +245,13 @@ def activate(context: click.Context, domain: str, days: int) -> None:
     loaded = _settings(context)
     token, url = _new_url(loaded)
     with connect(loaded.dsn(ROLE)) as connection:
-        value(connection, "SELECT bascule.activate_domain(%s, %s, make_interval(days => %s))", domain, token, days)
+        value(
+            connection,
+            "SELECT bascule.activate_domain(%s, %s, make_interval(days => %s))",
+            domain,
+            token,
+            days,
+        )
     click.echo(url)
 
 
@@ -257,8 +289,14 @@ def request(context: click.Context, address: str, first_name: str, last_name: st
         password = _password(f"Legacy password of {wanted}", password_file)
         legacy.authenticate(legacy_settings, trust, wanted, password)
         sealed = Sealer(loaded.keys.public).seal(password)
-        value(connection, "SELECT bascule.request_migration(%s, 'administrator', %s, %s, %s)",
-              str(wanted), sealed, first_name, last_name)  # fmt: skip
+        value(
+            connection,
+            "SELECT bascule.request_migration(%s, 'administrator', %s, %s, %s)",
+            str(wanted),
+            sealed,
+            first_name,
+            last_name,
+        )
     click.echo(f"{wanted} will be moved")
 
 
@@ -312,18 +350,29 @@ def status(context: click.Context, domain: str | None) -> None:
     """Show the domains, or who of DOMAIN has moved, moves, or is forgotten."""
     with connect(_settings(context).dsn(ROLE)) as connection:
         if domain is None:
-            for row in connection.execute("SELECT domain, mode, migrated, pending, forgotten FROM bascule.domains ORDER BY 1"):
+            for row in connection.execute(
+                "SELECT domain, mode, migrated, pending, forgotten FROM bascule.domains ORDER BY 1"
+            ):
                 click.echo("{}: {}, {} migrated, {} pending, {} forgotten".format(*row))
             return
         _legacy_of(connection, domain)
         for title, query in (
-            ("migrated", "SELECT address, messages_total || ' messages, since ' || to_char(migrated_at, 'YYYY-MM-DD HH24:MI') "
-                         "FROM bascule.migrated WHERE domain = %s ORDER BY 1"),
-            ("pending", "SELECT address, state || ', ' || messages_copied || ' of ' || messages_total || ' messages' "
-                        "|| coalesce(': ' || problem, '') FROM bascule.pending WHERE domain = %s ORDER BY 1"),
-            ("forgotten", "SELECT address, messages || ' messages, last ' || to_char(last_seen, 'YYYY-MM-DD HH24:MI') "
-                          "FROM bascule.forgotten WHERE domain = %s ORDER BY 1"),
-        ):  # fmt: skip
+            (
+                "migrated",
+                "SELECT address, messages_total || ' messages, since ' || to_char(migrated_at, 'YYYY-MM-DD HH24:MI') "
+                "FROM bascule.migrated WHERE domain = %s ORDER BY 1",
+            ),
+            (
+                "pending",
+                "SELECT address, state || ', ' || messages_copied || ' of ' || messages_total || ' messages' "
+                "|| coalesce(': ' || problem, '') FROM bascule.pending WHERE domain = %s ORDER BY 1",
+            ),
+            (
+                "forgotten",
+                "SELECT address, messages || ' messages, last ' || to_char(last_seen, 'YYYY-MM-DD HH24:MI') "
+                "FROM bascule.forgotten WHERE domain = %s ORDER BY 1",
+            ),
+        ):
             rows = connection.execute(query.encode(), (domain.lower(),)).fetchall()
             click.echo(f"{title}: {len(rows) or 'nobody'}")
             for address, text in rows:

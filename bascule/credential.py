@@ -95,7 +95,8 @@ def _read(path: Path) -> bytes:
         return path.read_bytes().strip()
     except OSError as error:
         raise BadSettings(
-            f"the key {path} cannot be read: {error.strerror}", hint="Make the keys with: bascule keys create."
+            f"the key {path} cannot be read: {error.strerror}",
+            hint="Make the keys with: bascule keys create.",
         ) from error
 
 

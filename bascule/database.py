@@ -25,7 +25,9 @@ def translated(error: psycopg.Error) -> BasculeError:
         hint = error.diag.message_hint or ""
         return Refused(error.diag.message_primary or "refused", code=error.sqlstate, hint=hint)
     if isinstance(error, psycopg.OperationalError):
-        return DatabaseUnavailable(f"the database does not answer: {error}", hint="Is PostgreSQL running? Nothing was changed.")
+        return DatabaseUnavailable(
+            f"the database does not answer: {error}", hint="Is PostgreSQL running? Nothing was changed."
+        )
     return BasculeError(f"the database refuses: {error.diag.message_primary or error}")
 
 

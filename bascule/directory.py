@@ -105,9 +105,7 @@ class Directory:
                 for port in ("imap", "pop3", "submission"):
                     settings[port] = Service(**settings[port]) if settings[port] else None
                 domains[settings["domain"]] = Domain(each["id"], each["mode"], LegacySettings(**settings))
-            mailboxes = [
-                Mailbox(**(each | {"address": Address(**each["address"])})) for each in content["mailboxes"]
-            ]
+            mailboxes = [Mailbox(**(each | {"address": Address(**each["address"])})) for each in content["mailboxes"]]
             aliases = {Address.parse(alias): Address.parse(target) for alias, target in content["aliases"]}
         except FileNotFoundError:
             return False
@@ -172,7 +170,9 @@ class Follower:
         await connection.execute("LISTEN bascule_mailbox; LISTEN bascule_domain")
         await self._load(connection)
         self._directory.loaded = self._directory.fresh = True
-        self._log.info("directory loaded", domains=len(self._directory.domains), mailboxes=len(self._directory.mailboxes))
+        self._log.info(
+            "directory loaded", domains=len(self._directory.domains), mailboxes=len(self._directory.mailboxes)
+        )
         self._on_load()
         loop = asyncio.get_running_loop()
         next_beat = loop.time()

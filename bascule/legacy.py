@@ -74,10 +74,18 @@ COLUMNS = (
 
 
 def from_row(
-    name: str, imap_host: str, imap_port: int, imap_tls: TlsMode, smtp_host: str, smtp_port: int,
-    pop3_port: int | None, pop3_tls: TlsMode | None, submission_port: int | None,
-    submission_tls: TlsMode | None, login_form: LoginForm,
-) -> LegacySettings:  # fmt: skip
+    name: str,
+    imap_host: str,
+    imap_port: int,
+    imap_tls: TlsMode,
+    smtp_host: str,
+    smtp_port: int,
+    pop3_port: int | None,
+    pop3_tls: TlsMode | None,
+    submission_port: int | None,
+    submission_tls: TlsMode | None,
+    login_form: LoginForm,
+) -> LegacySettings:
     """The settings in a row of ``SELECT {COLUMNS}``."""
     return LegacySettings(
         domain=name,
@@ -119,9 +127,7 @@ def connect_imap(legacy: LegacySettings, trust: Trust) -> IMAPClient:
     timeout = SocketTimeout(connect=min(trust.timeout, 10), read=trust.timeout)
     host, port = legacy.imap_host, legacy.imap.port
     try:
-        client = IMAPClient(
-            host, port, ssl=legacy.imap.tls == "implicit", ssl_context=trust.context(), timeout=timeout
-        )
+        client = IMAPClient(host, port, ssl=legacy.imap.tls == "implicit", ssl_context=trust.context(), timeout=timeout)
         if legacy.imap.tls == "starttls":
             try:
                 client.starttls(trust.context())
@@ -146,9 +152,7 @@ def _log_in(client: IMAPClient, login_name: str, password: Password) -> None:
 
 
 @contextmanager
-def imap_session(
-    legacy: LegacySettings, trust: Trust, address: Address, password: Password
-) -> Iterator[IMAPClient]:
+def imap_session(legacy: LegacySettings, trust: Trust, address: Address, password: Password) -> Iterator[IMAPClient]:
     """A session of ``address`` on the legacy IMAP server, for the ``with`` block.
 
     Raises:

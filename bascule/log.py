@@ -14,7 +14,11 @@ import structlog
 
 def configure(part: str) -> None:
     """Send our events, and those of the libraries from WARNING up, to standard error."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="level=%(levelname)s logger=%(name)s event=%(message)r")
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.WARNING,
+        format="level=%(levelname)s logger=%(name)s event=%(message)r",
+    )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

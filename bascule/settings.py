@@ -126,7 +126,5 @@ def load(path: Path = DEFAULT_PATH) -> Settings:
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        wrong = "\n".join(
-            f"  {'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in error.errors()
-        )
+        wrong = "\n".join(f"  {'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in error.errors())
         raise BadSettings(f"in the settings file {path}:\n{wrong}") from error

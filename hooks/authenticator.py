@@ -66,7 +66,11 @@ class Standing:
 def proxy_fields(domain: Domain, service_name: str, address: Address) -> dict[str, str] | None:
     """The passdb fields that have Dovecot proxy a session to the legacy server; None: it has no such service."""
     legacy = domain.legacy
-    services: dict[str, Service | None] = {"imap": legacy.imap, "pop3": legacy.pop3, "submission": legacy.submission}
+    services: dict[str, Service | None] = {
+        "imap": legacy.imap,
+        "pop3": legacy.pop3,
+        "submission": legacy.submission,
+    }
     service = services.get(service_name)
     if service is None:
         return None
@@ -133,7 +137,9 @@ class Authenticator:
     async def _standing(self, address: Address) -> Standing:
         with contextlib.suppress(psycopg.Error, PoolTimeout, TimeoutError):
             async with asyncio.timeout(DATABASE_TIMEOUT), self._pool.connection() as connection:
-                cursor = await connection.execute("SELECT state, password_hash FROM bascule.login_state(%s)", (str(address),))
+                cursor = await connection.execute(
+                    "SELECT state, password_hash FROM bascule.login_state(%s)", (str(address),)
+                )
                 row = await cursor.fetchone()
                 return Standing("legacy") if row is None else Standing(row[0], row[1])
         mailbox = self._directory.mailboxes.get(address)
@@ -178,10 +184,12 @@ class Authenticator:
                     "SELECT bascule.record_login(%s, %s)", (str(address), self._sealer.seal(password))
                 )
         except (psycopg.Error, PoolTimeout, TimeoutError) as error:
-            self._log.warning("login not recorded, the next one will be", address=str(address), reason=type(error).__name__)
+            self._log.warning(
+                "login not recorded, the next one will be", address=str(address), reason=type(error).__name__
+            )
 
 
-class Service:
+class Resident:
     """One authenticator process: socket, directory, kicking of proxied sessions."""
 
     def __init__(self, configuration: settings.Settings) -> None:
@@ -194,17 +202,29 @@ class Service:
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
         follower = Follower(
-            self._directory, self._dsn, node=self._settings.node, part=PART,
-            on_change=self._changed, on_load=self._loaded,
-        )  # fmt: skip
+            self._directory,
+            self._dsn,
+            node=self._settings.node,
+            part=PART,
+            on_change=self._changed,
+            on_load=self._loaded,
+        )
         legacy = self._settings.legacy
         async with AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]](
-            self._dsn, min_size=1, max_size=4, kwargs={"autocommit": True}, timeout=DATABASE_TIMEOUT, open=False
+            self._dsn,
+            min_size=1,
+            max_size=4,
+            kwargs={"autocommit": True},
+            timeout=DATABASE_TIMEOUT,
+            open=False,
         ) as pool:
             self._authenticator = Authenticator(
-                self._directory, pool, sealer=Sealer(self._settings.keys.public),
-                trust=Trust(legacy.ca_file, legacy.timeout), cutover_wait=self._settings.authenticator.cutover_wait,
-            )  # fmt: skip
+                self._directory,
+                pool,
+                sealer=Sealer(self._settings.keys.public),
+                trust=Trust(legacy.ca_file, legacy.timeout),
+                cutover_wait=self._settings.authenticator.cutover_wait,
+            )
             path = self._settings.authenticator.socket
             path.unlink(missing_ok=True)
             server = await asyncio.start_unix_server(self._handle, path, limit=MAX_REQUEST)
@@ -278,7 +298,8 @@ class Service:
     async def _acknowledge(self, mailbox: Mailbox) -> None:
         async with connect_async(self._dsn) as connection:
             await connection.execute(
-                "SELECT bascule.acknowledge(%s, %s, %s, %s)", (mailbox.id, self._settings.node, PART, mailbox.epoch)
+                "SELECT bascule.acknowledge(%s, %s, %s, %s)",
+                (mailbox.id, self._settings.node, PART, mailbox.epoch),
             )
 
     async def _kick(self, address: Address) -> bool:
@@ -292,7 +313,10 @@ class Service:
 
     async def _doveadm(self, *command: str) -> str:
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
         )
         output, errors = await process.communicate()
         if process.returncode != 0:
@@ -306,6 +330,6 @@ def main(path: Path) -> None:
     """Decide the logins of users who have not moved."""
     log.configure(PART)
     try:
-        asyncio.run(Service(settings.load(path)).run())
+        asyncio.run(Resident(settings.load(path)).run())
     except BasculeError as error:
         raise click.ClickException(f"{error.message}\n{error.hint}") from error

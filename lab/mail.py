@@ -21,7 +21,7 @@ from imapclient import IMAPClient
 from bascule.lab.process import VMAIL, LabError
 from bascule.lab.sites import DOMAIN, LegacySite, NewSite, imap
 
-WORDS = "bridge ferry harbour ledger quay rudder sluice tide vessel wharf".split()
+WORDS = ["bridge", "ferry", "harbour", "ledger", "quay", "rudder", "sluice", "tide", "vessel", "wharf"]
 LARGE = 21 * 1024 * 1024  # bytes
 
 #: What real servers hold that no standard allows: whole messages, as bytes in a file.
@@ -75,7 +75,7 @@ class Ledger:
         with self._lock:
             return {each: name for each, name in self._owner.items() if each not in self._expunged}
 
-    def compare(self, found: "dict[str, Counter[str]]") -> Count:
+    def compare(self, found: dict[str, Counter[str]]) -> Count:
         """Compare with the Message-IDs found in each mailbox."""
         expected = self.expected
         count = Count(sent=len(expected))
@@ -102,8 +102,10 @@ class Count:
     revived: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return (f"{self.sent} messages sent, {self.found} found, {len(self.lost)} lost, "
-                f"{len(self.doubled)} doubled, {len(self.revived)} came back from the dead")  # fmt: skip
+        return (
+            f"{self.sent} messages sent, {self.found} found, {len(self.lost)} lost, "
+            f"{len(self.doubled)} doubled, {len(self.revived)} came back from the dead"
+        )
 
     def insist(self) -> None:
         """
@@ -111,8 +113,13 @@ class Count:
             LabError: a message is lost, doubled, or back.
         """
         if self.lost or self.doubled or self.revived:
-            details = "\n".join([*(f"lost: {each}" for each in self.lost), *(f"doubled: {each}" for each in self.doubled),
-                                 *(f"back: {each}" for each in self.revived)])  # fmt: skip
+            details = "\n".join(
+                [
+                    *(f"lost: {each}" for each in self.lost),
+                    *(f"doubled: {each}" for each in self.doubled),
+                    *(f"back: {each}" for each in self.revived),
+                ]
+            )
             raise LabError(f"{self}\n{details}")
 
 
@@ -192,7 +199,14 @@ def fill_mailbox(legacy: LegacySite, name: str, ledger: Ledger, random: Random, 
     """A mailbox with folders, flags, keywords and old dates, written by a client; INBOX gets malformed ones as well."""
     _put_malformed(legacy, name, ledger)
     folders = ["INBOX", "Sent", "Archive", "Archive/2019", "Projets/Été & Co", "Trash"]
-    flags: list[tuple[str, ...]] = [(), ("\\Seen",), ("\\Seen", "\\Answered"), ("\\Flagged", "$Label1"), ("\\Draft",), ("\\Seen", "$Forwarded", "todo")]
+    flags: list[tuple[str, ...]] = [
+        (),
+        ("\\Seen",),
+        ("\\Seen", "\\Answered"),
+        ("\\Flagged", "$Label1"),
+        ("\\Draft",),
+        ("\\Seen", "$Forwarded", "todo"),
+    ]
     with imap(legacy.dovecot.ports.imap, f"{name}@{DOMAIN}", legacy.users[name]) as client:
         for folder in folders[1:]:
             client.create_folder(folder)
@@ -219,11 +233,11 @@ def _put_malformed(legacy: LegacySite, name: str, ledger: Ledger) -> None:
         os.chown(home / part, VMAIL, VMAIL)
     for number, (kind, body) in enumerate(MALFORMED.items()):
         path = home / "Maildir" / "new" / f"{1_200_000_000 + number}.{kind}.lab"
-        body = body.replace(b"@malformed.test", f"-{name}@malformed.test".encode())
-        path.write_bytes(body)
+        owned = body.replace(b"@malformed.test", f"-{name}@malformed.test".encode())
+        path.write_bytes(owned)
         os.chown(path, VMAIL, VMAIL)
         os.utime(path, (1_200_000_000 + number,) * 2)
-        ledger.give(_message_id(body), name)
+        ledger.give(_message_id(owned), name)
 
 
 class Traffic:
@@ -276,9 +290,7 @@ def send(port: int, identity: str, name: str, ledger: Ledger, random: Random, *,
         smtp.sendmail("sender@elsewhere.test", [to], message(identity, to, random))
 
 
-def submit(
-    port: int, name: str, password: str, recipient: str, identity: str, ledger: Ledger, random: Random
-) -> None:
+def submit(port: int, name: str, password: str, recipient: str, identity: str, ledger: Ledger, random: Random) -> None:
     """Have the user ``name`` submit a message to a colleague (RFC 6409), as a mail client does."""
     ledger.give(identity, recipient)
     secret = b64encode(f"\0{name}@{DOMAIN}\0{password}".encode()).decode()  # smtplib's own AUTH is ASCII only

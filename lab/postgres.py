@@ -31,8 +31,20 @@ class Postgres:
         shutil.chown(self.folder, "postgres", "postgres")
         self.folder.chmod(0o755)
         # No password on this socket: only this run knows its directory.
-        run(_bin("initdb"), "-D", str(self._data), "-A", "trust", "-U", "postgres",
-            "--no-sync", "--encoding=UTF8", "--locale=C.UTF-8", user="postgres", cwd=self.folder)  # fmt: skip
+        run(
+            _bin("initdb"),
+            "-D",
+            str(self._data),
+            "-A",
+            "trust",
+            "-U",
+            "postgres",
+            "--no-sync",
+            "--encoding=UTF8",
+            "--locale=C.UTF-8",
+            user="postgres",
+            cwd=self.folder,
+        )
         self.start()
         with psycopg.connect(self.dsn("postgres", database="postgres"), autocommit=True) as connection:
             connection.execute("CREATE DATABASE bascule")
@@ -43,9 +55,30 @@ class Postgres:
 
     def start(self) -> None:
         options = f"-c listen_addresses= -c unix_socket_directories={self.folder} -c max_connections=200"
-        run(_bin("pg_ctl"), "-D", str(self._data), "-w", "-l", str(self.folder / "postgres.log"),
-            "-o", options, "start", user="postgres", cwd=self.folder)  # fmt: skip
+        run(
+            _bin("pg_ctl"),
+            "-D",
+            str(self._data),
+            "-w",
+            "-l",
+            str(self.folder / "postgres.log"),
+            "-o",
+            options,
+            "start",
+            user="postgres",
+            cwd=self.folder,
+        )
 
     def stop(self, mode: str = "fast") -> None:
         if (self._data / "postmaster.pid").exists():
-            run(_bin("pg_ctl"), "-D", str(self._data), "-w", "-m", mode, "stop", user="postgres", cwd=self.folder)
+            run(
+                _bin("pg_ctl"),
+                "-D",
+                str(self._data),
+                "-w",
+                "-m",
+                mode,
+                "stop",
+                user="postgres",
+                cwd=self.folder,
+            )

@@ -40,9 +40,7 @@ def program(name: str, *places: str) -> str:
     return found
 
 
-def run(
-    *command: str, user: str | None = None, cwd: Path | None = None, timeout: float = 60
-) -> str:
+def run(*command: str, user: str | None = None, cwd: Path | None = None, timeout: float = 60) -> str:
     """Run a command to its end and give its standard output.
 
     Raises:
@@ -51,9 +49,17 @@ def run(
     # Files, not pipes: a server that goes to the background keeps its output open.
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         done = subprocess.run(
-            command, user=user, group=user, extra_groups=[] if user else None, cwd=cwd,
-            stdin=subprocess.DEVNULL, stdout=output, stderr=errors, timeout=timeout, check=False,
-        )  # fmt: skip
+            command,
+            user=user,
+            group=user,
+            extra_groups=[] if user else None,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=errors,
+            timeout=timeout,
+            check=False,
+        )
         output.seek(0)
         errors.seek(0)
         text = output.read().decode(errors="replace")
@@ -98,10 +104,16 @@ class Daemon:
             self._notify_path.chmod(0o666)
             notify.settimeout(0.1)
             self._process = subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
                 env=os.environ | {"NOTIFY_SOCKET": str(self._notify_path)},
-                user=self._uid, group=self._gid, extra_groups=None if self._uid is None else [],
-            )  # fmt: skip
+                user=self._uid,
+                group=self._gid,
+                extra_groups=None if self._uid is None else [],
+            )
             deadline = time.monotonic() + timeout
             while time.monotonic() < deadline:
                 try:

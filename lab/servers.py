@@ -37,8 +37,11 @@ class Postfix:
             (self.folder / part).mkdir()
             shutil.chown(self.folder / part, owner)
         write(self.folder / "main.cf", f"{self._kind}-main.cf.j2", folder=self.folder, **variables)
-        write(self.folder / "master.cf", f"{self._kind}-master.cf.j2" if self._kind == "new" else "postfix-master.cf.j2",
-              port=self.port)  # fmt: skip
+        write(
+            self.folder / "master.cf",
+            f"{self._kind}-master.cf.j2" if self._kind == "new" else "postfix-master.cf.j2",
+            port=self.port,
+        )
 
     def map(self, name: str, entries: dict[str, str]) -> None:
         """Write a hash: table."""
@@ -58,6 +61,9 @@ class Postfix:
         """Every message in the queue, as postqueue -j gives it."""
         listing = run(program("postqueue"), "-c", str(self.folder), "-j")
         return [json.loads(line) for line in listing.splitlines()]
+
+    def is_empty(self) -> bool:
+        return not self.queue()
 
     def flush(self) -> None:
         run(program("postqueue"), "-c", str(self.folder), "-f")
@@ -104,12 +110,22 @@ class Dovecot:
         (self.folder / "mail").mkdir()
         os.chown(self.folder / "mail", VMAIL, VMAIL)
         write(
-            self.config, f"{self._kind}-dovecot.conf.j2",
-            name=f"bascule-lab-{self._kind}", folder=self.folder, hostname=f"{self._kind}.lab.test", vmail=VMAIL,
-            certificate=certificate.chain, private_key=certificate.key,
-            imap_port=self.ports.imap, imaps_port=self.ports.imaps, pop3_port=self.ports.pop3,
-            submission_port=self.ports.submission, smtp_port=smtp_port, lmtp_socket=self.lmtp_socket, **variables,
-        )  # fmt: skip
+            self.config,
+            f"{self._kind}-dovecot.conf.j2",
+            name=f"bascule-lab-{self._kind}",
+            folder=self.folder,
+            hostname=f"{self._kind}.lab.test",
+            vmail=VMAIL,
+            certificate=certificate.chain,
+            private_key=certificate.key,
+            imap_port=self.ports.imap,
+            imaps_port=self.ports.imaps,
+            pop3_port=self.ports.pop3,
+            submission_port=self.ports.submission,
+            smtp_port=smtp_port,
+            lmtp_socket=self.lmtp_socket,
+            **variables,
+        )
 
     def start(self) -> None:
         run(program("dovecot"), "-c", str(self.config))

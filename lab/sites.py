@@ -28,8 +28,15 @@ from bascule.lab.postgres import Postgres
 from bascule.lab.process import VMAIL, Daemon, LabError, free_ports
 from bascule.lab.servers import Certificate, Dovecot, Postfix
 from bascule.settings import (
-    Authenticator, Keys, Legacy, Milter, PolicyDaemon, Portal, Settings, Worker,
-)  # fmt: skip
+    Authenticator,
+    Keys,
+    Legacy,
+    Milter,
+    PolicyDaemon,
+    Portal,
+    Settings,
+    Worker,
+)
 from bascule.settings import Dovecot as DovecotSettings
 from bascule.settings import Postfix as PostfixSettings
 
@@ -132,17 +139,20 @@ class NewSite:
             postfix=PostfixSettings(config_directory=self.postfix.folder),
             dovecot=DovecotSettings(config_file=self.dovecot.config),
             policy_daemon=PolicyDaemon(
-                socketmap=f"unix:{run_folder}/socketmap", policy=f"unix:{run_folder}/policy",
-                hold=f"unix:{run_folder}/hold", snapshot=folder / "state" / "routes.json",
+                socketmap=f"unix:{run_folder}/socketmap",
+                policy=f"unix:{run_folder}/policy",
+                hold=f"unix:{run_folder}/hold",
+                snapshot=folder / "state" / "routes.json",
             ),
             authenticator=Authenticator(socket=run_folder / "authenticator"),
             milter=Milter(socket=f"unix:{run_folder}/milter", stamp_key=etc / "stamp.key"),
             worker=Worker(mail_root=folder / "mail"),
             portal=Portal(
-                listen=f"127.0.0.1:{self.portal_port}", public_url=f"http://127.0.0.1:{self.portal_port}",
+                listen=f"127.0.0.1:{self.portal_port}",
+                public_url=f"http://127.0.0.1:{self.portal_port}",
                 session_key=etc / "session.key",
             ),
-        )  # fmt: skip
+        )
         postdrop = grp.getgrnam("postdrop").gr_gid
         self.policy_daemon = self._daemon("policy-daemon", SERVICE, postdrop)
         self.authenticator = self._daemon("authenticator", SERVICE, SERVICE)
@@ -175,9 +185,13 @@ class NewSite:
         self.postgres.create()
         values = self.settings.model_dump()
         self.dovecot.create(
-            self._certificate, self.smtp_port, dovecot_sql=self.folder / "etc" / "dovecot-sql.conf.ext",
-            python=sys.executable, checkpassword=executable("bascule-checkpassword"), **values,
-        )  # fmt: skip
+            self._certificate,
+            self.smtp_port,
+            dovecot_sql=self.folder / "etc" / "dovecot-sql.conf.ext",
+            python=sys.executable,
+            checkpassword=executable("bascule-checkpassword"),
+            **values,
+        )
         sql = self.folder / "etc" / "dovecot-sql.conf.ext"
         sql.write_text(render("dovecot-2.3/sql.conf.ext.j2", vmail_uid=VMAIL, vmail_gid=VMAIL, **values))
         self.postfix.create(hostname="new.lab.test", **values)
@@ -202,8 +216,13 @@ class NewSite:
         """Run the command ``bascule`` as an administrator does; standard output and error together."""
         return subprocess.run(
             [executable("bascule"), "--settings", str(self.settings_file), *arguments],
-            input=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=False,
-        )  # fmt: skip
+            input=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+            check=False,
+        )
 
     def sql(self, query: str, *parameters: object, role: str = "bascule_admin") -> list[TupleRow]:
         with psycopg.connect(self.postgres.dsn(role), autocommit=True) as connection:
@@ -252,13 +271,29 @@ class Lab:
         for arguments in (
             ("store", "local", f"unix:{self.new.dovecot.lmtp_socket}"),
             (
-                "prepare", DOMAIN, "--imap-host", "localhost", "--imap-port", str(ports.imaps),
-                "--smtp-host", "127.0.0.1", "--smtp-port", str(self.legacy.smtp_port),
-                "--pop3-port", str(ports.pop3), "--pop3-tls", "starttls",
-                "--submission-port", str(ports.submission), "--submission-tls", "starttls",
-                "--sweep-interval", "2 seconds", *options,
+                "prepare",
+                DOMAIN,
+                "--imap-host",
+                "localhost",
+                "--imap-port",
+                str(ports.imaps),
+                "--smtp-host",
+                "127.0.0.1",
+                "--smtp-port",
+                str(self.legacy.smtp_port),
+                "--pop3-port",
+                str(ports.pop3),
+                "--pop3-tls",
+                "starttls",
+                "--submission-port",
+                str(ports.submission),
+                "--submission-tls",
+                "starttls",
+                "--sweep-interval",
+                "2 seconds",
+                *options,
             ),
-        ):  # fmt: skip
+        ):
             done = self.new.cli(*arguments)
             if done.returncode != 0:
                 raise LabError(done.stdout)

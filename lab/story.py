@@ -11,16 +11,26 @@ import smtplib
 import sys
 import time
 from collections import Counter
+from functools import partial
 from random import Random
 
 from imapclient import IMAPClient
 from imapclient.exceptions import IMAPClientError, LoginError
 
 from bascule.lab.mail import (
-    Ledger, Traffic, differences, fill_mailbox, found_in_new, message, put_large_message, read_mailbox, send, submit,
-)  # fmt: skip
+    Ledger,
+    Traffic,
+    differences,
+    fill_mailbox,
+    found_in_new,
+    message,
+    put_large_message,
+    read_mailbox,
+    send,
+    submit,
+)
 from bascule.lab.process import LabError, free_ports
-from bascule.lab.sites import DOMAIN, Lab, eventually, imap
+from bascule.lab.sites import DOMAIN, Lab, eventually
 from bascule.lab.visitor import Visitor, plain
 
 USERS = {
@@ -93,7 +103,9 @@ class Story:
     # The steps --------------------------------------------------------------------
 
     def build(self) -> None:
-        self.tell("two sites are built on loopback: legacy (Dovecot, Postfix) and new (PostgreSQL, Postfix, Dovecot, bascule)")
+        self.tell(
+            "two sites are built on loopback: legacy (Dovecot, Postfix) and new (PostgreSQL, Postfix, Dovecot, bascule)"
+        )
         self.lab.create(USERS, ALIASES)
         for name in USERS:
             fill_mailbox(self.lab.legacy, name, self.ledger, self.random, messages=MESSAGES if name != "scanner" else 5)
@@ -117,12 +129,27 @@ class Story:
             self.insist(words in text, f"{what} is told in plain words")
         self.lab.prepare()
         self.tell("wrong password, unknown user")
-        self.insist("refuses the login" in self.bascule(
-            "check", DOMAIN, "--user", address("alice"), "--password-file", "-", stdin="not hers\n", fails=True),
-            "a wrong password is told")  # fmt: skip
-        self.insist("refuses mail for nobody" in self.bascule(
-            "check", DOMAIN, "--user", address("nobody"), "--password-file", "-", stdin="x\n", fails=True),
-            "an unknown address is told")  # fmt: skip
+        self.insist(
+            "refuses the login"
+            in self.bascule(
+                "check",
+                DOMAIN,
+                "--user",
+                address("alice"),
+                "--password-file",
+                "-",
+                stdin="not hers\n",
+                fails=True,
+            ),
+            "a wrong password is told",
+        )
+        self.insist(
+            "refuses mail for nobody"
+            in self.bascule(
+                "check", DOMAIN, "--user", address("nobody"), "--password-file", "-", stdin="x\n", fails=True
+            ),
+            "an unknown address is told",
+        )
         self.tell("all settings right")
         self.bascule("check", DOMAIN, "--user", address("alice"), "--password-file", "-", stdin=USERS["alice"] + "\n")
         self.insist(not new.sql("SELECT 1 FROM bascule.mailboxes"), "checking has moved nobody")
@@ -146,8 +173,14 @@ class Story:
             self.insist(code == 550, f"an unknown recipient is refused for good, not with {code}")
             self.tell(f"an unknown recipient is refused at once: {code} {text.decode()}")
         for name in USERS:
-            eventually(f"mail of {name} at legacy", lambda name=name: self._at_legacy(name, f"first-{name}@outside.test"))
+            eventually(
+                f"mail of {name} at legacy",
+                partial(self._at_legacy, name, f"first-{name}@outside.test"),
+            )
         eventually("mail to the alias at legacy", lambda: self._at_legacy("alice", "to-info@outside.test"))
+
+    def _has_moved(self, name: str) -> bool:
+        return self.lab.new.state(name) == "local"
 
     def _at_legacy(self, name: str, identity: str) -> bool:
         with self.lab.legacy.client(name) as client:
@@ -174,7 +207,10 @@ class Story:
         self.show("all right: " + alice.request(address("alice"), USERS["alice"], "Quay", "Alice"))
         self.insist(alice.url in self.url, "she is sent to her progress")
         again = Visitor(self.url)
-        self.show("a second request: " + again.request(address("alice"), USERS["alice"], "Quay", "Alice").partition("stay the same.")[2][:90])
+        self.show(
+            "a second request: "
+            + again.request(address("alice"), USERS["alice"], "Quay", "Alice").partition("stay the same.")[2][:90]
+        )
         self.insist(again.status == 422, "a second request is told")
         self.alice = alice
 
@@ -195,8 +231,20 @@ class Story:
             bob.add_flags(doomed, ["\\Deleted"])
             bob.expunge(doomed)
             self.ledger.take_back("nul-bob@malformed.test")
-            bob.append("Sent", message(self.ledger.give("draft@bob.test", "bob"), address("carol"), self.random), ["\\Draft"])
-            submit(self.lab.new.dovecot.ports.submission, "bob", USERS["bob"], "carol", "submitted@bob.test", self.ledger, self.random)
+            bob.append(
+                "Sent",
+                message(self.ledger.give("draft@bob.test", "bob"), address("carol"), self.random),
+                ["\\Draft"],
+            )
+            submit(
+                self.lab.new.dovecot.ports.submission,
+                "bob",
+                USERS["bob"],
+                "carol",
+                "submitted@bob.test",
+                self.ledger,
+                self.random,
+            )
             eventually("what he submitted is with carol", lambda: self._at_legacy("carol", "submitted@bob.test"))
             eventually("his session is ended for the cutover", lambda: _has_ended(bob), 120)
             self.tell("his session was ended for the cutover; his client connects again, with the same password")
@@ -207,16 +255,19 @@ class Story:
 
     def both_have_moved(self) -> None:
         last = ""
+
         def moved() -> bool:
             nonlocal last
             rows = self.lab.new.sql(
-                "SELECT address, state, messages_copied, messages_total FROM bascule.mailboxes ORDER BY address")
+                "SELECT address, state, messages_copied, messages_total FROM bascule.mailboxes ORDER BY address"
+            )
             text = ", ".join(f"{box}: {state} {copied}/{total}" for box, state, copied, total in rows)
             if text != last:
                 self.show(text)
                 last = text
             states = {str(row[0]): row[1] for row in rows}
             return states.get(address("alice")) == "local" and states.get(address("bob")) == "local"
+
         self.tell("both are copied in the background while mail keeps arriving; then the short cutover")
         eventually("alice and bob have moved", moved, 180)
         for name in ("alice", "bob"):
@@ -224,8 +275,13 @@ class Story:
         self.show("alice's page: " + self.alice.progress())
 
     def _moved_faithfully(self, name: str) -> None:
-        eventually(f"the last message of {name}", lambda: self.lab.new.sql(
-            "SELECT 1 FROM bascule.mailboxes WHERE address = %s AND last_message_at IS NOT NULL", address(name)))
+        eventually(
+            f"the last message of {name}",
+            lambda: self.lab.new.sql(
+                "SELECT 1 FROM bascule.mailboxes WHERE address = %s AND last_message_at IS NOT NULL",
+                address(name),
+            ),
+        )
         with self.lab.legacy.client(name) as client:
             legacy = read_mailbox(client)
         last = [uid for uid, seen in legacy["INBOX"].messages.items() if seen.message_id.startswith("bascule-last-")]
@@ -237,14 +293,21 @@ class Story:
         different = differences(legacy, new)
         self.insist(not different, "\n".join(different[:5]))
         compared = sum(len(folder.messages) for folder in legacy.values())
-        self.tell(f"{name} has moved, same password; {compared} messages in {len(legacy)} folders are the same: "
-                  "UIDVALIDITY, UIDs, flags, keywords, dates, bytes")  # fmt: skip
+        self.tell(
+            f"{name} has moved, same password; {compared} messages in {len(legacy)} folders are the same: "
+            "UIDVALIDITY, UIDs, flags, keywords, dates, bytes"
+        )
 
     def a_colleague_writes_inside_legacy(self) -> None:
-        self.tell("new mail for alice is delivered here, for carol relayed; carol writes to alice inside the legacy server")
+        self.tell(
+            "new mail for alice is delivered here, for carol relayed; carol writes to alice inside the legacy server"
+        )
         send(self.lab.new.smtp_port, "after-alice@outside.test", "alice", self.ledger, self.random)
         eventually("new mail is local", lambda: self._here("alice", "after-alice@outside.test"))
-        self.insist(not self._at_legacy("alice", "after-alice@outside.test"), "mail for alice no longer goes to legacy")
+        self.insist(
+            not self._at_legacy("alice", "after-alice@outside.test"),
+            "mail for alice no longer goes to legacy",
+        )
         send(self.lab.new.smtp_port, "after-carol@outside.test", "carol", self.ledger, self.random)
         eventually("carol's mail is relayed", lambda: self._at_legacy("carol", "after-carol@outside.test"))
         send(self.lab.legacy.smtp_port, "colleague@legacy.test", "alice", self.ledger, self.random)
@@ -257,7 +320,10 @@ class Story:
             return bool(client.search(["HEADER", "Message-ID", identity]))
 
     def closing_is_refused(self) -> None:
-        eventually("everybody who gets mail is seen", lambda: len(self.lab.new.sql("SELECT 1 FROM bascule.forgotten")) >= 3)
+        eventually(
+            "everybody who gets mail is seen",
+            lambda: len(self.lab.new.sql("SELECT 1 FROM bascule.forgotten")) >= 3,
+        )
         self.tell("who has moved, who is forgotten? A person who did not come, a technical account, an alias")
         self.bascule("status", DOMAIN)
         text = self.bascule("close", DOMAIN, fails=True)
@@ -272,21 +338,30 @@ class Story:
         for name in ("carol", "scanner"):
             self.bascule("request", address(name), "--password-file", "-", stdin=USERS[name] + "\n")
         for name in ("carol", "scanner"):
-            eventually(f"{name} has moved", lambda name=name: self.lab.new.state(name) == "local", 180)
+            eventually(f"{name} has moved", partial(self._has_moved, name), 180)
             self._moved_faithfully(name)
-        send(self.lab.new.smtp_port, "info-after@outside.test", "alice", self.ledger, self.random, recipient=address("info"))
+        send(
+            self.lab.new.smtp_port,
+            "info-after@outside.test",
+            "alice",
+            self.ledger,
+            self.random,
+            recipient=address("info"),
+        )
         eventually("mail to the alias is local", lambda: self._here("alice", "info-after@outside.test"))
 
     def nothing_is_left_in_queues(self) -> None:
         for name, postfix in (("new", self.lab.new.postfix), ("legacy", self.lab.legacy.postfix)):
-            eventually(f"the queue of the {name} Postfix is empty", lambda postfix=postfix: not postfix.queue(), 120)
+            eventually(f"the queue of the {name} Postfix is empty", postfix.is_empty, 120)
 
     def close(self) -> None:
         self.tell("nobody is forgotten: the domain is closed")
         eventually("no obstacle is left", lambda: not self.lab.new.sql("SELECT 1 FROM bascule.closing_obstacles"))
         self.bascule("close", DOMAIN)
         self.bascule("status")
-        erased = self.lab.new.sql("SELECT count(*) FROM bascule.mailbox WHERE sealed_credential IS NOT NULL", role="postgres")
+        erased = self.lab.new.sql(
+            "SELECT count(*) FROM bascule.mailbox WHERE sealed_credential IS NOT NULL", role="postgres"
+        )
         self.insist(erased == [(0,)], "the credentials are erased")
         events = self.lab.new.sql("SELECT count(*) FROM bascule.events")[0][0]
         self.tell(f"the journal has {events} events")

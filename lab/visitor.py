@@ -32,8 +32,13 @@ class Visitor:
     def request(self, email: str, password: str, last_name: str, first_name: str) -> str:
         """Fill in the form as a user does; what the page says then, as plain text."""
         token = re.search(r'name="csrf_token" value="([^"]+)"', self.open())
-        form = {"csrf_token": token[1] if token else "", "email": email, "password": password,
-                "last_name": last_name, "first_name": first_name}  # fmt: skip
+        form = {
+            "csrf_token": token[1] if token else "",
+            "email": email,
+            "password": password,
+            "last_name": last_name,
+            "first_name": first_name,
+        }
         return plain(self.open(form=form))
 
     def progress(self) -> str:

@@ -51,8 +51,9 @@ def load(connection: Connection, mailbox_id: int) -> Account | None:
     """The mailbox with this id, or None if it was removed."""
     columns = ", ".join(f"domain.{name.strip()}" for name in legacy.COLUMNS.split(","))
     row = connection.execute(
-        f"SELECT mailbox.local_part, bascule.home_of(domain.name, mailbox.local_part), mailbox.state, mailbox.epoch, domain.mode, mailbox.sealed_credential, "
-        f"mailbox.migrated_at, mailbox.last_message_at, {columns} FROM bascule.mailbox "
+        f"SELECT mailbox.local_part, bascule.home_of(domain.name, mailbox.local_part), mailbox.state, "
+        f"mailbox.epoch, domain.mode, mailbox.sealed_credential, mailbox.migrated_at, mailbox.last_message_at, "
+        f"{columns} FROM bascule.mailbox "
         f"JOIN bascule.domain ON domain.id = mailbox.domain_id WHERE mailbox.id = %s".encode(),
         (mailbox_id,),
     ).fetchone()
@@ -60,9 +61,17 @@ def load(connection: Connection, mailbox_id: int) -> Account | None:
         return None
     local_part, home, state, epoch, mode, sealed, migrated_at, last_message_at, *settings = row
     return Account(
-        mailbox_id, Address(local_part, settings[0]), home, state, epoch, mode, legacy.from_row(*settings),
-        sealed, migrated_at, last_message_at,
-    )  # fmt: skip
+        mailbox_id,
+        Address(local_part, settings[0]),
+        home,
+        state,
+        epoch,
+        mode,
+        legacy.from_row(*settings),
+        sealed,
+        migrated_at,
+        last_message_at,
+    )
 
 
 @contextmanager

@@ -62,7 +62,8 @@ def run_pass(source: Source, root: Path, report: Callable[[Progress], None], *, 
     done = Pass(layout)
     progress = Progress()
     paths = {
-        folder.name: maildir.folder_path(root, folder.name, layout.separator, layout.prefix) for folder in layout.folders
+        folder.name: maildir.folder_path(root, folder.name, layout.separator, layout.prefix)
+        for folder in layout.folders
     }
     if count:
         progress.total = sum(source.count(folder.name) for folder in layout.folders if folder.selectable)

@@ -81,10 +81,18 @@ def _await_acknowledgements(connection: Connection, mailbox_id: int, epoch: int)
         NotAcknowledged
     """
     connection.execute("LISTEN bascule_acknowledgement")
-    deadline = time.monotonic() + float(
-        value(connection, "SELECT extract(epoch FROM cutover_deadline - clock_timestamp()) "
-                          "FROM bascule.mailbox WHERE id = %s", mailbox_id) or 0
-    ) - MARGIN  # fmt: skip
+    deadline = (
+        time.monotonic()
+        + float(
+            value(
+                connection,
+                "SELECT extract(epoch FROM cutover_deadline - clock_timestamp()) FROM bascule.mailbox WHERE id = %s",
+                mailbox_id,
+            )
+            or 0
+        )
+        - MARGIN
+    )
     while waiting := connection.execute(
         "SELECT part, node FROM bascule.unacknowledged(%s, %s)", (mailbox_id, epoch)
     ).fetchall():

@@ -61,7 +61,8 @@ def folder_path(root: Path, name: str, separator: str, prefix: str) -> Path:
     parts = within.split(separator) if separator else [within]
     if any(part in _RESERVED or "/" in part or part.startswith("~") for part in parts):
         raise FolderNameNotStorable(
-            f"the folder {name!r} cannot be stored under its name", hint="Rename it on the legacy server; nothing was changed."
+            f"the folder {name!r} cannot be stored under its name",
+            hint="Rename it on the legacy server; nothing was changed.",
         )
     return root.joinpath(*parts)
 
@@ -158,10 +159,15 @@ class Folder:
                 continue
             if flag not in self._keywords:
                 if len(self._keywords) == MAX_KEYWORDS:
-                    raise TooManyKeywords(f"{self.path.name} uses more than {MAX_KEYWORDS} keywords; {flag} has no place")
+                    raise TooManyKeywords(
+                        f"{self.path.name} uses more than {MAX_KEYWORDS} keywords; {flag} has no place"
+                    )
                 self._keywords.append(flag)
                 # Known on the disk before a file name relies on it.
-                _replace(self.path / "dovecot-keywords", "".join(f"{n} {k}\n" for n, k in enumerate(self._keywords)))
+                _replace(
+                    self.path / "dovecot-keywords",
+                    "".join(f"{n} {k}\n" for n, k in enumerate(self._keywords)),
+                )
             letters.append(chr(ord("a") + self._keywords.index(flag)))
         return "".join(sorted(letters))
 

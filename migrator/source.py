@@ -180,7 +180,9 @@ class Source:
                 for message in group:
                     yield from self._together([message])
                 return
-            raise MessageNotReadable(f"the legacy server does not give the message with UID {group[0].uid}: {error}") from error
+            raise MessageNotReadable(
+                f"the legacy server does not give the message with UID {group[0].uid}: {error}"
+            ) from error
         for message in group:
             body = fetched.get(message.uid, {}).get(b"BODY[]")
             if body is not None:
@@ -197,7 +199,9 @@ class Source:
             except IMAPClientAbortError:
                 raise
             except IMAPClientError as error:
-                raise MessageNotReadable(f"the legacy server does not give the message with UID {message.uid}: {error}") from error
+                raise MessageNotReadable(
+                    f"the legacy server does not give the message with UID {message.uid}: {error}"
+                ) from error
             part = data.get(f"BODY[]<{offset}>".encode())
             if part is None:
                 raise LegacyUnavailable(f"the message with UID {message.uid} went away while it was read")

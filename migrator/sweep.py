@@ -53,7 +53,8 @@ def sweep(connection: Connection, account: Account, home: Path, root: Path, trus
         known = {
             name: (uidvalidity, uidnext)
             for name, uidvalidity, uidnext in connection.execute(
-                "SELECT name, uidvalidity, uidnext FROM bascule.mailbox_folder WHERE mailbox_id = %s", (account.id,)
+                "SELECT name, uidvalidity, uidnext FROM bascule.mailbox_folder WHERE mailbox_id = %s",
+                (account.id,),
             )
         }
         for folder in layout.folders:
@@ -74,9 +75,15 @@ def _last_message(account: Account) -> bytes:
 
 
 def _sweep_folder(
-    connection: Connection, account: Account, source: Source, layout: Layout,
-    name: str, known: tuple[int, int] | None, home: Path, root: Path,
-) -> None:  # fmt: skip
+    connection: Connection,
+    account: Account,
+    source: Source,
+    layout: Layout,
+    name: str,
+    known: tuple[int, int] | None,
+    home: Path,
+    root: Path,
+) -> None:
     selected = source.examine(name)
     uidvalidity, uidnext = known or (selected.uidvalidity, 1)  # a folder made after the flip is all new
     if selected.uidvalidity != uidvalidity:

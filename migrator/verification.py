@@ -43,16 +43,16 @@ def verify(source: Source, root: Path, last_pass: Pass) -> Verification:
         selected = source.examine(state.name)
         if selected.uidvalidity != state.uidvalidity:
             raise NotEqual(f"{state.name!r} has a new UIDVALIDITY")
-        here = maildir.Folder(
-            maildir.folder_path(root, state.name, layout.separator, layout.prefix), state.uidvalidity
-        )
+        here = maildir.Folder(maildir.folder_path(root, state.name, layout.separator, layout.prefix), state.uidvalidity)
         here.open()
         # What came after the last pass is a straggler: the sweep brings it.
         uids = [uid for uid in source.uids() if uid < state.uidnext]
         there = {message.uid: message for message in source.messages(uids)}
         if there.keys() != here.messages.keys():
             missing, extra = there.keys() - here.messages.keys(), here.messages.keys() - there.keys()
-            raise NotEqual(f"{state.name!r} differs: {len(missing)} messages are missing here, {len(extra)} are gone there")
+            raise NotEqual(
+                f"{state.name!r} differs: {len(missing)} messages are missing here, {len(extra)} are gone there"
+            )
         for uid, message in there.items():
             stored = here.messages[uid]
             if stored.flags != message.flags:

@@ -39,9 +39,7 @@ class Worker:
         self._trust = Trust(configuration.legacy.ca_file, configuration.legacy.timeout)
         self._unsealer = Unsealer(configuration.keys.private)
         self.app = procrastinate.App(
-            connector=procrastinate.PsycopgConnector(
-                conninfo=self._dsn, kwargs={"options": "-c search_path=queue"}
-            )
+            connector=procrastinate.PsycopgConnector(conninfo=self._dsn, kwargs={"options": "-c search_path=queue"})
         )
         self.app.task(name="migrate")(self.migrate)
         self.app.task(name="sweep")(self.sweep)
@@ -86,7 +84,11 @@ class Worker:
                 self._failed(connection, account, f"this host cannot store the mail: {error.strerror}")
             except Exception as error:
                 self._log.exception("attempt failed", address=str(account.address))
-                self._failed(connection, account, f"an error of bascule's own: {type(error).__name__}; see the worker's log")
+                self._failed(
+                    connection,
+                    account,
+                    f"an error of bascule's own: {type(error).__name__}; see the worker's log",
+                )
                 raise
 
     def _failed(self, connection: Connection, account: Account, message: str, *, refused: bool = False) -> None:
@@ -102,10 +104,14 @@ class Worker:
             self._log.info("working", store=store)
             try:
                 await self.app.run_worker_async(
-                    name=self._settings.node, queues=[store], concurrency=self._settings.worker.concurrency,
-                    fetch_job_polling_interval=LOOK, update_heartbeat_interval=HEARTBEAT,
-                    stalled_worker_timeout=STALLED, delete_jobs="successful",
-                )  # fmt: skip
+                    name=self._settings.node,
+                    queues=[store],
+                    concurrency=self._settings.worker.concurrency,
+                    fetch_job_polling_interval=LOOK,
+                    update_heartbeat_interval=HEARTBEAT,
+                    stalled_worker_timeout=STALLED,
+                    delete_jobs="successful",
+                )
             finally:
                 attending.cancel()
                 await asyncio.gather(attending, return_exceptions=True)
@@ -115,7 +121,9 @@ class Worker:
         manager = self.app.job_manager
         while True:
             try:
-                for job in await manager.get_stalled_jobs(queue=self._settings.worker.store, seconds_since_heartbeat=STALLED):
+                for job in await manager.get_stalled_jobs(
+                    queue=self._settings.worker.store, seconds_since_heartbeat=STALLED
+                ):
                     self._log.warning("task of a dead worker taken over", task=job.task_name, **job.task_kwargs)
                     if job.id is not None:
                         await manager.finish_job_by_id_async(job.id, Status.FAILED, delete_job=True)

@@ -78,7 +78,9 @@ class Guard(Milter.Base):  # type: ignore[misc]  # pymilter has no types
     def eoh(self) -> int:
         if self._stamped.intersection(self._tags):
             log.get().warning("loop refused", queue_id=self.getsymval("i"))
-            self.setreply("554", "5.4.6", "bascule: the legacy server sent this message back to the server it came from")
+            self.setreply(
+                "554", "5.4.6", "bascule: the legacy server sent this message back to the server it came from"
+            )
             return int(Milter.REJECT)
         return int(Milter.CONTINUE)
 

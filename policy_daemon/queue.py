@@ -66,7 +66,9 @@ class PostfixQueue:
             async with asyncio.timeout(BARRIER_TIMEOUT):
                 await seen.wait()
         except TimeoutError as error:
-            raise QueueError("Postfix did not resolve the barrier in time", hint="Is the queue manager running?") from error
+            raise QueueError(
+                "Postfix did not resolve the barrier in time", hint="Is the queue manager running?"
+            ) from error
         finally:
             del self._barriers[nonce]
 
@@ -92,9 +94,12 @@ class PostfixQueue:
 
     async def _run(self, *command: str, stdin: bytes = b"") -> bytes:
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE, env=self._environment,
-        )  # fmt: skip
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=self._environment,
+        )
         try:
             output, errors = await process.communicate(stdin)
         except asyncio.CancelledError:

@@ -47,9 +47,9 @@ async def listen(endpoint: str, handler: Handler) -> asyncio.Server:
     kind, _, rest = endpoint.partition(":")
     if kind == "unix":
         path = Path(rest)
-        path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # noqa: ASYNC240 (once, before anybody is served)
         server = await asyncio.start_unix_server(guarded, path)
-        path.chmod(0o666)  # who may reach it is decided by its directory
+        path.chmod(0o666)  # noqa: ASYNC240 (as above); who may reach it is decided by its directory
         return server
     host, _, port = rest.rpartition(":")
     return await asyncio.start_server(guarded, host, int(port))

@@ -38,9 +38,14 @@ class Service:
         self._sightings: Counter[Address] = Counter()
         self._unsaved = False
         self.follower = Follower(
-            self.directory, self._dsn, node=configuration.node, part=PART,
-            on_change=self._changed, on_load=self._loaded, on_beat=self._beat,
-        )  # fmt: skip
+            self.directory,
+            self._dsn,
+            node=configuration.node,
+            part=PART,
+            on_change=self._changed,
+            on_load=self._loaded,
+            on_beat=self._beat,
+        )
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT; a second signal ends the process at once."""
@@ -55,7 +60,7 @@ class Service:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, lambda: (stop.set(), loop.remove_signal_handler(signal.SIGTERM)))
+            loop.add_signal_handler(number, lambda: _once(loop, stop))
         following = asyncio.create_task(self.follower.run())
         ready()
         self._log.info("serving", socketmap=mine.socketmap, policy=mine.policy)
@@ -73,7 +78,9 @@ class Service:
                 await self._record_sightings(connection)
                 await self.follower.sign_off(connection)
         except BasculeError as error:
-            self._log.warning("stopped without signing off", lost_sightings=self._sightings.total(), reason=error.message)
+            self._log.warning(
+                "stopped without signing off", lost_sightings=self._sightings.total(), reason=error.message
+            )
 
     def answer(self, attributes: dict[str, str]) -> str:
         """The policy service: ``policy_context`` says which of its two questions is asked."""
@@ -156,6 +163,12 @@ class Service:
             except BaseException:
                 self._sightings[address] += count
                 raise
+
+
+def _once(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    stop.set()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.remove_signal_handler(number)
 
 
 @click.command()

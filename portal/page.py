@@ -7,6 +7,7 @@ this browser asked for.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from flask import Flask, Response, redirect, render_template, request, session, url_for
@@ -25,6 +26,7 @@ FOLDER = Path(__file__).resolve().parent
 ROLE = "portal"
 MAX_FORM = 16 * 1024  # bytes
 MAX_FIELD = 320  # characters
+SHOWN_FIELDS = ("email", "first_name", "last_name")
 
 #: One answer for an address that does not exist and for a wrong password.
 WRONG = "The old mail server does not know this e-mail address with this password. Nothing was changed."
@@ -34,21 +36,21 @@ class BadForm(BasculeError):
     """What the user filled in cannot be used; nothing was changed."""
 
 
-def create(configuration: Settings, session_key: bytes) -> Flask:
-    """The application."""
-    application = Flask("bascule.portal", root_path=str(FOLDER))
-    application.config.update(
-        SECRET_KEY=session_key, MAX_CONTENT_LENGTH=MAX_FORM, SESSION_COOKIE_SAMESITE="Lax",
-        SESSION_COOKIE_SECURE=configuration.portal.public_url.startswith("https:"), SESSION_COOKIE_HTTPONLY=True,
-        WTF_CSRF_SSL_STRICT=False,
-    )  # fmt: skip
-    CSRFProtect(application)
-    dsn = configuration.dsn(ROLE)
-    trust = Trust(configuration.legacy.ca_file, configuration.legacy.timeout)
-    sealer = Sealer(configuration.keys.public)
+class Requests:
+    """What the page does; everything it knows of domains and mailboxes comes through here."""
 
-    def domain_of(token: str) -> LegacySettings:
-        with connect(dsn) as connection:
+    def __init__(self, configuration: Settings) -> None:
+        self._dsn = configuration.dsn(ROLE)
+        self._trust = Trust(configuration.legacy.ca_file, configuration.legacy.timeout)
+        self._sealer = Sealer(configuration.keys.public)
+
+    def domain_of(self, token: str) -> LegacySettings:
+        """The domain of a URL.
+
+        Raises:
+            Refused: the link is not known, or has expired; its hint says which.
+        """
+        with connect(self._dsn) as connection:
             row = connection.execute(
                 f"SELECT {legacy.COLUMNS} FROM bascule.portal_domain(%s)".encode(), (token,)
             ).fetchone()
@@ -56,65 +58,104 @@ def create(configuration: Settings, session_key: bytes) -> Flask:
             raise Refused("this link is not known", code="BA003", hint="unknown")
         return legacy.from_row(*row)
 
-    def request_for(domain: LegacySettings) -> int:
-        """Check the form and make the request; the mailbox's id."""
-        fields = {name: request.form.get(name, "").strip()[:MAX_FIELD] for name in ("email", "first_name", "last_name")}
-        password = Password(request.form.get("password", "")[:MAX_FIELD])
+    def make(self, domain: LegacySettings, form: Mapping[str, str]) -> int:
+        """Check what the user filled in and make the request; the mailbox's id.
+
+        Raises:
+            BadForm: with what to tell the user.
+        """
+        fields = {name: form.get(name, "").strip()[:MAX_FIELD] for name in SHOWN_FIELDS}
+        password = Password(form.get("password", "")[:MAX_FIELD])
         if not all(fields.values()) or not password.secret:
             raise BadForm("Please fill in all four fields.")
         try:
             address = Address.parse(fields["email"])
         except BadAddress as error:
-            raise BadForm("Please write your whole e-mail address, like name@" + domain.domain + ".") from error
+            raise BadForm(f"Please write your whole e-mail address, like name@{domain.domain}.") from error
         if address.domain != domain.domain:
             raise BadForm(f"This page is for addresses that end in @{domain.domain}.")
         try:
-            authenticate(domain, trust, address, password)
+            authenticate(domain, self._trust, address, password)
         except LegacyRefusedLogin as error:
             raise BadForm(WRONG) from error
         except LegacyUnavailable as error:
             log.get().warning("request cannot be checked now", domain=domain.domain, reason=error.message)
-            raise BadForm("The old mail server does not answer now. Nothing was changed; please try again later.") from error
+            raise BadForm(
+                "The old mail server does not answer now. Nothing was changed; please try again later."
+            ) from error
         try:
-            with connect(dsn) as connection:
+            with connect(self._dsn) as connection:
                 return int(
-                    value(connection, "SELECT bascule.request_migration(%s, 'portal', %s, %s, %s)",
-                          str(address), sealer.seal(password), fields["first_name"], fields["last_name"])
-                )  # fmt: skip
+                    value(
+                        connection,
+                        "SELECT bascule.request_migration(%s, 'portal', %s, %s, %s)",
+                        str(address),
+                        self._sealer.seal(password),
+                        fields["first_name"],
+                        fields["last_name"],
+                    )
+                )
         except Refused as error:
-            raise BadForm(f"{error.message[0].upper()}{error.message[1:]}. There is nothing more to do.") from error
+            raise BadForm(f"Nothing was changed: {error.message}.") from error
 
+    def progress(self, mailbox_id: int) -> Mapping[str, object] | None:
+        """What the progress page shows, or None if the mailbox is gone."""
+        with connect(self._dsn) as connection:
+            row = connection.execute(
+                "SELECT address, state, messages_copied, messages_total, needs_credential "
+                "FROM bascule.portal_progress(%s)",
+                (mailbox_id,),
+            ).fetchone()
+        names = ("address", "state", "copied", "total", "needs_password")
+        return None if row is None else dict(zip(names, row, strict=True))
+
+
+def create(configuration: Settings, session_key: bytes) -> Flask:
+    """The application."""
+    application = Flask("bascule.portal", root_path=str(FOLDER))
+    application.config.update(
+        SECRET_KEY=session_key,
+        MAX_CONTENT_LENGTH=MAX_FORM,
+        SESSION_COOKIE_SAMESITE="Lax",
+        SESSION_COOKIE_SECURE=configuration.portal.public_url.startswith("https:"),
+        SESSION_COOKIE_HTTPONLY=True,
+        # The page sends no Referer on purpose (the URL is a secret), so none can be asked for.
+        WTF_CSRF_SSL_STRICT=False,
+    )
+    CSRFProtect(application)
+    _add_pages(application, Requests(configuration))
+    _add_errors(application)
+    application.after_request(_guard)
+    return application
+
+
+def _add_pages(application: Flask, requests: Requests) -> None:
     @application.get("/m/<token>")
     def form(token: str) -> ResponseReturnValue:
-        return render_template("request.html", domain=domain_of(token).domain, message="", filled={})
+        return render_template("request.html", domain=requests.domain_of(token).domain, message="", filled={})
 
     @application.post("/m/<token>")
     def submit(token: str) -> ResponseReturnValue:
-        domain = domain_of(token)
+        domain = requests.domain_of(token)
         try:
-            session["mailbox"] = request_for(domain)
+            session["mailbox"] = requests.make(domain, request.form)
         except BadForm as error:
-            filled = {name: request.form.get(name, "") for name in ("email", "first_name", "last_name")}
-            return render_template("request.html", domain=domain.domain, message=error.message, filled=filled), 422
+            filled = {name: request.form.get(name, "") for name in SHOWN_FIELDS}
+            page = render_template("request.html", domain=domain.domain, message=error.message, filled=filled)
+            return page, 422
         return redirect(url_for("progress", token=token), 303)
 
     @application.get("/m/<token>/progress")
     def progress(token: str) -> ResponseReturnValue:
-        domain = domain_of(token)
+        domain = requests.domain_of(token)
         mailbox = session.get("mailbox")
-        if not isinstance(mailbox, int):
+        shown = requests.progress(mailbox) if isinstance(mailbox, int) else None
+        if shown is None:
             return redirect(url_for("form", token=token), 303)
-        with connect(dsn) as connection:
-            row = connection.execute(
-                "SELECT address, state, messages_copied, messages_total, needs_credential "
-                "FROM bascule.portal_progress(%s)", (mailbox,)
-            ).fetchone()  # fmt: skip
-        if row is None:
-            return redirect(url_for("form", token=token), 303)
-        address, state, copied, total, needs_password = row
-        return render_template("progress.html", domain=domain.domain, address=address, state=state,
-                               copied=copied, total=total, needs_password=needs_password, token=token)  # fmt: skip
+        return render_template("progress.html", domain=domain.domain, token=token, **shown)
 
+
+def _add_errors(application: Flask) -> None:
     @application.errorhandler(Refused)
     def refused(error: Refused) -> ResponseReturnValue:
         expired = error.hint == "expired"
@@ -127,15 +168,15 @@ def create(configuration: Settings, session_key: bytes) -> Flask:
     @application.errorhandler(BasculeError)
     def failed(error: BasculeError) -> ResponseReturnValue:
         log.get().error("page failed", reason=error.message)
-        return render_template("error.html", message="This does not work now. Nothing was changed; please try again later."), 503
+        message = "This does not work now. Nothing was changed; please try again later."
+        return render_template("error.html", message=message), 503
 
-    @application.after_request
-    def guard(response: Response) -> Response:
-        response.headers["Content-Security-Policy"] = "default-src 'none'; style-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
-        response.headers["Referrer-Policy"] = "no-referrer"
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Cache-Control"] = "no-store"
-        return response
 
-    return application
-
+def _guard(response: Response) -> Response:
+    response.headers["Content-Security-Policy"] = (
+        "default-src 'none'; style-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+    )
+    response.headers["Referrer-Policy"] = "no-referrer"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Cache-Control"] = "no-store"
+    return response

@@ -1,0 +1,48 @@
+#!/bin/sh
+# Install what the lab needs: Debian packages, and bascule with its Python
+# libraries in a virtual environment of this checkout's own. Prints the path of
+# the environment; everything else goes to standard error.
+#
+# Run as root. Servers that the packages bring are not started, and servers
+# that run already are left alone.
+set -eu
+top=$(cd "$(dirname "$0")/.." && pwd)
+# Not inside the checkout: the lab's servers run as users of their own, who
+# could not enter a checkout in /root.
+venv=${BASCULE_VENV:-/var/cache/bascule/venv-$(printf %s "$top" | cksum | cut -d ' ' -f 1)}
+packages="postfix dovecot-core dovecot-imapd dovecot-pop3d dovecot-lmtpd dovecot-submissiond dovecot-pgsql
+    postgresql python3 python3-venv python3-dev gcc libc6-dev libmilter-dev"
+
+if [ "$(id -u)" != 0 ]; then
+    echo "lab/setup.sh: run this as root: Postfix, Dovecot and PostgreSQL are run as users of their own" >&2
+    exit 1
+fi
+
+missing=
+for package in $packages; do
+    dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || missing="$missing $package"
+done
+if [ -n "$missing" ]; then
+    echo "installing$missing" >&2
+    # While this file says 101, Debian starts no service that a package brings.
+    if [ ! -e /usr/sbin/policy-rc.d ]; then
+        trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+        trap 'exit 1' HUP INT TERM
+        printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d
+        chmod 755 /usr/sbin/policy-rc.d
+    fi
+    export DEBIAN_FRONTEND=noninteractive
+    case $missing in
+    *postfix*) echo "postfix postfix/main_mailer_type select No configuration" | debconf-set-selections >&2 ;;
+    esac
+    apt-get update -qq >&2
+    # shellcheck disable=SC2086 # one word a package
+    apt-get install -y -qq --no-install-recommends $missing >&2
+fi
+
+[ -x "$venv/bin/python" ] || /usr/bin/python3 -m venv "$venv" >&2
+echo "installing bascule into $venv" >&2
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$top[test]" >&2
+# The version number does not change with every edit; the code does.
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall "$top" >&2
+echo "$venv"

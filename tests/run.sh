@@ -1,0 +1,11 @@
+#!/bin/sh
+# Set up, then every check: style, types, tests. Arguments go to pytest.
+set -eu
+top=$(cd "$(dirname "$0")/.." && pwd)
+venv=$(sh "$top/lab/setup.sh")
+cd "$top"
+"$venv/bin/ruff" check .
+"$venv/bin/ruff" format --check .
+"$venv/bin/mypy"
+"$venv/bin/mypy" hooks/bascule-checkpassword
+exec "$venv/bin/python" -m pytest "$@"
