@@ -41,6 +41,7 @@ if [ -n "$missing" ]; then
 fi
 
 [ -x "$venv/bin/python" ] || /usr/bin/python3 -m venv "$venv" >&2
+rm -rf "$top/build"  # or modules that are gone from the source would be installed
 echo "installing bascule into $venv" >&2
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$top[test]" >&2
 # The version number does not change with every edit; the code does.

@@ -19,12 +19,14 @@ def run(connection: Connection, sql: str) -> None:
 
 dsn: str = context.config.attributes["dsn"]
 engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(dsn))
-with engine.connect() as connection:
-    run(connection, "SET lock_timeout = '10s'; CREATE SCHEMA IF NOT EXISTS bascule; SET search_path = bascule")
-    context.configure(connection=connection, version_table_schema="bascule")
-    with context.begin_transaction():
-        context.run_migrations()
-        for name in REPLACEABLE:
-            run(connection, (FOLDER / name).read_text())
-    connection.commit()
-engine.dispose()
+try:
+    with engine.connect() as connection:
+        run(connection, "SET lock_timeout = '10s'; CREATE SCHEMA IF NOT EXISTS bascule; SET search_path = bascule")
+        context.configure(connection=connection, version_table_schema="bascule")
+        with context.begin_transaction():
+            context.run_migrations()
+            for name in REPLACEABLE:
+                run(connection, (FOLDER / name).read_text())
+        connection.commit()
+finally:
+    engine.dispose()

@@ -1,0 +1,48 @@
+"""A PostgreSQL cluster for the session, an empty schema for each test."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from bascule.database import Connection
+from bascule.lab.postgres import Postgres
+
+TABLES = "journal, acknowledgement, node, sighting, alias, straggler, mailbox_folder, mailbox, domain, store"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    if os.geteuid() != 0:
+        pytest.fail("these tests need root: PostgreSQL runs as a user of its own")
+    with tempfile.TemporaryDirectory(prefix="bascule-test-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        cluster = Postgres(folder / "postgres")
+        try:
+            cluster.create()
+            yield cluster
+        finally:
+            cluster.stop("immediate")
+
+
+@pytest.fixture
+def owner(postgres: Postgres) -> Iterator[Connection]:
+    """The owner of the schema, on empty tables."""
+    with psycopg.connect(postgres.dsn("postgres"), autocommit=True) as connection:
+        connection.execute("SET search_path = bascule, queue")
+        connection.execute("ALTER TABLE journal DISABLE TRIGGER append_only")
+        connection.execute(f"TRUNCATE {TABLES}, queue.procrastinate_jobs RESTART IDENTITY CASCADE".encode())
+        connection.execute("ALTER TABLE journal ENABLE TRIGGER append_only")
+        connection.execute("INSERT INTO store VALUES ('local', 'unix:/run/lmtp')")
+        connection.execute(
+            "INSERT INTO domain (name, store, imap_host, imap_port, imap_tls, smtp_host, smtp_port) "
+            "VALUES ('lab.test', 'local', 'imap.old.test', 993, 'implicit', 'mx.old.test', 25)"
+        )
+        connection.execute("SELECT activate_domain('lab.test', 'token')")
+        yield connection

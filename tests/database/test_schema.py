@@ -1,0 +1,115 @@
+"""Upgrades, documentation and rights."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+
+from bascule import schema
+from bascule.database import Connection
+from bascule.lab.postgres import Postgres
+
+VIEWS = {
+    "domains", "mailboxes", "migrated", "pending", "forgotten", "closing_obstacles", "stragglers", "events",
+}  # fmt: skip
+
+
+def test_an_upgrade_is_idempotent_and_reaches_the_head(postgres: Postgres, owner: Connection) -> None:
+    def shape() -> list[tuple[object, ...]]:
+        return owner.execute(
+            "SELECT table_name, column_name, data_type, is_nullable FROM information_schema.columns "
+            "WHERE table_schema = 'bascule' ORDER BY 1, ordinal_position"
+        ).fetchall()
+
+    before = shape()
+    schema.upgrade(postgres.dsn("postgres"))
+    assert schema.current(postgres.dsn("postgres")) == schema.head()
+    assert shape() == before
+
+
+def test_an_upgrade_that_waits_for_a_lock_gives_up_and_changes_nothing(postgres: Postgres, owner: Connection) -> None:
+    with psycopg.connect(postgres.dsn("postgres")) as reader:
+        reader.execute("SELECT * FROM bascule.domains")  # and the transaction stays open
+        with pytest.raises(Exception, match="lock timeout"):
+            schema.upgrade(postgres.dsn("postgres"))
+    assert owner.execute("SELECT count(*) FROM domains").fetchall() == [(1,)]
+
+
+def test_every_table_and_view_is_documented(owner: Connection) -> None:
+    undocumented = owner.execute(
+        "SELECT relname FROM pg_class WHERE relnamespace = 'bascule'::regnamespace AND relkind IN ('r', 'v') "
+        "AND obj_description(oid) IS NULL AND relname <> 'alembic_version'"
+    ).fetchall()
+    assert undocumented == []
+
+
+def test_the_public_views_are_there(owner: Connection) -> None:
+    names = owner.execute("SELECT viewname FROM pg_views WHERE schemaname = 'bascule'").fetchall()
+    assert {row[0] for row in names} >= VIEWS
+
+
+#: What each role must not be able to do; every line is tried.
+FORBIDDEN = [
+    ("portal", "SELECT sealed_credential FROM bascule.mailbox"),
+    ("portal", "SELECT * FROM bascule.mailboxes"),
+    ("portal", "SELECT * FROM bascule.domain"),
+    ("portal", "UPDATE bascule.mailbox SET state = 'legacy'"),
+    ("portal", "SELECT bascule.close_domain('lab.test')"),
+    ("portal", "SELECT bascule.enqueue('migrate', 1, 'local')"),
+    ("authenticator", "SELECT sealed_credential FROM bascule.mailbox"),
+    ("authenticator", "SELECT password_hash FROM bascule.mailbox"),
+    ("authenticator", "SELECT bascule.begin_cutover(1)"),
+    ("authenticator", "SELECT bascule.take_credential(1, 'x')"),
+    ("policy_daemon", "SELECT sealed_credential FROM bascule.mailbox"),
+    ("policy_daemon", "SELECT bascule.login_state('alice@lab.test')"),
+    ("policy_daemon", "SELECT bascule.request_migration('alice@lab.test', 'portal', 'x')"),
+    ("dovecot", "SELECT sealed_credential FROM bascule.mailbox"),
+    ("dovecot", "SELECT * FROM bascule.routing_mailbox"),
+    ("worker", "UPDATE bascule.mailbox SET state = 'local'"),
+    ("worker", "SELECT bascule.close_domain('lab.test', true, 'x')"),
+    ("worker", "INSERT INTO bascule.journal (event) VALUES ('x')"),
+    ("admin", "SELECT sealed_credential FROM bascule.mailbox"),
+    ("admin", "SELECT password_hash FROM bascule.mailbox"),
+    ("admin", "UPDATE bascule.domain SET mode = 'closed'"),
+    ("admin", "UPDATE bascule.domain SET url_token = 'x'"),
+    ("admin", "INSERT INTO bascule.journal (event) VALUES ('x')"),
+    ("admin", "DELETE FROM bascule.mailbox"),
+    ("admin", "SELECT bascule.finish_cutover(1, 1, 'x', '{}')"),
+]
+
+
+@pytest.mark.parametrize(("role", "act"), FORBIDDEN)
+def test_what_a_role_cannot_do(postgres: Postgres, owner: Connection, role: str, act: str) -> None:
+    owner.execute("SELECT request_migration('alice@lab.test', 'portal', 'sealed')")
+    with (
+        psycopg.connect(postgres.dsn(f"bascule_{role}"), autocommit=True) as connection,
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+    ):
+        connection.execute(act.encode())
+
+
+ALLOWED = [
+    ("portal", "SELECT * FROM bascule.portal_domain('token')"),
+    ("portal", "SELECT bascule.request_migration('bob@lab.test', 'portal', 'x')"),
+    ("portal", "SELECT * FROM bascule.portal_progress(1)"),
+    ("authenticator", "SELECT bascule.record_login('bob@lab.test', 'x')"),
+    ("authenticator", "SELECT * FROM bascule.login_state('alice@lab.test')"),
+    ("authenticator", "SELECT * FROM bascule.routing_domain"),
+    ("policy_daemon", "SELECT * FROM bascule.routing_mailbox"),
+    ("policy_daemon", "SELECT bascule.record_sighting('bob@lab.test', 1)"),
+    ("policy_daemon", "SELECT bascule.beat('n', 'policy_daemon')"),
+    ("policy_daemon", "SELECT bascule.undo_overdue_cutovers()"),
+    ("dovecot", "SELECT * FROM bascule.dovecot_user"),
+    ("worker", "SELECT sealed_credential FROM bascule.mailbox"),
+    ("worker", "SELECT bascule.requeue_unattended()"),
+    ("admin", "SELECT * FROM bascule.mailboxes, bascule.events, bascule.stragglers, bascule.closing_obstacles"),
+    ("admin", "SELECT bascule.retry('alice@lab.test')"),
+    ("admin", "UPDATE bascule.domain SET sweep_interval = '1 minute'"),
+]
+
+
+@pytest.mark.parametrize(("role", "act"), ALLOWED)
+def test_what_a_role_needs(postgres: Postgres, owner: Connection, role: str, act: str) -> None:
+    owner.execute("SELECT request_migration('alice@lab.test', 'portal', 'sealed')")
+    with psycopg.connect(postgres.dsn(f"bascule_{role}"), autocommit=True) as connection:
+        connection.execute(act.encode())

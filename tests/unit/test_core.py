@@ -1,0 +1,143 @@
+"""Addresses, settings, credentials, the snapshot."""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bascule import settings
+from bascule.address import Address
+from bascule.config_templates import render
+from bascule.credential import Password, Sealer, Unsealer, create_keys
+from bascule.directory import Directory
+from bascule.errors import BadAddress, BadSettings, CannotUnseal
+from bascule.settings import Settings
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("alice@example.org", "alice@example.org"),
+        (" Alice.B@Example.ORG. ", "alice.b@example.org"),
+        ("a@b@c.test", "a@b@c.test"),
+        ("réception@exämple.test", "réception@exämple.test"),
+    ],
+)
+def test_addresses(text: str, parsed: str) -> None:
+    assert str(Address.parse(text)) == parsed
+
+
+@pytest.mark.parametrize(
+    "text", ["", "alice", "@example.org", "alice@", "a b@c.test", "a\x00b@c.test", "a\n@b.test", "x" * 330 + "@b"]
+)
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(BadAddress):
+        Address.parse(text)
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_an_address_or_refused(text: str) -> None:
+    try:
+        address = Address.parse(text)
+    except BadAddress:
+        return
+    assert Address.parse(str(address)) == address
+
+
+def test_detail() -> None:
+    assert str(Address.parse("alice+news@x.test").without_detail("+")) == "alice@x.test"
+    assert str(Address.parse("+news@x.test").without_detail("+")) == "+news@x.test"
+    assert str(Address.parse("alice@x.test").without_detail("+")) == "alice@x.test"
+
+
+def test_the_settings_template_gives_settings(tmp_path: Path) -> None:
+    path = tmp_path / "bascule.toml"
+    written = Settings(database="host=/run dbname=x", node="mx1")
+    path.write_text(render("bascule.toml.j2", **written.model_dump()))
+    assert settings.load(path) == written
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[portal]\nlisten = 25", "portal.listen"),
+        ("[nonsense]\na = 1", "nonsense"),
+        ("[legacy]\ntimeout = 0", "legacy.timeout"),
+        ("not toml", "is not TOML"),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "bascule.toml"
+    path.write_text(text)
+    with pytest.raises(BadSettings, match=words):
+        settings.load(path)
+
+
+def test_missing_settings_say_which_file(tmp_path: Path) -> None:
+    with pytest.raises(BadSettings, match=r"no-such\.toml cannot be read"):
+        settings.load(tmp_path / "no-such.toml")
+
+
+def test_sealed_passwords_open_with_the_private_key_only(tmp_path: Path) -> None:
+    create_keys(tmp_path / "pub", tmp_path / "key")
+    create_keys(tmp_path / "other.pub", tmp_path / "other.key")
+    sealed = Sealer(tmp_path / "pub").seal(Password("pâte"))
+    assert b"p\xc3\xa2te" not in sealed
+    assert Unsealer(tmp_path / "key").unseal(sealed).secret == "pâte"
+    with pytest.raises(CannotUnseal):
+        Unsealer(tmp_path / "other.key").unseal(sealed)
+    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o400
+
+
+def test_keys_are_never_overwritten(tmp_path: Path) -> None:
+    create_keys(tmp_path / "pub", tmp_path / "key")
+    before = (tmp_path / "key").read_bytes()
+    with pytest.raises(BadSettings, match="exists already"):
+        create_keys(tmp_path / "new.pub", tmp_path / "key")
+    assert (tmp_path / "key").read_bytes() == before
+    assert not (tmp_path / "new.pub").exists()
+
+
+def test_a_password_does_not_show_itself() -> None:
+    password = Password("s3cret-xyzzy")
+    shown = [repr(password), str(password), f"{password}", repr([password]), f"{password!r:>40}"]
+    try:
+        raise ValueError(password)  # noqa: TRY301
+    except ValueError:
+        shown.append(traceback.format_exc())
+    assert not any("xyzzy" in each for each in shown)
+    assert pickle.loads(pickle.dumps(password)) == password  # noqa: S301 (its own)
+
+
+def test_hashes_are_dovecots() -> None:
+    hashed = Password("x").hashed()
+    assert hashed.startswith("{ARGON2ID}$argon2id$v=19$")
+    assert Password("x").matches(hashed)
+    assert not Password("y").matches(hashed)
+    assert not Password("x").matches("{PLAIN}x")
+
+
+def test_the_snapshot_brings_back_the_last_known_state(directory: Directory, tmp_path: Path) -> None:
+    before = directory
+    before.save(tmp_path / "routes.json")
+    after = Directory()
+    assert after.restore(tmp_path / "routes.json")
+    assert (after.domains, after.mailboxes, after.aliases) == (before.domains, before.mailboxes, before.aliases)
+    assert after.loaded
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"domains": [], "mailboxes": [{}], "aliases": []}', "\x00"])
+def test_a_broken_snapshot_is_not_taken_up(tmp_path: Path, content: str) -> None:
+    (tmp_path / "routes.json").write_text(content)
+    known = Directory()
+    assert not known.restore(tmp_path / "routes.json")
+    assert not known.loaded
+
+
+def test_no_snapshot_is_no_error(tmp_path: Path) -> None:
+    assert not Directory().restore(tmp_path / "routes.json")

@@ -1,0 +1,153 @@
+"""The Maildir writer: names, resumption, what Dovecot reads."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bascule.migrator import maildir
+from bascule.migrator.maildir import Folder, FolderNameNotStorable, TooManyKeywords
+
+WHEN = datetime(2004, 2, 29, 23, 59, 58, tzinfo=UTC)
+SEEN = frozenset({"\\Seen"})
+
+
+def opened(path: Path, uidvalidity: int = 7) -> Folder:
+    folder = Folder(path, uidvalidity)
+    folder.open()
+    return folder
+
+
+def test_a_message_is_found_again(tmp_path: Path) -> None:
+    folder = opened(tmp_path / "INBOX")
+    flags = frozenset({"\\Seen", "\\Answered", "$Label1", "todo"})
+    assert folder.add(5, WHEN, flags, [b"one\r\n", b"two\r\n"]) == 10
+    again = opened(tmp_path / "INBOX")
+    assert again.messages == folder.messages
+    assert again.messages[5].flags == flags
+    path = tmp_path / "INBOX" / "cur" / again.messages[5].file_name
+    assert path.read_bytes() == b"one\r\ntwo\r\n"
+    assert path.stat().st_mtime == WHEN.timestamp()
+
+
+def test_flags_change_and_messages_go(tmp_path: Path) -> None:
+    folder = opened(tmp_path)
+    folder.add(1, WHEN, SEEN, [b"x"])
+    folder.add(2, WHEN, SEEN, [b"y"])
+    folder.set_flags(1, frozenset({"\\Flagged"}))
+    folder.expunge(2)
+    again = opened(tmp_path)
+    assert {uid: stored.flags for uid, stored in again.messages.items()} == {1: frozenset({"\\Flagged"})}
+
+
+def test_what_an_interrupted_run_left_is_cleared_away(tmp_path: Path) -> None:
+    folder = opened(tmp_path)
+    folder.add(1, WHEN, SEEN, [b"whole"])
+    (tmp_path / "tmp" / "half").write_bytes(b"ha")
+    torn = tmp_path / "cur" / folder.messages[1].file_name.replace("U1V", "U2V")
+    torn.write_bytes(b"who")  # named for 5 bytes, has 3: power was lost
+    (tmp_path / "cur" / "1.stranger:2,S").write_bytes(b"not ours")
+    again = opened(tmp_path)
+    assert set(again.messages) == {1}
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert len(list((tmp_path / "cur").iterdir())) == 1
+
+
+def test_a_new_uidvalidity_begins_anew(tmp_path: Path) -> None:
+    opened(tmp_path, 7).add(1, WHEN, SEEN, [b"x"])
+    assert opened(tmp_path, 8).messages == {}
+
+
+def test_the_index_is_dovecots(tmp_path: Path) -> None:
+    folder = opened(tmp_path)
+    for uid in (12, 3):
+        folder.add(uid, WHEN, frozenset({"work", "$Junk"}), [b"x"])
+    folder.write_index(1012)
+    header, *lines = (tmp_path / "dovecot-uidlist").read_text().splitlines()
+    assert header.startswith("3 V7 N1012 G")
+    assert lines == [f"{uid} :{int(WHEN.timestamp())}.U{uid}V7.bascule,S=1,W=1" for uid in (3, 12)]
+    assert (tmp_path / "dovecot-keywords").read_text() == "0 $Junk\n1 work\n"
+
+
+def test_keywords_keep_their_letters(tmp_path: Path) -> None:
+    opened(tmp_path).add(1, WHEN, frozenset({"zebra"}), [b"x"])
+    folder = opened(tmp_path)
+    folder.add(2, WHEN, frozenset({"ant", "zebra"}), [b"x"])
+    again = opened(tmp_path)
+    assert again.messages[1].flags == {"zebra"}
+    assert again.messages[2].flags == {"ant", "zebra"}
+
+
+def test_more_keywords_than_letters_are_told(tmp_path: Path) -> None:
+    folder = opened(tmp_path)
+    with pytest.raises(TooManyKeywords, match="more than 26 keywords"):
+        folder.add(1, WHEN, frozenset(f"k{number}" for number in range(27)), [b"x"])
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 2**32 - 1),
+            st.frozensets(st.sampled_from([*maildir.FLAG_LETTERS, "$Label1", "work", "Été"])),
+            st.binary(max_size=50),
+        ),
+        max_size=8,
+        unique_by=lambda each: each[0],
+    )
+)
+def test_any_messages_are_found_again(
+    tmp_path_factory: pytest.TempPathFactory, messages: list[tuple[int, frozenset[str], bytes]]
+) -> None:
+    path = tmp_path_factory.mktemp("maildir")
+    folder = opened(path)
+    for uid, flags, body in messages:
+        folder.add(uid, WHEN, flags, [body])
+    folder.write_index(2**32)
+    again = opened(path)
+    assert {uid: stored.flags for uid, stored in again.messages.items()} == {uid: flags for uid, flags, _ in messages}
+    for uid, _, body in messages:
+        assert (path / "cur" / again.messages[uid].file_name).read_bytes() == body
+
+
+@pytest.mark.parametrize(
+    ("name", "separator", "prefix", "path"),
+    [
+        ("INBOX", "/", "", ""),
+        ("inbox", ".", "INBOX.", ""),
+        ("Archive/2019", "/", "", "Archive/2019"),
+        ("INBOX.Sent", ".", "INBOX.", "Sent"),
+        ("INBOX.a.b", ".", "INBOX.", "a/b"),
+        ("v1.2", "/", "", "v1.2"),
+        ("INBOX/child", "/", "", "INBOX/child"),
+        ("&AMk-t&AOk-", "/", "", "&AMk-t&AOk-"),
+    ],
+)
+def test_folders_have_directories(name: str, separator: str, prefix: str, path: str) -> None:
+    root = Path("/root")
+    assert maildir.folder_path(root, name, separator, prefix) == root / path
+
+
+@pytest.mark.parametrize("name", ["..", "a/../b", "cur", "a/tmp", "/absolute", "a//b", "~root", "a/"])
+def test_folders_that_would_leave_their_place_are_refused(name: str) -> None:
+    with pytest.raises(FolderNameNotStorable):
+        maildir.folder_path(Path("/root"), name, "/", "")
+
+
+def test_a_slash_in_a_name_cannot_be_stored() -> None:
+    with pytest.raises(FolderNameNotStorable, match="either/or"):
+        maildir.folder_path(Path("/root"), "either/or", ".", "")
+
+
+def test_folders_that_are_gone_are_removed_and_no_others(tmp_path: Path) -> None:
+    for name in ("", "kept", "kept/child", "gone", "parent/gone"):
+        opened(tmp_path / name).add(1, WHEN, SEEN, [b"x"])
+    maildir.remove_other_folders(tmp_path, {"a": tmp_path, "b": tmp_path / "kept", "c": tmp_path / "kept" / "child"})
+    assert {path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("cur")} == {
+        ".",
+        "kept",
+        "kept/child",
+    }

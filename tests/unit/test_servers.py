@@ -1,0 +1,112 @@
+"""Postfix's protocols over a socket, at every read size, and against clients that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from bascule.policy_daemon import netstring, servers
+from bascule.policy_daemon.routes import Routes
+
+Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[bytes]]
+
+
+def converse(tmp_path: Path, handler: servers.Handler, talk: Talk) -> bytes:
+    """Start the server, hold one conversation, stop."""
+
+    async def run() -> bytes:
+        endpoint = f"unix:{tmp_path / 'socket'}"
+        server = await servers.listen(endpoint, handler)
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "socket")
+        try:
+            async with asyncio.timeout(10):
+                return await talk(reader, writer)
+        finally:
+            writer.close()
+            server.close()
+
+    return asyncio.run(run())
+
+
+def sending(data: bytes, size: int = 4096) -> Talk:
+    """Send ``data`` in pieces, end the sending side, read all replies."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        for start in range(0, len(data), size):
+            writer.write(data[start : start + size])
+            await writer.drain()
+        writer.write_eof()
+        return await reader.read()
+
+    return talk
+
+
+SOCKETMAP_REQUESTS = b"".join(
+    netstring.encode(each)
+    for each in (b"transport here@active.test", b"domains elsewhere.test", b"aliases info@active.test", b"nonsense x")
+)
+SOCKETMAP_REPLIES = b"".join(
+    netstring.encode(each)
+    for each in (
+        b"OK lmtp:unix:/run/lmtp",
+        b"NOTFOUND ",
+        b"OK here@active.test",
+        b"PERM bascule has no map 'nonsense'; it has transport, domains, aliases",
+    )
+)
+
+
+@pytest.mark.parametrize("size", [1, 16, 128, 4096])
+def test_socketmap(routes: Routes, tmp_path: Path, size: int) -> None:
+    assert converse(tmp_path, servers.socketmap(routes), sending(SOCKETMAP_REQUESTS, size)) == SOCKETMAP_REPLIES
+
+
+@pytest.mark.parametrize(
+    "data", [b"100001:", b"GET / HTTP/1.0\r\n\r\n", netstring.encode(b"transport"), b"5:hello;", b"\xff" * 50]
+)
+def test_a_client_that_does_not_speak_socketmap_is_dropped(routes: Routes, tmp_path: Path, data: bytes) -> None:
+    assert converse(tmp_path, servers.socketmap(routes), sending(data)) == b""
+
+
+def test_keys_that_are_not_text_are_not_found(routes: Routes, tmp_path: Path) -> None:
+    request = netstring.encode(b"transport \xff\xfe@elsewhere.test")
+    assert converse(tmp_path, servers.socketmap(routes), sending(request)) == netstring.encode(b"NOTFOUND ")
+
+
+REQUEST = b"request=smtpd_access_policy\nprotocol_state=RCPT\nrecipient=%s\n\n"
+
+
+@pytest.mark.parametrize("size", [1, 16, 128, 4096])
+def test_policy(routes: Routes, tmp_path: Path, size: int) -> None:
+    data = REQUEST % b"anybody@active.test" + REQUEST % b"here@active.test"
+
+    def answer(attributes: dict[str, str]) -> str:
+        return routes.verification(attributes["recipient"])
+
+    replies = converse(tmp_path, servers.policy(answer), sending(data, size))
+    assert replies == b"action=reject_unverified_recipient\n\naction=DUNNO\n\n"
+
+
+@pytest.mark.parametrize("data", [b"nonsense\n\n", b"request=other\n\n", b"a=b\n" * 20_000])
+def test_a_client_that_does_not_speak_policy_is_dropped(tmp_path: Path, data: bytes) -> None:
+    def never(_: dict[str, str]) -> str:
+        raise AssertionError("must not be asked")
+
+    assert converse(tmp_path, servers.policy(never), sending(data)) == b""
+
+
+def test_half_a_request_is_given_up(routes: Routes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "REQUEST_TIMEOUT", 0.1)
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        writer.write(b"30:transport here")
+        return await reader.read()  # ends when the server gives up; the client never does
+
+    assert converse(tmp_path, servers.socketmap(routes), talk) == b""
+
+
+def test_held_mail_is_always_told_to_come_back(tmp_path: Path) -> None:
+    assert converse(tmp_path, servers.hold, sending(b"")).startswith(b"421 4.2.1 ")
