@@ -247,8 +247,7 @@ class Lab:
         certificate = self._certificate(authority, "localhost")
         self.legacy = LegacySite(self.folder / "legacy", certificate)
         self.new = NewSite(self.folder / "new", certificate)
-        self.strangers_ca = self.folder / "stranger.pem"
-        trustme.CA().cert_pem.write_to_path(str(self.strangers_ca))
+        self.url = ""  # of the users, once the domain is active
 
     def _certificate(self, authority: trustme.CA, name: str) -> Certificate:
         issued = authority.issue_cert(name)

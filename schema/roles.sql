@@ -27,9 +27,11 @@ GRANT USAGE ON SCHEMA bascule TO bascule_admin, bascule_worker, bascule_portal, 
 
 GRANT SELECT ON domains, mailboxes, migrated, pending, forgotten, closing_obstacles, stragglers, events, store, node
     TO bascule_admin;
-GRANT SELECT, INSERT, UPDATE ON domain, store TO bascule_admin;
--- The mode changes only through activate_domain() and close_domain().
-REVOKE UPDATE ON domain FROM bascule_admin;
+GRANT INSERT, UPDATE ON store TO bascule_admin;
+-- Mode and URL change only through activate_domain(), rotate_url() and close_domain().
+GRANT SELECT ON domain TO bascule_admin;
+GRANT INSERT (name, store, imap_host, imap_port, imap_tls, smtp_host, smtp_port, pop3_port, pop3_tls, submission_port,
+    submission_tls, login_form, first_login_migrates, cutover_budget, sweep_interval) ON domain TO bascule_admin;
 GRANT UPDATE (store, imap_host, imap_port, imap_tls, smtp_host, smtp_port, pop3_port, pop3_tls, submission_port,
     submission_tls, login_form, first_login_migrates, cutover_budget, sweep_interval) ON domain TO bascule_admin;
 GRANT EXECUTE ON FUNCTION activate_domain, rotate_url, assign_alias, waive_address, retry, give_up, close_domain,

@@ -72,6 +72,7 @@ FORBIDDEN = [
     ("admin", "SELECT password_hash FROM bascule.mailbox"),
     ("admin", "UPDATE bascule.domain SET mode = 'closed'"),
     ("admin", "UPDATE bascule.domain SET url_token = 'x'"),
+    ("admin", "INSERT INTO bascule.domain (name, mode) VALUES ('x.test', 'closed')"),
     ("admin", "INSERT INTO bascule.journal (event) VALUES ('x')"),
     ("admin", "DELETE FROM bascule.mailbox"),
     ("admin", "SELECT bascule.finish_cutover(1, 1, 'x', '{}')"),

@@ -1,0 +1,74 @@
+"""One lab for all tests of this folder. Each test has users of its own, so that none depends on another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from random import Random
+
+import pytest
+
+from bascule.lab.mail import Ledger
+from bascule.lab.sites import DOMAIN, Lab, LegacySite, NewSite, eventually
+
+#: Who is whose is said in the tests.
+NAMES = (
+    "proxied", "unreachable", "moved", "databaseless", "killed", "ghosted", "abandoned", "changed", "looping",
+    "raced", "expired", "expunged", "aliased", "faithful", "stayed", "held",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """Both sites, with the domain active; a first login moves nobody here."""
+    with Lab() as running:
+        running.create({name: f"password of {name}" for name in NAMES}, {"alias": "aliased"})
+        running.prepare("--no-first-login")
+        activated = running.new.cli("activate", DOMAIN)
+        assert activated.returncode == 0, activated.stdout
+        running.url = activated.stdout.strip()
+        yield running
+
+
+@pytest.fixture
+def new(lab: Lab) -> NewSite:
+    return lab.new
+
+
+@pytest.fixture
+def legacy(lab: Lab) -> LegacySite:
+    return lab.legacy
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger()
+
+
+@pytest.fixture
+def random() -> Random:
+    return Random(3)  # noqa: S311 (mail, not keys)
+
+
+Request = Callable[[str], None]
+Await = Callable[..., None]
+
+
+@pytest.fixture
+def request_move(new: NewSite, legacy: LegacySite) -> Request:
+    """Ask for a user to be moved, as an administrator."""
+
+    def ask(name: str) -> None:
+        done = new.cli("request", f"{name}@{DOMAIN}", "--password-file", "-", stdin=legacy.users[name] + "\n")
+        assert done.returncode == 0, done.stdout
+
+    return ask
+
+
+@pytest.fixture
+def await_state(new: NewSite) -> Await:
+    """Wait until a user is in a state."""
+
+    def wait(name: str, state: str = "local", timeout: float = 60) -> None:
+        eventually(f"{name} in state {state}, not {new.state(name)}", lambda: new.state(name) == state, timeout)
+
+    return wait

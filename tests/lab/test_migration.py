@@ -1,0 +1,338 @@
+"""Moving users while things go wrong: whatever is killed, the end is the same."""
+
+from __future__ import annotations
+
+import os
+import smtplib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from bascule.lab.mail import (
+    Ledger,
+    Traffic,
+    delivered_files,
+    differences,
+    fill_mailbox,
+    found_in_new,
+    identities,
+    message,
+    read_mailbox,
+    send,
+)  # fmt: skip
+from bascule.lab.process import VMAIL, Daemon
+from bascule.lab.sites import DOMAIN, Lab, LegacySite, NewSite, eventually
+from bascule.lab.visitor import Visitor
+
+pytestmark = pytest.mark.lab
+
+Request = Callable[[str], None]
+Await = Callable[..., None]
+
+
+def put_messages(legacy: LegacySite, name: str, count: int, ledger: Ledger) -> None:
+    """Many small messages, written into the legacy Maildir at once."""
+    home = legacy.dovecot.folder / "mail" / name
+    for part in ("", "Maildir", "Maildir/cur", "Maildir/new", "Maildir/tmp"):
+        (home / part).mkdir(exist_ok=True)
+        os.chown(home / part, VMAIL, VMAIL)
+    random = Random(1)  # noqa: S311 (mail, not keys)
+    for number in range(count):
+        identity = ledger.give(f"{number}-{name}@many.test", name)
+        path = home / "Maildir" / "cur" / f"{1_100_000_000 + number}.{number}.lab:2,S"
+        path.write_bytes(message(identity, f"{name}@{DOMAIN}", random))
+        os.chown(path, VMAIL, VMAIL)
+
+
+def insist_on_the_same(lab: Lab, name: str, ledger: Ledger) -> None:
+    """The mailbox here is the legacy one, but for the last message there and what came since here."""
+    with lab.legacy.client(name) as client:
+        before = read_mailbox(client)
+    for folder in before.values():
+        for uid in [uid for uid, seen in folder.messages.items() if seen.message_id.startswith("bascule-last-")]:
+            del folder.messages[uid]
+    with lab.new.client(name, lab.legacy.users[name]) as client:
+        after = read_mailbox(client)
+    assert differences(before, after) == []
+    count = ledger.compare({name: identities(after)})
+    count.insist()
+    assert count.found == count.sent > 0
+
+
+@contextmanager
+def ghost(new: NewSite) -> Iterator[None]:
+    """A policy daemon that is alive and never acknowledges anything."""
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(1):
+            new.sql("SELECT bascule.beat('ghost', 'policy_daemon')", role="bascule_policy_daemon")
+
+    new.sql("SELECT bascule.beat('ghost', 'policy_daemon')", role="bascule_policy_daemon")
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        new.sql("SELECT bascule.sign_off('ghost', 'policy_daemon')", role="bascule_policy_daemon")
+
+
+@contextmanager
+def cutover_budget(new: NewSite, interval: str) -> Iterator[None]:
+    new.sql("UPDATE bascule.domain SET cutover_budget = %s::interval", interval)
+    try:
+        yield
+    finally:
+        new.sql("UPDATE bascule.domain SET cutover_budget = '60 seconds'")
+
+
+def test_a_mailbox_is_moved_faithfully(
+    lab: Lab, ledger: Ledger, random: Random, request_move: Request, await_state: Await
+) -> None:
+    fill_mailbox(lab.legacy, "faithful", ledger, random, messages=60)
+    with lab.legacy.client("faithful") as client:
+        subscribed = sorted(name for _, _, name in client.list_sub_folders())
+        listed = sorted((name, b"\\Noselect" in flags) for flags, _, name in client.list_folders())
+    request_move("faithful")
+    await_state("faithful")
+    insist_on_the_same(lab, "faithful", ledger)
+    with lab.new.client("faithful", lab.legacy.users["faithful"]) as client:
+        assert sorted(name for _, _, name in client.list_sub_folders()) == subscribed
+        assert sorted((name, b"\\Noselect" in flags) for flags, _, name in client.list_folders()) == listed
+        selected = client.select_folder("INBOX")
+        assert selected[b"UIDNEXT"] > max(client.search()) + 900  # the gap
+    report = lab.new.sql(
+        "SELECT report -> 'folders' FROM bascule.mailbox WHERE local_part = 'faithful'", role="bascule_worker"
+    )[0][0]
+    assert sum(folder["messages"] for folder in report) == len(ledger.expected)
+
+
+def test_a_worker_killed_during_the_copy_goes_on_where_it_stopped(
+    lab: Lab, ledger: Ledger, request_move: Request, await_state: Await
+) -> None:
+    put_messages(lab.legacy, "killed", 2500, ledger)
+    mailbox = lab.new.folder / "mail" / DOMAIN / "killed" / "Maildir"
+    request_move("killed")
+    for wanted in (200, 900):
+        eventually(f"{wanted} messages copied", partial(_has_copied, mailbox, wanted))
+        lab.new.worker.kill()
+        assert lab.new.state("killed") == "copying"
+        stopped_at = _count(mailbox)
+        assert wanted <= stopped_at < 2500
+        lab.new.worker.start()
+    oldest = {path.name.partition(":")[0]: path.stat().st_ino for path in delivered_files(mailbox)}
+    await_state("killed")
+    insist_on_the_same(lab, "killed", ledger)
+    now = {path.name.partition(":")[0]: path.stat().st_ino for path in delivered_files(mailbox)}
+    assert all(now[name] == inode for name, inode in oldest.items()), "what was copied is not copied again"
+
+
+def _has_copied(mailbox: Path, wanted: int) -> bool:
+    return _count(mailbox) >= wanted
+
+
+def _count(mailbox: Path) -> int:
+    try:
+        return len(os.listdir(os.path.join(mailbox, "cur")))  # noqa: PTH118, PTH208 (a race with the writer)
+    except FileNotFoundError:
+        return 0
+
+
+def test_two_workers_at_one_store_do_the_work_once(
+    lab: Lab, ledger: Ledger, random: Random, request_move: Request, await_state: Await
+) -> None:
+    fill_mailbox(lab.legacy, "raced", ledger, random, messages=40)
+    second = Daemon(lab.new.worker.command, folder=lab.new.folder / "log", name="worker-2", uid=VMAIL, gid=VMAIL)
+    second.start()
+    try:
+        with Traffic(lab.new.smtp_port, ["raced"], ledger, pause=0.05):
+            request_move("raced")
+            await_state("raced")
+    finally:
+        second.stop()
+    eventually("no mail is under way", lambda: lab.new.postfix.is_empty() and lab.legacy.postfix.is_empty())
+    found = found_in_new(lab.new, {"raced": lab.legacy.users["raced"]})
+    ledger.compare(found).insist()
+
+
+def test_a_cutover_that_is_not_acknowledged_undoes_itself(
+    lab: Lab, ledger: Ledger, random: Random, request_move: Request, await_state: Await
+) -> None:
+    new, password = lab.new, lab.legacy.users["ghosted"]
+    send(new.smtp_port, "before@ghosted.test", "ghosted", ledger, random)
+    with ghost(new), cutover_budget(new, "10 seconds"):
+        request_move("ghosted")
+        await_state("ghosted", "cutover")
+        eventually(
+            "the hold is in force", lambda: "address=ghosted@lab.test state=cutover" in new.policy_daemon.tail(500)
+        )
+        send(new.smtp_port, "during@ghosted.test", "ghosted", ledger, random)
+        eventually("held", lambda: any("holds this mail" in str(each["recipients"]) for each in new.postfix.queue()))
+        await_state("ghosted", "copying")
+        problem = new.sql("SELECT problem FROM bascule.mailboxes WHERE address = %s", f"ghosted@{DOMAIN}")[0][0]
+        assert problem == "not acknowledged in time by: policy_daemon on ghost"
+        eventually("held mail went to legacy", lambda: _at(lab.legacy, "ghosted", password, "during@ghosted.test"))
+    new.cli("retry", f"ghosted@{DOMAIN}")
+    await_state("ghosted")
+    insist_on_the_same(lab, "ghosted", ledger)
+
+
+def test_a_worker_killed_in_the_cutover_holds_nobodys_mail(
+    lab: Lab, ledger: Ledger, random: Random, request_move: Request, await_state: Await
+) -> None:
+    new, password = lab.new, lab.legacy.users["abandoned"]
+    with ghost(new), cutover_budget(new, "12 seconds"):
+        request_move("abandoned")
+        await_state("abandoned", "cutover")
+        new.worker.kill()
+        send(new.smtp_port, "during@abandoned.test", "abandoned", ledger, random)
+        await_state("abandoned", "copying")  # the policy daemon undid it
+        eventually("held mail went to legacy", lambda: _at(lab.legacy, "abandoned", password, "during@abandoned.test"))
+    new.worker.start()
+    await_state("abandoned")
+    insist_on_the_same(lab, "abandoned", ledger)
+
+
+def _at(site: LegacySite | NewSite, name: str, password: str, identity: str) -> bool:
+    with site.client(name, password) as client:
+        client.select_folder("INBOX", readonly=True)
+        return bool(client.search(["HEADER", "Message-ID", identity]))
+
+
+def test_a_login_in_the_cutover_waits_for_the_flip(
+    lab: Lab, ledger: Ledger, random: Random, request_move: Request, await_state: Await
+) -> None:
+    send(lab.new.smtp_port, "before@held.test", "held", ledger, random)
+    entered = threading.Event()
+    failures: list[BaseException] = []
+
+    def log_in() -> None:
+        try:
+            with lab.new.client("held", lab.legacy.users["held"]) as client:
+                client.select_folder("INBOX", readonly=True)
+                assert lab.new.state("held") == "local"
+                entered.set()
+        except BaseException as error:  # noqa: BLE001 (raised again by the test)
+            failures.append(error)
+
+    with ghost(lab.new):
+        request_move("held")
+        await_state("held", "cutover")
+        thread = threading.Thread(target=log_in)
+        thread.start()
+        assert not entered.wait(2)
+    thread.join(30)
+    assert not failures, failures
+    assert entered.is_set()
+
+
+def test_a_changed_password_is_taken_up_at_the_next_login(
+    lab: Lab, ledger: Ledger, random: Random, request_move: Request, await_state: Await
+) -> None:
+    send(lab.new.smtp_port, "first@changed.test", "changed", ledger, random)
+    lab.new.worker.stop()
+    request_move("changed")
+    lab.legacy.set_users(lab.legacy.users | {"changed": "the new one"}, lab.legacy.aliases)
+    lab.new.worker.start()
+    query = "SELECT problem FROM bascule.mailboxes WHERE address = %s AND problem LIKE 'waits for%%'"
+    eventually("it waits for the new password", lambda: lab.new.sql(query, f"changed@{DOMAIN}"))
+    with lab.new.client("changed", "the new one"):
+        pass
+    await_state("changed")
+    insist_on_the_same(lab, "changed", ledger)
+
+
+def test_a_request_that_cannot_be_checked_changes_nothing(lab: Lab) -> None:
+    lab.legacy.dovecot.stop()
+    try:
+        visitor = Visitor(lab.url)
+        page = visitor.request(f"expired@{DOMAIN}", lab.legacy.users["expired"], "X", "Y")
+        assert visitor.status == 422
+        assert "does not answer now. Nothing was changed" in page
+        done = lab.new.cli("request", f"expired@{DOMAIN}", "--password-file", "-", stdin="x\n")
+        assert done.returncode == 1
+        assert "nothing listens at" in done.stdout
+    finally:
+        lab.legacy.dovecot.start()
+    assert lab.new.state("expired") is None
+
+
+def test_an_expired_link_says_so(lab: Lab) -> None:
+    lab.new.sql("UPDATE bascule.domain SET url_expires_at = now() - interval '1 second'", role="postgres")
+    try:
+        visitor = Visitor(lab.url)
+        assert "This link has expired" in visitor.open()
+        assert visitor.status == 410
+        visitor.open(form={"email": f"expired@{DOMAIN}", "password": lab.legacy.users["expired"]})
+        assert visitor.status in {400, 410}
+    finally:
+        lab.new.sql("UPDATE bascule.domain SET url_expires_at = now() + interval '1 day'", role="postgres")
+    assert lab.new.state("expired") is None
+
+
+def test_a_form_without_its_token_is_refused(lab: Lab) -> None:
+    visitor = Visitor(lab.url)
+    form = {"email": f"expired@{DOMAIN}", "password": lab.legacy.users["expired"], "first_name": "x", "last_name": "y"}
+    visitor.open(form=form)
+    assert visitor.status == 400
+    assert lab.new.state("expired") is None
+
+
+def test_a_message_that_legacy_sends_back_does_not_circle(lab: Lab, ledger: Ledger, random: Random) -> None:
+    send(lab.new.smtp_port, "once@looping.test", "looping", ledger, random)
+    password = lab.legacy.users["looping"]
+    eventually("delivered", lambda: _at(lab.legacy, "looping", password, "once@looping.test"))
+    with lab.legacy.client("looping") as client:
+        client.select_folder("INBOX", readonly=True)
+        body = client.fetch(client.search(), ["BODY.PEEK[]"]).popitem()[1][b"BODY[]"]
+    assert b"Bascule-Stamp: " in body
+    with (
+        smtplib.SMTP("127.0.0.1", lab.new.smtp_port, timeout=30) as smtp,
+        pytest.raises(smtplib.SMTPDataError) as error,
+    ):
+        smtp.sendmail("forwarder@lab.test", [f"looping@{DOMAIN}"], body)
+    assert error.value.smtp_code == 554
+    assert "5.4.6 bascule" in str(error.value.smtp_error)
+
+
+def test_a_dead_milter_stops_no_mail(lab: Lab, ledger: Ledger, random: Random) -> None:
+    lab.new.milter.kill()
+    try:
+        send(lab.new.smtp_port, "unstamped@stayed.test", "stayed", ledger, random)
+    finally:
+        lab.new.milter.start()
+    eventually("delivered", lambda: _at(lab.legacy, "stayed", lab.legacy.users["stayed"], "unstamped@stayed.test"))
+
+
+def test_subaddresses_and_aliases_follow_their_mailbox(
+    lab: Lab, ledger: Ledger, random: Random, request_move: Request, await_state: Await
+) -> None:
+    request_move("aliased")
+    await_state("aliased")
+    assert lab.new.cli("alias", f"alias@{DOMAIN}", f"aliased@{DOMAIN}").returncode == 0
+    eventually("the alias is known", lambda: _sent_here(lab, "alias", ledger, random))
+    for number, recipient in enumerate(("aliased+tag", "ALIASED", "Alias", "alias+news")):
+        identity = f"variant-{number}@aliased.test"
+        send(lab.new.smtp_port, identity, "aliased", ledger, random, recipient=f"{recipient}@{DOMAIN}")
+        eventually(
+            f"mail to {recipient}",
+            partial(_at, lab.new, "aliased", lab.legacy.users["aliased"], identity),
+        )
+
+
+def _sent_here(lab: Lab, local_part: str, ledger: Ledger, random: Random) -> bool:
+    """Whether mail to an address is delivered here; each attempt sends one more."""
+    identity = f"probe-{random.random()}@aliased.test"
+    send(lab.new.smtp_port, identity, "aliased", ledger, random, recipient=f"{local_part}@{DOMAIN}")
+    eventually(
+        "the probe is somewhere",
+        lambda: any(_at(site, "aliased", lab.legacy.users["aliased"], identity) for site in (lab.new, lab.legacy)),
+    )
+    return _at(lab.new, "aliased", lab.legacy.users["aliased"], identity)
