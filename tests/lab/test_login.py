@@ -11,7 +11,7 @@ import pytest
 from imapclient.exceptions import LoginError
 
 from bascule.lab.mail import Ledger, send, submit
-from bascule.lab.sites import DOMAIN, Lab, LegacySite, NewSite, eventually
+from bascule.lab.sites import DOMAIN, Lab, LegacySite, NewSite, eventually, imap
 
 pytestmark = pytest.mark.lab
 
@@ -43,7 +43,7 @@ def test_imap_pop3_and_submission_are_proxied(new: NewSite, legacy: LegacySite, 
 
 @pytest.mark.parametrize("user", [f"proxied@{DOMAIN}", f"nobody@{DOMAIN}", "proxied@elsewhere.test", "proxied"])
 def test_a_wrong_password_is_wrong(new: NewSite, user: str) -> None:
-    with pytest.raises(LoginError, match="AUTHENTICATIONFAILED"), new.client(user.partition("@")[0], "wrong"):
+    with pytest.raises(LoginError, match="AUTHENTICATIONFAILED"), imap(new.dovecot.ports.imap, user, "wrong"):
         pass
 
 
