@@ -26,7 +26,8 @@ def translated(error: psycopg.Error) -> BasculeError:
         return Refused(error.diag.message_primary or "refused", code=error.sqlstate, hint=hint)
     if isinstance(error, psycopg.OperationalError):
         return DatabaseUnavailable(
-            f"the database does not answer: {error}", hint="Is PostgreSQL running? Nothing was changed."
+            f"the database does not answer: {' '.join(str(error).split())}",
+            hint="Is PostgreSQL running? Nothing was changed.",
         )
     return BasculeError(f"the database refuses: {error.diag.message_primary or error}")
 

@@ -83,10 +83,16 @@ class Directory:
 
     def save(self, path: Path) -> None:
         """Write the last known state, atomically."""
+        # Copies first, each made at one go: this runs in a thread beside the event loop.
+        domains, mailboxes, aliases = (
+            list(self.domains.values()),
+            list(self.mailboxes.values()),
+            list(self.aliases.items()),
+        )
         content = {
-            "domains": [asdict(domain) for domain in self.domains.values()],
-            "mailboxes": [asdict(mailbox) for mailbox in self.mailboxes.values()],
-            "aliases": [[str(alias), str(target)] for alias, target in self.aliases.items()],
+            "domains": [asdict(domain) for domain in domains],
+            "mailboxes": [asdict(mailbox) for mailbox in mailboxes],
+            "aliases": [[str(alias), str(target)] for alias, target in aliases],
         }
         new = path.with_suffix(".new")
         with new.open("w") as file:
@@ -126,8 +132,10 @@ class Follower:
 
     ``on_change(before, after)`` is called for each mailbox whose place in the
     directory changed, after the directory holds the change; None stands for
-    "mail goes to the legacy server". ``on_load`` is called after each load of
-    everything: changes may have been missed before it.
+    "mail goes to the legacy server". A load of everything after a time without
+    the database is such a change for each mailbox that differs; the very first
+    load only for those that are being moved at the time. ``on_update`` is
+    called after any change of the directory, those of domains and aliases too.
     """
 
     def __init__(
@@ -138,14 +146,14 @@ class Follower:
         node: str,
         part: str,
         on_change: OnChange,
-        on_load: Callable[[], None],
+        on_update: Callable[[], None],
         on_beat: Callable[[AsyncConnection], Awaitable[None]] | None = None,
     ) -> None:
         self._directory = directory
         self._dsn = dsn
         self._node, self._part = node, part
         self._on_change = on_change
-        self._on_load = on_load
+        self._on_update = on_update
         self._on_beat = on_beat
         self._by_id: dict[int, Mailbox] = {}
         self._log = log.get()
@@ -169,11 +177,10 @@ class Follower:
         # Listen first, then load: a change in between is seen twice, never missed.
         await connection.execute("LISTEN bascule_mailbox; LISTEN bascule_domain")
         await self._load(connection)
-        self._directory.loaded = self._directory.fresh = True
+        self._directory.fresh = True
         self._log.info(
             "directory loaded", domains=len(self._directory.domains), mailboxes=len(self._directory.mailboxes)
         )
-        self._on_load()
         loop = asyncio.get_running_loop()
         next_beat = loop.time()
         while True:
@@ -190,6 +197,7 @@ class Follower:
     async def _take(self, connection: AsyncConnection, notify: psycopg.Notify) -> None:
         if notify.channel == "bascule_domain":
             self._directory.domains, self._directory.aliases = await self._domains(connection)
+            self._on_update()
             return
         mailbox_id = int(notify.payload)
         after = next(iter(await self._mailboxes(connection, self._directory.domains, mailbox_id)), None)
@@ -198,15 +206,24 @@ class Follower:
             del self._directory.mailboxes[before.address]
         if after is not None:
             self._directory.mailboxes[after.address] = self._by_id[mailbox_id] = after
+        self._on_update()
         self._on_change(before, after)
 
     async def _load(self, connection: AsyncConnection) -> None:
         domains, aliases = await self._domains(connection)
         mailboxes = await self._mailboxes(connection, domains, None)
+        known = self._directory.mailboxes
+        first = not self._directory.loaded
         # Put into force together: no lookup sees a domain without its migrated users.
         self._directory.domains, self._directory.aliases = domains, aliases
         self._directory.mailboxes = {box.address: box for box in mailboxes}
         self._by_id = {box.id: box for box in mailboxes}
+        self._directory.loaded = True
+        self._on_update()
+        for address in known.keys() | self._directory.mailboxes.keys():
+            before, after = known.get(address), self._directory.mailboxes.get(address)
+            if before != after and not (first and after is not None and after.state == "local"):
+                self._on_change(before, after)
 
     @staticmethod
     async def _domains(connection: AsyncConnection) -> tuple[dict[str, Domain], dict[Address, Address]]:

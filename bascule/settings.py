@@ -104,7 +104,9 @@ class Settings(_Table):
 
     def dsn(self, role: str) -> str:
         """The connection string for one of the roles of ``schema/roles.sql``."""
-        return f"{self.database} user=bascule_{role} application_name=bascule_{role}"
+        # A database host that vanishes is noticed within seconds, not after TCP's own quarter of an hour.
+        patience = "tcp_user_timeout=10000 keepalives_idle=10 keepalives_interval=5"
+        return f"{self.database} user=bascule_{role} application_name=bascule_{role} {patience}"
 
 
 def load(path: Path = DEFAULT_PATH) -> Settings:

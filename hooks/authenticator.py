@@ -18,6 +18,7 @@ import contextlib
 import json
 import signal
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -38,6 +39,7 @@ from bascule.readiness import ready
 
 PART = "authenticator"
 MAX_REQUEST = 65_536  # bytes
+LEGACY_LOGINS = 128  # that are checked at legacy servers at the same time; each waits in a thread
 DATABASE_TIMEOUT = 2.0  # seconds that a login waits for the database before it goes on without
 LOOK_AGAIN = 1.0  # seconds between looks at the state while a login waits for the flip
 KICK_ATTEMPTS = 20
@@ -201,13 +203,14 @@ class Resident:
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(LEGACY_LOGINS))
         follower = Follower(
             self._directory,
             self._dsn,
             node=self._settings.node,
             part=PART,
             on_change=self._changed,
-            on_load=self._loaded,
+            on_update=lambda: self._start(self._authenticator.state_changed()),
         )
         legacy = self._settings.legacy
         async with AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]](
@@ -264,15 +267,8 @@ class Resident:
     # Changes of state -----------------------------------------------------------
 
     def _changed(self, _before: Mailbox | None, after: Mailbox | None) -> None:
-        self._start(self._authenticator.state_changed())
         if after is not None and after.state in {"cutover", "local", "returning"}:
             self._start(self._put_into_force(after))
-
-    def _loaded(self) -> None:
-        self._start(self._authenticator.state_changed())
-        for mailbox in self._directory.mailboxes.values():
-            if mailbox.state in {"cutover", "returning"}:
-                self._start(self._put_into_force(mailbox))
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

@@ -21,6 +21,7 @@ from bascule.policy_daemon.routes import Routes
 from bascule.readiness import ready
 
 PART = "policy_daemon"
+SNAPSHOT_INTERVAL = 1.0  # seconds between two writes of the snapshot, at least
 RETRY = 1.0  # seconds before a change is tried again that Postfix did not take
 
 
@@ -36,14 +37,14 @@ class Service:
         self._dsn = configuration.dsn(PART)
         self._changes: dict[Address, asyncio.Task[None]] = {}
         self._sightings: Counter[Address] = Counter()
-        self._unsaved = False
+        self._unsaved = asyncio.Event()
         self.follower = Follower(
             self.directory,
             self._dsn,
             node=configuration.node,
             part=PART,
             on_change=self._changed,
-            on_load=self._loaded,
+            on_update=self._unsaved.set,
             on_beat=self._beat,
         )
 
@@ -61,15 +62,16 @@ class Service:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, lambda: _once(loop, stop))
-        following = asyncio.create_task(self.follower.run())
+        background = [asyncio.create_task(self.follower.run()), asyncio.create_task(self._keep_snapshot())]
         ready()
         self._log.info("serving", socketmap=mine.socketmap, policy=mine.policy)
         await stop.wait()
         for server in listening:
             server.close()
-        for task in (following, *self._changes.values()):
+        background += self._changes.values()
+        for task in background:
             task.cancel()
-        await asyncio.gather(following, *self._changes.values(), return_exceptions=True)
+        await asyncio.gather(*background, return_exceptions=True)
         await self._sign_off()
 
     async def _sign_off(self) -> None:
@@ -95,16 +97,8 @@ class Service:
     # Changes of state --------------------------------------------------------
 
     def _changed(self, before: Mailbox | None, after: Mailbox | None) -> None:
-        self._unsaved = True
         for mailbox in {box.address: box for box in (before, after) if box is not None}.values():
             self._enforce(mailbox.address)
-
-    def _loaded(self) -> None:
-        # Changes may have been missed while the database was away.
-        self._unsaved = True
-        for mailbox in self.directory.mailboxes.values():
-            if mailbox.state in {"cutover", "returning"}:
-                self._enforce(mailbox.address)
 
     def _enforce(self, address: Address) -> None:
         running = self._changes.get(address)
@@ -147,13 +141,18 @@ class Service:
     async def _beat(self, connection: AsyncConnection) -> None:
         await connection.execute("SELECT bascule.undo_overdue_cutovers()")
         await self._record_sightings(connection)
-        if self._unsaved:
-            self._unsaved = False
+
+    async def _keep_snapshot(self) -> None:
+        """Save the routes soon after each change, for a start while the database is away."""
+        while True:
+            await self._unsaved.wait()
+            self._unsaved.clear()
             try:
                 await asyncio.to_thread(self.directory.save, self._settings.policy_daemon.snapshot)
             except OSError as error:
-                self._unsaved = True
+                self._unsaved.set()
                 self._log.warning("the routes could not be saved for a start without the database", reason=str(error))
+            await asyncio.sleep(SNAPSHOT_INTERVAL)
 
     async def _record_sightings(self, connection: AsyncConnection) -> None:
         while self._sightings:
