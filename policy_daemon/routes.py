@@ -18,6 +18,8 @@ from bascule.errors import BadAddress
 BARRIER_DOMAIN = "barrier.bascule.invalid"
 #: The clone of lmtp(8) in master.cf whose next hop defers everything.
 HOLD_TRANSPORT = "bascule-hold"
+#: The clone of lmtp(8) in master.cf that keeps what a store refuses.
+LOCAL_TRANSPORT = "bascule-lmtp"
 
 NOT_LOADED = "bascule: the routes are not loaded yet"
 
@@ -78,7 +80,7 @@ class Routes:
         mailbox = None if address is None else self._directory.mailbox(address)
         if mailbox is not None:
             if mailbox.state == "local":
-                return Reply("OK", f"lmtp:{mailbox.lmtp_next_hop}")
+                return Reply("OK", f"{LOCAL_TRANSPORT}:{mailbox.lmtp_next_hop}")
             return Reply("OK", self._hold)
         if domain.mode == "closed":
             return Reply("OK", "error:5.1.1 no such user here")

@@ -7,7 +7,7 @@ import pytest
 from bascule.policy_daemon.routes import Routes
 
 RELAY = "OK relay:[mx.old.test]:25"
-LOCAL = "OK lmtp:unix:/run/lmtp"
+LOCAL = "OK bascule-lmtp:unix:/run/lmtp"
 HELD = "OK bascule-hold:unix:/run/hold"
 NOT_FOUND = "NOTFOUND "
 

@@ -51,7 +51,7 @@ SOCKETMAP_REQUESTS = b"".join(
 SOCKETMAP_REPLIES = b"".join(
     netstring.encode(each)
     for each in (
-        b"OK lmtp:unix:/run/lmtp",
+        b"OK bascule-lmtp:unix:/run/lmtp",
         b"NOTFOUND ",
         b"OK here@active.test",
         b"PERM bascule has no map 'nonsense'; it has transport, domains, aliases",
