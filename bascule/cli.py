@@ -21,30 +21,21 @@ from bascule.credential import Password, Sealer, create_keys
 from bascule.database import Connection, connect, value
 from bascule.errors import BasculeError
 from bascule.legacy import LegacySettings, Trust
+from bascule.program import settings_option, spoken
 
 ROLE = "admin"
 
 
 class Cli(click.Group):
-    """A group whose commands turn our errors into words and exit status 1."""
+    """A group whose commands say our errors in words, with exit status 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with spoken():
             return super().invoke(ctx)
-        except BasculeError as error:
-            text = error.message + (f"\n{error.hint}" if error.hint else "")
-            raise click.ClickException(text) from error
 
 
 @click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option(
-    "--settings",
-    "path",
-    type=click.Path(path_type=Path),
-    default=settings.DEFAULT_PATH,
-    show_default=True,
-    help="The settings file.",
-)
+@settings_option
 @click.version_option(__version__)
 @click.pass_context
 def main(context: click.Context, path: Path) -> None:

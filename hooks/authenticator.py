@@ -20,15 +20,13 @@ import signal
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
-import click
 import psycopg
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from bascule import log, settings
+from bascule import log, program, settings
 from bascule.address import Address
 from bascule.credential import Password, Sealer
 from bascule.database import connect_async
@@ -66,7 +64,13 @@ class Standing:
 
 
 def proxy_fields(domain: Domain, service_name: str, address: Address) -> dict[str, str] | None:
-    """The passdb fields that have Dovecot proxy a session to the legacy server; None: it has no such service."""
+    """The passdb fields that have Dovecot proxy a session to the legacy server; None: it has no such service.
+
+    Postfix asks Dovecot to check a login (service smtp, its SASL) and keeps the
+    session to itself: there is nothing to proxy.
+    """
+    if service_name == "smtp":
+        return {}
     legacy = domain.legacy
     services: dict[str, Service | None] = {
         "imap": legacy.imap,
@@ -320,12 +324,8 @@ class Resident:
         return output.decode(errors="replace")
 
 
-@click.command()
-@click.option("--settings", "path", type=click.Path(path_type=Path), default=settings.DEFAULT_PATH, show_default=True)
-def main(path: Path) -> None:
-    """Decide the logins of users who have not moved."""
-    log.configure(PART)
-    try:
-        asyncio.run(Resident(settings.load(path)).run())
-    except BasculeError as error:
-        raise click.ClickException(f"{error.message}\n{error.hint}") from error
+def _run(configuration: settings.Settings) -> None:
+    asyncio.run(Resident(configuration).run())
+
+
+main = program.command(PART, "Decide the logins of users who have not moved.", _run)

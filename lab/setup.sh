@@ -37,7 +37,7 @@ if [ -n "$missing" ]; then
     esac
     apt-get update -qq >&2
     # shellcheck disable=SC2086 # one word a package
-    apt-get install -y -qq --no-install-recommends $missing >&2
+    apt-get install -y -qq -o Dpkg::Use-Pty=0 --no-install-recommends $missing >&2
 fi
 
 [ -x "$venv/bin/python" ] || /usr/bin/python3 -m venv "$venv" >&2

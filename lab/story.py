@@ -7,6 +7,7 @@ Ends with a count of every message, and fails loudly if one is lost or doubled.
 
 from __future__ import annotations
 
+import signal
 import smtplib
 import sys
 import time
@@ -375,6 +376,8 @@ class Story:
 
 def main() -> int:
     """Run the story; exit status 1, with the reason, when anything does not hold."""
+    # Ended from outside, the servers are stopped all the same.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with Lab() as lab:
             try:

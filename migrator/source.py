@@ -85,17 +85,24 @@ class Source:
     def layout(self) -> Layout:
         listed = self._client.list_folders()
         separator = next((_text(delimiter) for _, delimiter, _ in listed if delimiter), "/")
-        prefix = ""
-        if self._client.has_capability("NAMESPACE"):
-            personal = self._client.namespace().personal
-            if personal:
-                prefix = _text(personal[0][0])
+        prefix, foreign = self._namespaces()
         folders = tuple(
             SourceFolder(_text(name), not {b"\\noselect", b"\\nonexistent"} & {flag.lower() for flag in flags})
             for flags, _, name in listed
+            if not _text(name).startswith(foreign)
         )
-        subscribed = tuple(_text(name) for _, _, name in self._client.list_sub_folders())
+        names = (_text(name) for _, _, name in self._client.list_sub_folders())
+        subscribed = tuple(name for name in names if not name.startswith(foreign))
         return Layout(separator, prefix, folders, subscribed)
+
+    def _namespaces(self) -> tuple[str, tuple[str, ...]]:
+        """The prefix of the personal namespace, and those of other users' and shared ones (RFC 2342)."""
+        if not self._client.has_capability("NAMESPACE"):
+            return "", ()
+        personal, other, shared = self._client.namespace()
+        prefixes = [_text(prefix) for prefix, _ in (*(other or ()), *(shared or ()))]
+        # What others share with the user stays theirs; an empty prefix would mean every folder.
+        return _text(personal[0][0]) if personal else "", tuple(prefix for prefix in prefixes if prefix)
 
     def count(self, folder: str) -> int:
         """The number of messages in a folder, without opening it."""

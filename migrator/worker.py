@@ -6,12 +6,11 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-import click
 import procrastinate
 import psycopg
 from procrastinate.jobs import Status
 
-from bascule import log, settings
+from bascule import log, program, settings
 from bascule.credential import Unsealer
 from bascule.database import Connection, connect, translated
 from bascule.errors import BasculeError, LegacyRefusedLogin
@@ -133,12 +132,8 @@ class Worker:
             await asyncio.sleep(LOOK)
 
 
-@click.command()
-@click.option("--settings", "path", type=click.Path(path_type=Path), default=settings.DEFAULT_PATH, show_default=True)
-def main(path: Path) -> None:
-    """Copy, cut over and sweep the mailboxes of this host's store."""
-    log.configure(PART)
-    try:
-        asyncio.run(Worker(settings.load(path)).run())
-    except BasculeError as error:
-        raise click.ClickException(f"{error.message}\n{error.hint}") from error
+def _run(configuration: settings.Settings) -> None:
+    asyncio.run(Worker(configuration).run())
+
+
+main = program.command(PART, "Copy, cut over and sweep the mailboxes of this host's store.", _run)

@@ -19,13 +19,13 @@ import threading
 import time
 from pathlib import Path
 
-import click
 import Milter
 
-from bascule import log, settings
+from bascule import log, program
 from bascule.address import Address
-from bascule.errors import BadAddress, BadSettings, BasculeError
+from bascule.errors import BadAddress
 from bascule.readiness import ready
+from bascule.settings import Settings
 
 STAMP = "Bascule-Stamp"
 _TAG_LENGTH = 24  # hexadecimal digits a recipient
@@ -90,17 +90,10 @@ class Guard(Milter.Base):  # type: ignore[misc]  # pymilter has no types
         return int(Milter.CONTINUE)
 
 
-@click.command()
-@click.option("--settings", "path", type=click.Path(path_type=Path), default=settings.DEFAULT_PATH, show_default=True)
-def main(path: Path) -> None:
-    """Stamp mail and guard against loops."""
-    log.configure("milter")
-    try:
-        configuration = settings.load(path).milter
-        Guard.key = _key(configuration.stamp_key)
-    except BasculeError as error:
-        raise click.ClickException(f"{error.message}\n{error.hint}") from error
-    kind, _, rest = configuration.socket.partition(":")
+def _run(configuration: Settings) -> None:
+    Guard.key = program.read_secret(configuration.milter.stamp_key, "stamp key")
+    endpoint = configuration.milter.socket
+    kind, _, rest = endpoint.partition(":")
     if kind == "unix":
         Path(rest).unlink(missing_ok=True)
         address = rest
@@ -111,7 +104,7 @@ def main(path: Path) -> None:
     Milter.set_flags(Milter.ADDHDRS)
     # An error of ours stops no mail, like our absence.
     Milter.set_exception_policy(Milter.CONTINUE)
-    threading.Thread(target=_tell_when_listening, args=(configuration.socket,), daemon=True).start()
+    threading.Thread(target=_tell_when_listening, args=(endpoint,), daemon=True).start()
     Milter.runmilter("bascule", address, timeout=300)
 
 
@@ -131,11 +124,4 @@ def _tell_when_listening(endpoint: str) -> None:
     ready()
 
 
-def _key(path: Path) -> bytes:
-    try:
-        key = path.read_bytes().strip()
-    except OSError as error:
-        raise BadSettings(f"the stamp key {path} cannot be read: {error.strerror}") from error
-    if len(key) < 32:
-        raise BadSettings(f"the stamp key {path} is too short: 32 random characters at least")
-    return key
+main = program.command("milter", "Stamp mail and guard against loops.", _run)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 from collections import Counter
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
-import click
-
-from bascule import log, settings
+from bascule import log, program, settings
 from bascule.address import Address
 from bascule.database import AsyncConnection, connect_async
 from bascule.directory import Directory, Follower, Mailbox
 from bascule.errors import BasculeError
 from bascule.policy_daemon import servers
-from bascule.policy_daemon.queue import PostfixQueue, QueueError
+from bascule.policy_daemon.queue import PostfixQueue
 from bascule.policy_daemon.routes import Routes
 from bascule.readiness import ready
 
@@ -115,26 +112,34 @@ class Service:
 
     async def _put_into_force(self, address: Address) -> None:
         """Bring Postfix's queue into line with the present state of ``address``, and say so."""
+        mailbox = self.directory.mailboxes.get(address)
+        await self._until_done(address, lambda: self._align_queue(address, mailbox))
+        if mailbox is not None:
+            await self._until_done(address, lambda: self._acknowledge(mailbox))
+        self._log.info("route in force", address=str(address), state=mailbox.state if mailbox else "legacy")
+
+    async def _until_done(self, address: Address, step: Callable[[], Awaitable[None]]) -> None:
         while True:
-            mailbox = self.directory.mailboxes.get(address)
-            held = mailbox is not None and mailbox.state in {"cutover", "returning"}
             try:
-                await self.queue.barrier()
-                await self.queue.drain(address, self.directory.delimiter)
-                if not held:
-                    await self.queue.flush(address, self.directory.delimiter)
-                if mailbox is not None:
-                    async with connect_async(self._dsn) as connection:
-                        await connection.execute(
-                            "SELECT bascule.acknowledge(%s, %s, %s, %s)",
-                            (mailbox.id, self._settings.node, PART, mailbox.epoch),
-                        )
-            except (QueueError, BasculeError) as error:
+                await step()
+            except BasculeError as error:
                 self._log.warning("a change of route waits", address=str(address), reason=error.message)
                 await asyncio.sleep(RETRY)
                 continue
-            self._log.info("route in force", address=str(address), state=mailbox.state if mailbox else "legacy")
             return
+
+    async def _align_queue(self, address: Address, mailbox: Mailbox | None) -> None:
+        await self.queue.barrier()
+        await self.queue.drain(address, self.directory.delimiter)
+        if mailbox is None or mailbox.state == "local":
+            await self.queue.flush(address, self.directory.delimiter)
+
+    async def _acknowledge(self, mailbox: Mailbox) -> None:
+        async with connect_async(self._dsn) as connection:
+            await connection.execute(
+                "SELECT bascule.acknowledge(%s, %s, %s, %s)",
+                (mailbox.id, self._settings.node, PART, mailbox.epoch),
+            )
 
     # Heartbeat -----------------------------------------------------------------
 
@@ -170,14 +175,8 @@ def _once(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
         loop.remove_signal_handler(number)
 
 
-@click.command()
-@click.option("--settings", "path", type=click.Path(path_type=Path), default=settings.DEFAULT_PATH, show_default=True)
-def main(path: Path) -> None:
-    """Answer Postfix's socketmaps and policy requests from memory."""
-    log.configure(PART)
-    try:
-        configuration = settings.load(path)
-    except BasculeError as error:
-        raise click.ClickException(f"{error.message}\n{error.hint}") from error
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(Service(configuration).run())
+def _run(configuration: settings.Settings) -> None:
+    asyncio.run(Service(configuration).run())
+
+
+main = program.command(PART, "Answer Postfix's socketmaps and policy requests from memory.", _run)

@@ -11,6 +11,7 @@ import pytest
 from imapclient.exceptions import LoginError
 
 from bascule.lab.mail import Ledger, send, submit
+from bascule.lab.process import LabError
 from bascule.lab.sites import DOMAIN, Lab, LegacySite, NewSite, eventually, imap
 
 pytestmark = pytest.mark.lab
@@ -117,6 +118,16 @@ def _received_here(new: NewSite, legacy: LegacySite, name: str, identity: str) -
         return received(new, name, legacy.users[name], identity) == 1
     except LoginError:  # Dovecot connects to the database anew
         return False
+
+
+def test_postfix_may_have_logins_checked(lab: Lab) -> None:
+    """Dovecot SASL for smtpd(8): accepted for users who have not moved, with no proxying."""
+    user, password = f"stayed@{DOMAIN}", lab.legacy.users["stayed"]
+    accepted = lab.new.dovecot.doveadm("auth", "test", "-x", "service=smtp", user, password)
+    assert "auth succeeded" in accepted
+    assert "proxy" not in accepted
+    with pytest.raises(LabError, match="auth failed"):
+        lab.new.dovecot.doveadm("auth", "test", "-x", "service=smtp", user, "wrong")
 
 
 def test_no_password_is_in_any_log(lab: Lab) -> None:

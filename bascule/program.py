@@ -1,0 +1,70 @@
+"""How every part starts: settings from ``--settings``, logs to standard error, our errors as words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bascule import log, settings
+from bascule.errors import BadSettings, BasculeError
+
+MIN_SECRET = 32  # characters
+
+settings_option = click.option(
+    "--settings",
+    "path",
+    type=click.Path(path_type=Path),
+    default=settings.DEFAULT_PATH,
+    show_default=True,
+    help="The settings file.",
+)
+
+
+class Spoken(click.Command):
+    """A command whose errors are said in words, with exit status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with spoken():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def spoken() -> Iterator[None]:
+    """Turn our errors, with what to do next, into click's."""
+    try:
+        yield
+    except BasculeError as error:
+        raise click.ClickException(error.message + (f"\n{error.hint}" if error.hint else "")) from error
+
+
+def command(part: str, purpose: str, run: Callable[[settings.Settings], None]) -> click.Command:
+    """The command of a part: ``run`` serves until it is told to stop."""
+
+    @click.command(cls=Spoken, help=purpose)
+    @settings_option
+    def main(path: Path) -> None:
+        log.configure(part)
+        run(settings.load(path))
+
+    return main
+
+
+def read_secret(path: Path, what: str) -> bytes:
+    """The content of a key file that an administrator made.
+
+    Raises:
+        BadSettings: it cannot be read or is too short.
+    """
+    try:
+        key = path.read_bytes().strip()
+    except OSError as error:
+        raise BadSettings(f"the {what} {path} cannot be read: {error.strerror}") from error
+    if len(key) < MIN_SECRET:
+        raise BadSettings(
+            f"the {what} {path} is too short", hint=f"Write {MIN_SECRET} random characters or more into it."
+        )
+    return key
