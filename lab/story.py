@@ -107,6 +107,7 @@ class Story:
         self.tell(
             "two sites are built on loopback: legacy (Dovecot, Postfix) and new (PostgreSQL, Postfix, Dovecot, bascule)"
         )
+        self.tell(f"everything of it is in {self.lab.folder}, and is removed at the end")
         self.lab.create(USERS, ALIASES)
         for name in USERS:
             fill_mailbox(self.lab.legacy, name, self.ledger, self.random, messages=MESSAGES if name != "scanner" else 5)

@@ -27,6 +27,7 @@ from bascule.errors import BasculeError
 FLAG_LETTERS = {"\\Draft": "D", "\\Flagged": "F", "\\Answered": "R", "\\Seen": "S", "\\Deleted": "T"}
 _LETTER_FLAGS = {letter: flag for flag, letter in FLAG_LETTERS.items()}
 MAX_KEYWORDS = 26  # a to z
+BATCH_MESSAGES, BATCH_BYTES = 100, 4 << 20  # that are put on the disk together, at most
 
 _NAME = re.compile(r"^\d+\.U(?P<uid>\d+)V(?P<uidvalidity>\d+)\.bascule,S=(?P<size>\d+),W=\d+:2,(?P<letters>[A-Za-z]*)$")
 _RESERVED = {"", ".", "..", "cur", "new", "tmp"}
@@ -78,6 +79,9 @@ class Folder:
         self.uidvalidity = uidvalidity
         self.messages: dict[int, Stored] = {}
         self._keywords: list[str] = []
+        self._pending: list[tuple[Path, Path]] = []
+        self._pending_bytes = 0
+        self._changed = False
 
     def open(self) -> None:
         """Make the directories, take stock of what is there, and clear away what an interrupted run left."""
@@ -106,38 +110,54 @@ class Folder:
                 self.messages[int(match["uid"])] = Stored(entry.name, int(match["size"]), flags)
 
     def add(self, uid: int, internaldate: datetime, flags: frozenset[str], chunks: Iterable[bytes]) -> int:
-        """Store a message, durably; its size in bytes."""
-        stamp = int(internaldate.timestamp())
-        base = f"{max(stamp, 0)}.U{uid}V{self.uidvalidity}.bascule"
+        """Store a message; its size in bytes. It is durable, and in the folder, after the next :meth:`commit`."""
+        stamp = max(int(internaldate.timestamp()), 0)
+        base = f"{stamp}.U{uid}V{self.uidvalidity}.bascule"
         letters = self._letters(flags)
         temporary = self.path / "tmp" / base
-        size = write_durably(temporary, chunks, stamp)
+        size = _write(temporary, chunks, stamp)
         name = f"{base},S={size},W={size}:2,{letters}"
-        temporary.rename(self.path / "cur" / name)
+        self._pending.append((temporary, self.path / "cur" / name))
+        self._pending_bytes += size
         self.messages[uid] = Stored(name, size, flags)
+        if len(self._pending) >= BATCH_MESSAGES or self._pending_bytes >= BATCH_BYTES:
+            self.commit()
         return size
+
+    def commit(self) -> None:
+        """Put what was added on the disk, then into the folder.
+
+        Several at a time: the disk's first flush takes the others' data along.
+        """
+        for temporary, _ in self._pending:
+            _flush(temporary)
+        for temporary, name in self._pending:
+            temporary.rename(name)
+            self._changed = True
+        self._pending, self._pending_bytes = [], 0
 
     def set_flags(self, uid: int, flags: frozenset[str]) -> None:
         stored = self.messages[uid]
         name = stored.file_name.partition(":")[0] + ":2," + self._letters(flags)
         (self.path / "cur" / stored.file_name).rename(self.path / "cur" / name)
+        self._changed = True
         self.messages[uid] = Stored(name, stored.size, flags)
 
     def expunge(self, uid: int) -> None:
         (self.path / "cur" / self.messages.pop(uid).file_name).unlink()
+        self._changed = True
 
     def write_index(self, uidnext: int) -> None:
-        """Write ``dovecot-keywords`` and ``dovecot-uidlist``; new messages will get UIDs from ``uidnext`` on."""
-        if self._keywords:
-            lines = "".join(f"{number} {keyword}\n" for number, keyword in enumerate(self._keywords))
-            _replace(self.path / "dovecot-keywords", lines)
+        """Write ``dovecot-uidlist``; new messages will get UIDs from ``uidnext`` on."""
+        self.commit()
         guid = hashlib.sha256(f"{self.path}\0{self.uidvalidity}".encode()).hexdigest()[:32]
         lines = f"3 V{self.uidvalidity} N{uidnext} G{guid}\n" + "".join(
             f"{uid} :{self.messages[uid].file_name.partition(':')[0]}\n" for uid in sorted(self.messages)
         )
         _replace(self.path / "dovecot-uidlist", lines)
-        _sync_directory(self.path / "cur")
-        _sync_directory(self.path)
+        if self._changed:
+            _flush(self.path / "cur")
+            self._changed = False
 
     def _clear_dovecot_indexes(self) -> None:
         # Dovecot rebuilds them from the files; after an earlier stay they would be wrong.
@@ -174,13 +194,19 @@ class Folder:
 
 def write_durably(path: Path, chunks: Iterable[bytes], modified: int) -> int:
     """Write a file that survives a power loss, with its modification time (seconds); its size in bytes."""
+    size = _write(path, chunks, modified)
+    _flush(path)
+    _flush(path.parent)
+    return size
+
+
+def _write(path: Path, chunks: Iterable[bytes], modified: int) -> int:
     size = 0
     with path.open("wb") as file:
         for chunk in chunks:
             size += file.write(chunk)
         file.flush()
         os.utime(file.fileno(), (modified, modified))
-        os.fsync(file.fileno())
     return size
 
 
@@ -208,16 +234,19 @@ def remove_other_folders(root: Path, keep: Mapping[str, Path]) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
+    """Write a small file atomically and durably, unless it is so already."""
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return
     new = path.with_name(path.name + ".new")
-    with new.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    new.write_text(text, encoding="utf-8")
+    _flush(new)
     new.replace(path)
+    _flush(path.parent)
 
 
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def _flush(path: Path) -> None:
+    """Have the kernel put a file or a directory on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

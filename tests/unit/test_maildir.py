@@ -16,6 +16,12 @@ WHEN = datetime(2004, 2, 29, 23, 59, 58, tzinfo=UTC)
 SEEN = frozenset({"\\Seen"})
 
 
+def put(folder: Folder, uid: int, flags: frozenset[str], *chunks: bytes) -> int:
+    size = folder.add(uid, WHEN, flags, chunks)
+    folder.commit()
+    return size
+
+
 def opened(path: Path, uidvalidity: int = 7) -> Folder:
     folder = Folder(path, uidvalidity)
     folder.open()
@@ -25,7 +31,7 @@ def opened(path: Path, uidvalidity: int = 7) -> Folder:
 def test_a_message_is_found_again(tmp_path: Path) -> None:
     folder = opened(tmp_path / "INBOX")
     flags = frozenset({"\\Seen", "\\Answered", "$Label1", "todo"})
-    assert folder.add(5, WHEN, flags, [b"one\r\n", b"two\r\n"]) == 10
+    assert put(folder, 5, flags, b"one\r\n", b"two\r\n") == 10
     again = opened(tmp_path / "INBOX")
     assert again.messages == folder.messages
     assert again.messages[5].flags == flags
@@ -36,8 +42,8 @@ def test_a_message_is_found_again(tmp_path: Path) -> None:
 
 def test_flags_change_and_messages_go(tmp_path: Path) -> None:
     folder = opened(tmp_path)
-    folder.add(1, WHEN, SEEN, [b"x"])
-    folder.add(2, WHEN, SEEN, [b"y"])
+    put(folder, 1, SEEN, b"x")
+    put(folder, 2, SEEN, b"y")
     folder.set_flags(1, frozenset({"\\Flagged"}))
     folder.expunge(2)
     again = opened(tmp_path)
@@ -46,7 +52,7 @@ def test_flags_change_and_messages_go(tmp_path: Path) -> None:
 
 def test_what_an_interrupted_run_left_is_cleared_away(tmp_path: Path) -> None:
     folder = opened(tmp_path)
-    folder.add(1, WHEN, SEEN, [b"whole"])
+    put(folder, 1, SEEN, b"whole")
     (tmp_path / "tmp" / "half").write_bytes(b"ha")
     torn = tmp_path / "cur" / folder.messages[1].file_name.replace("U1V", "U2V")
     torn.write_bytes(b"who")  # named for 5 bytes, has 3: power was lost
@@ -58,14 +64,14 @@ def test_what_an_interrupted_run_left_is_cleared_away(tmp_path: Path) -> None:
 
 
 def test_a_new_uidvalidity_begins_anew(tmp_path: Path) -> None:
-    opened(tmp_path, 7).add(1, WHEN, SEEN, [b"x"])
+    put(opened(tmp_path, 7), 1, SEEN, b"x")
     assert opened(tmp_path, 8).messages == {}
 
 
 def test_the_index_is_dovecots(tmp_path: Path) -> None:
     folder = opened(tmp_path)
     for uid in (12, 3):
-        folder.add(uid, WHEN, frozenset({"work", "$Junk"}), [b"x"])
+        put(folder, uid, frozenset({"work", "$Junk"}), b"x")
     folder.write_index(1012)
     header, *lines = (tmp_path / "dovecot-uidlist").read_text().splitlines()
     assert header.startswith("3 V7 N1012 G")
@@ -74,9 +80,9 @@ def test_the_index_is_dovecots(tmp_path: Path) -> None:
 
 
 def test_keywords_keep_their_letters(tmp_path: Path) -> None:
-    opened(tmp_path).add(1, WHEN, frozenset({"zebra"}), [b"x"])
+    put(opened(tmp_path), 1, frozenset({"zebra"}), b"x")
     folder = opened(tmp_path)
-    folder.add(2, WHEN, frozenset({"ant", "zebra"}), [b"x"])
+    put(folder, 2, frozenset({"ant", "zebra"}), b"x")
     again = opened(tmp_path)
     assert again.messages[1].flags == {"zebra"}
     assert again.messages[2].flags == {"ant", "zebra"}
@@ -85,7 +91,7 @@ def test_keywords_keep_their_letters(tmp_path: Path) -> None:
 def test_more_keywords_than_letters_are_told(tmp_path: Path) -> None:
     folder = opened(tmp_path)
     with pytest.raises(TooManyKeywords, match="more than 26 keywords"):
-        folder.add(1, WHEN, frozenset(f"k{number}" for number in range(27)), [b"x"])
+        put(folder, 1, frozenset(f"k{number}" for number in range(27)), b"x")
 
 
 @given(
@@ -144,7 +150,7 @@ def test_a_slash_in_a_name_cannot_be_stored() -> None:
 
 def test_folders_that_are_gone_are_removed_and_no_others(tmp_path: Path) -> None:
     for name in ("", "kept", "kept/child", "gone", "parent/gone"):
-        opened(tmp_path / name).add(1, WHEN, SEEN, [b"x"])
+        put(opened(tmp_path / name), 1, SEEN, b"x")
     maildir.remove_other_folders(tmp_path, {"a": tmp_path, "b": tmp_path / "kept", "c": tmp_path / "kept" / "child"})
     assert {path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("cur")} == {
         ".",
