@@ -6,6 +6,7 @@ import hashlib
 import os
 import smtplib
 import threading
+import time
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -283,11 +284,31 @@ class Traffic:
 
 
 def send(port: int, identity: str, name: str, ledger: Ledger, random: Random, *, recipient: str | None = None) -> None:
-    """Send a message to ``recipient`` (default: the user's address), for the mailbox of ``name``."""
+    """Send a message to ``recipient`` (default: the user's address), for the mailbox of ``name``.
+
+    A 4xx reply is answered as every mail server answers it, by another attempt.
+
+    Raises:
+        smtplib.SMTPException: a 5xx reply, or 4xx for two minutes.
+    """
     to = recipient or f"{name}@{DOMAIN}"
-    ledger.give(identity, name)
-    with smtplib.SMTP("127.0.0.1", port, timeout=60) as smtp:
-        smtp.sendmail("sender@elsewhere.test", [to], message(identity, to, random))
+    body = message(ledger.give(identity, name), to, random)
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            with smtplib.SMTP("127.0.0.1", port, timeout=60) as smtp:
+                smtp.sendmail("sender@elsewhere.test", [to], body)
+                return
+        except (smtplib.SMTPRecipientsRefused, smtplib.SMTPResponseException) as error:
+            if not _is_temporary(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+def _is_temporary(error: smtplib.SMTPRecipientsRefused | smtplib.SMTPResponseException) -> bool:
+    if isinstance(error, smtplib.SMTPResponseException):
+        return 400 <= error.smtp_code < 500
+    return all(400 <= code < 500 for code, _ in error.recipients.values())
 
 
 def submit(port: int, name: str, password: str, recipient: str, identity: str, ledger: Ledger, random: Random) -> None:

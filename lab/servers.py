@@ -6,11 +6,13 @@ import json
 import os
 import shutil
 import signal
+import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from bascule.config_templates import environment
-from bascule.lab.process import VMAIL, free_ports, program, run
+from bascule.lab.process import VMAIL, LabError, free_ports, program, run
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
@@ -20,6 +22,12 @@ def write(path: Path, template: str, **variables: object) -> Path:
     path.write_text(environment(TEMPLATES).get_template(template).render(**variables))
     path.chmod(0o644)
     return path
+
+
+def _listens(where: int | Path) -> bool:
+    """Whether somebody accepts connections at a port of 127.0.0.1 or a Unix socket."""
+    with socket.socket(socket.AF_INET if isinstance(where, int) else socket.AF_UNIX) as probe:
+        return probe.connect_ex(("127.0.0.1", where) if isinstance(where, int) else str(where)) == 0
 
 
 class Postfix:
@@ -136,8 +144,16 @@ class Dovecot:
             run(program("dovecot"), "-c", str(self.config), "stop")
 
     def kill(self) -> None:
-        """End the master at once; its children notice."""
-        os.kill(int((self.folder / "run" / "master.pid").read_text()), signal.SIGKILL)
+        """End the master as a power loss would; return when its children have noticed and are gone."""
+        pid = self.folder / "run" / "master.pid"
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+        pid.unlink()  # the dead master stays a zombie for as long as init pleases
+        doors = (self.ports.imap, self.ports.imaps, self.ports.pop3, self.ports.submission, self.lmtp_socket)
+        deadline = time.monotonic() + 30
+        while any(_listens(door) for door in doors):
+            if time.monotonic() > deadline:
+                raise LabError("Dovecot's processes outlive their master")
+            time.sleep(0.05)
 
     def doveadm(self, *arguments: str) -> str:
         return run(program("doveadm"), "-c", str(self.config), *arguments)

@@ -30,7 +30,7 @@ from bascule.lab.mail import (
     send,
     submit,
 )
-from bascule.lab.process import LabError, free_ports
+from bascule.lab.process import LabError, free_ports, program, run
 from bascule.lab.sites import DOMAIN, Lab, eventually
 from bascule.lab.visitor import Visitor, plain
 
@@ -83,6 +83,13 @@ class Story:
         self.show(done.stdout)
         self.insist((done.returncode != 0) == fails, f"exit status {done.returncode} of bascule {arguments[0]}")
         return done.stdout
+
+    def psql(self, query: str) -> str:
+        """Run a query in psql, as an administrator, and show the table."""
+        print(f"           $ psql bascule -c '{query}'", flush=True)
+        table = run(program("psql"), "--no-psqlrc", "-d", self.lab.new.postgres.dsn("bascule_admin"), "-c", query)
+        self.show(table)
+        return table
 
     def run(self) -> None:
         self.build()
@@ -326,8 +333,10 @@ class Story:
             "everybody who gets mail is seen",
             lambda: len(self.lab.new.sql("SELECT 1 FROM bascule.forgotten")) >= 3,
         )
-        self.tell("who has moved, who is forgotten? A person who did not come, a technical account, an alias")
-        self.bascule("status", DOMAIN)
+        self.tell("who has moved, who is forgotten? In psql: a person who did not come, a technical account, an alias")
+        self.psql("SELECT address, state, messages_total, migrated_at FROM bascule.migrated")
+        self.psql("SELECT address, state, messages_copied, messages_total FROM bascule.pending")
+        self.psql("SELECT address, messages, last_seen FROM bascule.forgotten")
         text = self.bascule("close", DOMAIN, fails=True)
         self.insist(all(address(name) in text for name in ("carol", "scanner", "info")), "the refusal names everybody")
 
@@ -358,6 +367,7 @@ class Story:
 
     def close(self) -> None:
         self.tell("nobody is forgotten: the domain is closed")
+        self.insist("(0 rows)" in self.psql("SELECT * FROM bascule.forgotten"), "nobody is forgotten")
         eventually("no obstacle is left", lambda: not self.lab.new.sql("SELECT 1 FROM bascule.closing_obstacles"))
         self.bascule("close", DOMAIN)
         self.bascule("status")

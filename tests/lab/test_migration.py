@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import smtplib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +15,7 @@ from random import Random
 import pytest
 
 from bascule.lab.mail import (
+    Count,
     Ledger,
     Traffic,
     delivered_files,
@@ -25,7 +27,9 @@ from bascule.lab.mail import (
     read_mailbox,
     send,
 )  # fmt: skip
+from bascule.lab.postgres import Postgres
 from bascule.lab.process import VMAIL, Daemon
+from bascule.lab.servers import Dovecot
 from bascule.lab.sites import DOMAIN, Lab, LegacySite, NewSite, eventually
 from bascule.lab.visitor import Visitor
 
@@ -336,3 +340,40 @@ def _sent_here(lab: Lab, local_part: str, ledger: Ledger, random: Random) -> boo
         lambda: any(_at(site, "aliased", lab.legacy.users["aliased"], identity) for site in (lab.new, lab.legacy)),
     )
     return _at(lab.new, "aliased", lab.legacy.users["aliased"], identity)
+
+
+def test_whatever_is_killed_nothing_is_lost_or_doubled(
+    lab: Lab, ledger: Ledger, request_move: Request, await_state: Await
+) -> None:
+    """Every part of ours, PostgreSQL and Dovecot are ended with -9 in turn, under traffic, while users move.
+
+    ``BASCULE_SEED`` sets another schedule.
+    """
+    new, chance = lab.new, Random(int(os.environ.get("BASCULE_SEED", "1")))  # noqa: S311 (a schedule, not keys)
+    names = ["reaped-1", "reaped-2", "reaped-3"]
+    for name in names:
+        put_messages(lab.legacy, name, 150, ledger)
+    daemons = [new.policy_daemon, new.authenticator, new.milter, new.worker]
+    with Traffic(new.smtp_port, names, ledger, pause=0.05):
+        for name in names:
+            request_move(name)
+        victims: list[Daemon | Postgres | Dovecot] = [*daemons, *daemons, new.postgres, new.dovecot]
+        for victim in chance.sample(victims, 10):
+            time.sleep(chance.uniform(0.2, 1.5))
+            victim.kill()
+            time.sleep(chance.uniform(0.1, 1.0))
+            victim.start()
+            if victim is new.postgres:  # the service manager would do it
+                new.worker.stop()
+                new.worker.start()
+        for name in names:
+            await_state(name, timeout=150)
+    eventually("no mail is under way", lambda: new.postfix.is_empty() and lab.legacy.postfix.is_empty(), 150)
+    eventually("late messages are swept", lambda: _count_of(lab, names, ledger).found == len(ledger.expected), 60)
+    count = _count_of(lab, names, ledger)
+    count.insist()
+    assert count.sent > 450
+
+
+def _count_of(lab: Lab, names: list[str], ledger: Ledger) -> Count:
+    return ledger.compare(found_in_new(lab.new, {name: lab.legacy.users[name] for name in names}))
