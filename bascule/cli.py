@@ -74,7 +74,11 @@ def _legacy_of(connection: Connection, domain: str) -> LegacySettings:
 def _password(prompt: str, file: Path | None) -> Password:
     if file is None:
         return Password(click.prompt(prompt, hide_input=True))
-    text = sys.stdin.readline() if str(file) == "-" else file.read_text()
+    try:
+        text = sys.stdin.readline() if str(file) == "-" else file.read_text()
+    except UnicodeDecodeError:
+        # The error holds what was read, so it is not passed on.
+        raise BasculeError(f"the password in {file} is not UTF-8 text") from None
     return Password(text.rstrip("\r\n"))
 
 
@@ -191,7 +195,7 @@ def prepare(context: click.Context, /, domain: str, **values: object) -> None:
             raise BasculeError(
                 f"no store {values['store']!r} is known", hint="Tell it first: bascule store."
             ) from error
-        if isinstance(cause, psycopg.errors.CheckViolation):
+        if isinstance(cause, psycopg.errors.CheckViolation) and cause.diag.constraint_name == "domain_name_check":
             raise BasculeError(f"{domain!r} is not a domain name") from error
         raise
     click.echo(f"{domain.lower()} is prepared. Next: bascule check {domain.lower()}")

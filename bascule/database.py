@@ -24,7 +24,8 @@ def translated(error: psycopg.Error) -> BasculeError:
     if error.sqlstate is not None and error.sqlstate.startswith("BA"):
         hint = error.diag.message_hint or ""
         return Refused(error.diag.message_primary or "refused", code=error.sqlstate, hint=hint)
-    if isinstance(error, psycopg.OperationalError):
+    away = error.sqlstate is None or error.sqlstate[:2] in {"08", "53", "57"}  # PostgreSQL manual, appendix A
+    if isinstance(error, psycopg.OperationalError) and away:
         return DatabaseUnavailable(
             f"the database does not answer: {' '.join(str(error).split())}",
             hint="Is PostgreSQL running? Nothing was changed.",

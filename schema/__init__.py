@@ -8,6 +8,8 @@ same transaction, at each upgrade.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -16,6 +18,9 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
+from sqlalchemy.exc import DBAPIError
+
+from bascule.database import translated
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -28,6 +33,18 @@ def _config() -> Config:
     return config
 
 
+@contextmanager
+def _translating() -> Iterator[None]:
+    try:
+        yield
+    except psycopg.Error as error:
+        raise translated(error) from error
+    except DBAPIError as error:
+        if isinstance(error.orig, psycopg.Error):
+            raise translated(error.orig) from error
+        raise
+
+
 def head() -> str | None:
     """The newest revision that this version of the product knows."""
     return ScriptDirectory.from_config(_config()).get_current_head()
@@ -37,7 +54,7 @@ def current(dsn: str) -> str | None:
     """The revision of the database at ``dsn``; None if it has no schema of ours."""
     engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(dsn))
     try:
-        with engine.connect() as connection:
+        with _translating(), engine.connect() as connection:
             context = MigrationContext.configure(connection, opts={"version_table_schema": "bascule"})
             return context.get_current_revision()
     finally:
@@ -49,7 +66,11 @@ def upgrade(dsn: str) -> None:
 
     The connecting role becomes the owner of the schema and must be allowed to
     create roles and schemas.
+
+    Raises:
+        DatabaseUnavailable, BasculeError: nothing was changed.
     """
     config = _config()
     config.attributes["dsn"] = dsn
-    command.upgrade(config, "head")
+    with _translating():
+        command.upgrade(config, "head")

@@ -367,7 +367,7 @@ def test_whatever_is_killed_nothing_is_lost_or_doubled(
                 new.worker.stop()
                 new.worker.start()
         for name in names:
-            await_state(name, timeout=150)
+            await_state(name, timeout=300)
     eventually("no mail is under way", lambda: new.postfix.is_empty() and lab.legacy.postfix.is_empty(), 150)
     eventually("late messages are swept", lambda: _count_of(lab, names, ledger).found == len(ledger.expected), 60)
     count = _count_of(lab, names, ledger)
