@@ -136,9 +136,11 @@ class Authenticator:
                     return Reply("temporary")
                 continue
             reply = await self._check_at_legacy(domain, service, address, password)
-            # The cutover may have begun while the legacy server was asked.
-            if reply.result != "ok" or self._directory.mailbox(address) is None:
+            # The cutover may have begun while the legacy server was asked: then look again.
+            if reply.result != "ok" or address not in self._directory.mailboxes:
                 return reply
+            if not await self._wait_for_change(deadline):
+                return Reply("temporary")
 
     async def _standing(self, address: Address) -> Standing:
         with contextlib.suppress(psycopg.Error, PoolTimeout, TimeoutError):

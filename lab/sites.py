@@ -7,6 +7,7 @@ import os
 import pwd
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -301,6 +302,8 @@ class Lab:
         if os.geteuid() != 0:
             raise LabError("the lab needs root: Postfix and Dovecot change to users of their own")
         pwd.getpwnam("postfix")
+        # Ended from outside, the servers are stopped all the same.
+        self._before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         return self
 
     def __exit__(
@@ -311,6 +314,7 @@ class Lab:
                 stack.callback(self.legacy.stop)
                 stack.callback(self.new.stop)
         finally:
+            signal.signal(signal.SIGTERM, self._before)
             if kind is not None and os.environ.get("BASCULE_LAB_KEEP"):
                 print(f"kept for you to look at: {self.folder}", file=sys.stderr)
             else:

@@ -7,7 +7,6 @@ Ends with a count of every message, and fails loudly if one is lost or doubled.
 
 from __future__ import annotations
 
-import signal
 import smtplib
 import sys
 import time
@@ -70,7 +69,7 @@ class Story:
         print(f"[{time.monotonic() - self._began:6.1f} s] {text}", flush=True)
 
     def show(self, text: str) -> None:
-        print("\n".join(f"           | {line}" for line in text.strip().splitlines()), flush=True)
+        print("\n".join(f"           | {line}" for line in text.strip("\n").splitlines()), flush=True)
 
     def insist(self, holds: object, what: str) -> None:
         if not holds:
@@ -387,8 +386,6 @@ class Story:
 
 def main() -> int:
     """Run the story; exit status 1, with the reason, when anything does not hold."""
-    # Ended from outside, the servers are stopped all the same.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with Lab() as lab:
             try:
@@ -400,6 +397,9 @@ def main() -> int:
     except LabError as error:
         print(f"\nTHE STORY FAILED: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nThe story was interrupted. Nothing is left running.", file=sys.stderr)
+        return 130
     print("\nThe story is told: none lost, none doubled. Nothing is left running.")
     return 0
 

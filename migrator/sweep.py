@@ -18,7 +18,7 @@ from pathlib import Path
 from bascule import log
 from bascule.config_templates import render
 from bascule.credential import Unsealer
-from bascule.database import Connection
+from bascule.database import Connection, value
 from bascule.errors import BasculeError
 from bascule.legacy import Trust, imap_session
 from bascule.migrator import maildir
@@ -42,6 +42,7 @@ def sweep(connection: Connection, account: Account, home: Path, root: Path, trus
     Raises:
         BasculeError, OSError: what was brought until then is kept.
     """
+    began = value(connection, "SELECT clock_timestamp()")
     with imap_session(account.legacy, trust, account.address, account.password(unsealer)) as client:
         source = Source(client)
         layout = source.layout()
@@ -60,7 +61,7 @@ def sweep(connection: Connection, account: Account, home: Path, root: Path, trus
         for folder in layout.folders:
             if folder.selectable:
                 _sweep_folder(connection, account, source, layout, folder.name, known.get(folder.name), home, root)
-    connection.execute("SELECT bascule.sweep_done(%s, true)", (account.id,))
+    connection.execute("SELECT bascule.sweep_done(%s, %s)", (account.id, began))
 
 
 def _last_message(account: Account) -> bytes:

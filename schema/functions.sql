@@ -176,7 +176,8 @@ BEGIN
         RAISE EXCEPTION E'% cannot be closed, % would be forgotten:\n%', the_domain.name,
             CASE how_many WHEN 1 THEN 'one address' ELSE how_many || ' addresses' END, remaining
             USING ERRCODE = 'BA004',
-                  HINT = 'Move each (bascule request), assign it to a mailbox (bascule alias), or waive it with a reason (bascule waive).';
+                  HINT = 'Move each (bascule request), assign it to a mailbox (bascule alias), or waive it with a reason (bascule waive). '
+                      'What is being moved or looked at needs only time.';
     END IF;
     IF force AND coalesce(trim(close_domain.reason), '') = '' THEN
         RAISE EXCEPTION 'closing by force needs a reason' USING ERRCODE = 'BA002';
@@ -377,7 +378,7 @@ RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_tem
 BEGIN
     UPDATE mailbox SET state = 'local', cutover_deadline = NULL, password_hash = hash, report = finish_cutover.report,
         hierarchy_separator = finish_cutover.report ->> 'separator', namespace_prefix = finish_cutover.report ->> 'prefix',
-        migrated_at = clock_timestamp(), attempts = 0, last_error = NULL, last_error_at = NULL, next_try = NULL
+        migrated_at = clock_timestamp(), last_message_at = NULL, swept_at = NULL, attempts = 0, last_error = NULL, last_error_at = NULL, next_try = NULL
      WHERE id = finish_cutover.mailbox_id AND state = 'cutover' AND mailbox.epoch = finish_cutover.epoch
        AND cutover_deadline > clock_timestamp();
     IF NOT FOUND THEN
@@ -428,14 +429,14 @@ RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS
        AND delivered_at IS NULL
 $$;
 
-CREATE OR REPLACE FUNCTION sweep_done(mailbox_id bigint, last_message_written boolean)
+CREATE OR REPLACE FUNCTION sweep_done(mailbox_id bigint, began timestamptz)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 DECLARE
     box mailbox;
     the_domain domain;
 BEGIN
     UPDATE mailbox SET attempts = 0, last_error = NULL, last_error_at = NULL, next_try = NULL,
-        last_message_at = CASE WHEN last_message_written THEN coalesce(last_message_at, clock_timestamp()) END
+        last_message_at = coalesce(last_message_at, clock_timestamp()), swept_at = began
      WHERE id = sweep_done.mailbox_id AND state = 'local' RETURNING * INTO box;
     SELECT * INTO the_domain FROM domain WHERE id = box.domain_id;
     IF the_domain.mode = 'active' THEN
@@ -443,7 +444,7 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION sweep_done IS 'A sweep found all there was; the next one is queued while the domain is active';
+COMMENT ON FUNCTION sweep_done IS 'A sweep that began then found all there was, and the last message is written; the next one is queued while the domain is active';
 
 CREATE OR REPLACE FUNCTION requeue_unattended()
 RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$

@@ -12,7 +12,8 @@ SELECT mailbox.local_part || '@' || domain.name AS address, domain.name AS domai
        CASE WHEN mailbox.needs_credential THEN
                 'waits for the user''s new password: the legacy server refuses the one we keep'
             WHEN mailbox.last_error IS NOT NULL THEN mailbox.last_error END AS problem,
-       mailbox.last_error_at AS problem_at, mailbox.next_try, mailbox.migrated_at, mailbox.last_message_at
+       mailbox.last_error_at AS problem_at, mailbox.next_try, mailbox.migrated_at, mailbox.last_message_at,
+       mailbox.swept_at
   FROM mailbox JOIN domain ON domain.id = mailbox.domain_id;
 COMMENT ON VIEW mailboxes IS 'Every mailbox we know of, where it stands, and what the last trouble with it was';
 
@@ -58,7 +59,12 @@ UNION ALL
 SELECT domain, address, 'a message that came late is not yet in the mailbox here'
   FROM stragglers WHERE delivered_at IS NULL
 UNION ALL
-SELECT domain, address, 'moved, but its last message is not yet written' FROM migrated WHERE last_message_at IS NULL;
+SELECT domain, address, 'moved, but its last message is not yet written' FROM migrated WHERE last_message_at IS NULL
+UNION ALL
+-- As long as one user is there, the legacy server may deliver to those who have moved.
+SELECT domain, address, 'moved, but its legacy mailbox was not looked at since the last user moved' FROM migrated
+ WHERE last_message_at IS NOT NULL
+   AND swept_at < (SELECT max(others.migrated_at) FROM migrated AS others WHERE others.domain = migrated.domain);
 COMMENT ON VIEW closing_obstacles IS 'Why a domain cannot be closed, address by address';
 
 CREATE VIEW domains AS

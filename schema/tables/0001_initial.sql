@@ -93,6 +93,7 @@ CREATE TABLE mailbox (
     next_try           timestamptz,
     migrated_at        timestamptz,
     last_message_at    timestamptz,
+    swept_at           timestamptz,
     report             jsonb,
     UNIQUE (domain_id, local_part),
     CHECK (state <> 'local' OR password_hash IS NOT NULL),
@@ -106,6 +107,7 @@ COMMENT ON COLUMN mailbox.needs_credential IS 'The legacy server refuses the sea
 COMMENT ON COLUMN mailbox.password_hash IS 'What Dovecot checks from the flip on, in its ARGON2ID scheme';
 COMMENT ON COLUMN mailbox.hierarchy_separator IS 'The legacy server''s, kept for this user so that the client sees the same folder names';
 COMMENT ON COLUMN mailbox.namespace_prefix IS 'The legacy server''s prefix of the personal namespace (RFC 2342), e.g. INBOX.';
+COMMENT ON COLUMN mailbox.swept_at IS 'When the last complete sweep of the legacy mailbox began: what was there then is here';
 COMMENT ON COLUMN mailbox.report IS 'What the verification at cutover compared, folder by folder';
 
 CREATE INDEX mailbox_state_idx ON mailbox (domain_id, state);

@@ -23,7 +23,7 @@ def put_local(connection: Connection, address: str) -> int:
     connection.execute("SELECT begin_cutover(%s)", row)
     connection.execute(
         "UPDATE mailbox SET state = 'local', cutover_deadline = NULL, password_hash = '{ARGON2ID}x', "
-        "last_message_at = now() WHERE id = %s",
+        "migrated_at = now(), last_message_at = now(), swept_at = now() WHERE id = %s",
         row,
     )
     return int(row[0])
@@ -133,6 +133,18 @@ def test_closing_names_everybody_who_would_be_forgotten(owner: Connection) -> No
     owner.execute("SELECT close_domain('lab.test')")
     assert owner.execute("SELECT mode FROM domains").fetchall() == [("closed",)]
     assert owner.execute("SELECT count(*) FROM mailbox WHERE sealed_credential IS NOT NULL").fetchall() == [(0,)]
+
+
+def test_closing_waits_for_a_sweep_after_the_last_move(owner: Connection) -> None:
+    """Until the last user has moved, a colleague may write to the others inside the legacy server."""
+    first = put_local(owner, "first@lab.test")
+    put_local(owner, "last@lab.test")
+    with pytest.raises(psycopg.Error, match="was not looked at since the last user moved") as refused:
+        owner.execute("SELECT close_domain('lab.test')")
+    assert "first@lab.test" in str(refused.value)
+    assert "last@lab.test" not in str(refused.value)
+    owner.execute("SELECT sweep_done(%s, clock_timestamp())", (first,))
+    owner.execute("SELECT close_domain('lab.test')")
 
 
 def test_closing_by_force_names_them_in_the_journal(owner: Connection) -> None:
