@@ -57,8 +57,6 @@ class Directory:
 
     delimiter: str = "+"
     loaded: bool = False
-    #: Whether the database is being listened to now.
-    fresh: bool = False
     domains: dict[str, Domain] = field(default_factory=dict)
     mailboxes: dict[Address, Mailbox] = field(default_factory=dict)
     aliases: dict[Address, Address] = field(default_factory=dict)
@@ -165,7 +163,6 @@ class Follower:
                 async with connect_async(self._dsn) as connection:
                     await self._follow(connection)
             except BasculeError as error:
-                self._directory.fresh = False
                 self._log.warning("database lost, going on with the last known state", reason=error.message)
             await asyncio.sleep(RECONNECT)
 
@@ -177,7 +174,6 @@ class Follower:
         # Listen first, then load: a change in between is seen twice, never missed.
         await connection.execute("LISTEN bascule_mailbox; LISTEN bascule_domain")
         await self._load(connection)
-        self._directory.fresh = True
         self._log.info(
             "directory loaded", domains=len(self._directory.domains), mailboxes=len(self._directory.mailboxes)
         )

@@ -154,10 +154,11 @@ DECLARE
     box mailbox := mailbox_of(address);
 BEGIN
     PERFORM set_config('bascule.reason', give_up.reason, true);
-    UPDATE mailbox SET state = 'legacy', next_try = NULL, needs_credential = false WHERE id = box.id;
+    UPDATE mailbox SET state = 'legacy', next_try = NULL, needs_credential = false, sealed_credential = NULL
+     WHERE id = box.id;
 END
 $$;
-COMMENT ON FUNCTION give_up IS 'Send a mailbox that has not flipped back to state legacy; what was copied stays for another time';
+COMMENT ON FUNCTION give_up IS 'Send a mailbox that has not flipped back to state legacy; its password is erased, what was copied stays for another time';
 
 CREATE OR REPLACE FUNCTION close_domain(domain_name text, force boolean DEFAULT false, reason text DEFAULT '')
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$

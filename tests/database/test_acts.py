@@ -116,6 +116,8 @@ def test_closing_names_everybody_who_would_be_forgotten(owner: Connection) -> No
     owner.execute("SELECT request_migration('moving@lab.test', 'portal', 'sealed')")
     owner.execute("SELECT request_migration('gave-up@lab.test', 'portal', 'sealed')")
     owner.execute("SELECT give_up('gave-up@lab.test', 'not now')")
+    erased = owner.execute("SELECT sealed_credential FROM mailbox WHERE local_part = 'gave-up'").fetchall()
+    assert erased == [(None,)]
     with pytest.raises(psycopg.Error) as refused:
         owner.execute("SELECT close_domain('lab.test')")
     words = str(refused.value)
@@ -126,8 +128,7 @@ def test_closing_names_everybody_who_would_be_forgotten(owner: Connection) -> No
     owner.execute("SELECT assign_alias('info@lab.test', 'here@lab.test')")
     owner.execute("SELECT waive_address('scanner@lab.test', 'scrapped')")
     owner.execute("SELECT waive_address('gave-up@lab.test', 'left the company')")
-    put_moving = owner.execute("SELECT address FROM closing_obstacles").fetchall()
-    assert put_moving == [("moving@lab.test",)]
+    assert owner.execute("SELECT address FROM closing_obstacles").fetchall() == [("moving@lab.test",)]
     owner.execute("SELECT give_up('moving@lab.test', 'x')")
     owner.execute("SELECT waive_address('moving@lab.test', 'x')")
     owner.execute("SELECT close_domain('lab.test')")
