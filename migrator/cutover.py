@@ -13,7 +13,7 @@ from bascule import log
 from bascule.credential import Unsealer
 from bascule.database import Connection, translated, value
 from bascule.errors import BasculeError
-from bascule.legacy import Trust, imap_session
+from bascule.legacy import Trust, authenticate, imap_session
 from bascule.migrator.account import Account
 from bascule.migrator.copying import Progress, run_pass
 from bascule.migrator.source import Source
@@ -48,6 +48,8 @@ def migrate(connection: Connection, account: Account, root: Path, trust: Trust, 
             logger.info("pass done", number=number, changes=changes)
             if changes <= SMALL_PASS:
                 break
+        # The copy may have taken hours: is this still the user's password? It will be the one here.
+        authenticate(account.legacy, trust, account.address, password)
         hashed = password.hashed()  # costly on purpose, so before the mail is held
         epoch = int(value(connection, "SELECT bascule.begin_cutover(%s)", account.id))
         began = time.monotonic()

@@ -13,7 +13,8 @@ from bascule.lab.sites import DOMAIN, Lab, LegacySite, NewSite, eventually
 #: Who is whose is said in the tests.
 NAMES = (
     "proxied", "unreachable", "moved", "databaseless", "killed", "ghosted", "abandoned", "changed", "looping",
-    "raced", "expired", "expunged", "aliased", "faithful", "stayed", "held", "reaped-1", "reaped-2", "reaped-3",
+    "raced", "expired", "aliased", "faithful", "stayed", "held", "rekeyed",
+    "reaped-1", "reaped-2", "reaped-3",
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from imapclient.exceptions import LoginError
 
 from bascule.lab.mail import (
     Count,
@@ -237,20 +238,56 @@ def test_a_login_in_the_cutover_waits_for_the_flip(
     assert entered.is_set()
 
 
+def change_password(lab: Lab, name: str, password: str) -> None:
+    """At the legacy server; Dovecot looks at its file once a second."""
+    old = lab.legacy.users[name]
+    lab.legacy.set_users(lab.legacy.users | {name: password}, lab.legacy.aliases)
+    eventually("the old password is refused", lambda: _refuses(lab.legacy, name, old))
+
+
+def _refuses(legacy: LegacySite, name: str, password: str) -> bool:
+    try:
+        with legacy.client(name, password):
+            return False
+    except LoginError:
+        return True
+
+
+def await_new_password(lab: Lab, name: str) -> None:
+    query = "SELECT state FROM bascule.mailboxes WHERE address = %s AND problem LIKE 'waits for%%'"
+    states = eventually("it waits for the new password", lambda: lab.new.sql(query, f"{name}@{DOMAIN}"))
+    assert states == [("copying",)]
+
+
 def test_a_changed_password_is_taken_up_at_the_next_login(
     lab: Lab, ledger: Ledger, random: Random, request_move: Request, await_state: Await
 ) -> None:
     send(lab.new.smtp_port, "first@changed.test", "changed", ledger, random)
     lab.new.worker.stop()
     request_move("changed")
-    lab.legacy.set_users(lab.legacy.users | {"changed": "the new one"}, lab.legacy.aliases)
+    change_password(lab, "changed", "the new one")
     lab.new.worker.start()
-    query = "SELECT problem FROM bascule.mailboxes WHERE address = %s AND problem LIKE 'waits for%%'"
-    eventually("it waits for the new password", lambda: lab.new.sql(query, f"changed@{DOMAIN}"))
+    await_new_password(lab, "changed")
     with lab.new.client("changed", "the new one"):
         pass
     await_state("changed")
     insist_on_the_same(lab, "changed", ledger)
+
+
+def test_a_password_changed_during_the_copy_is_noticed_before_the_flip(
+    lab: Lab, ledger: Ledger, request_move: Request, await_state: Await
+) -> None:
+    put_messages(lab.legacy, "rekeyed", 1500, ledger)
+    mailbox = lab.new.folder / "mail" / DOMAIN / "rekeyed" / "Maildir"
+    request_move("rekeyed")
+    eventually("the copy is under way", lambda: _has_copied(mailbox, 100))
+    change_password(lab, "rekeyed", "the new one")
+    assert lab.new.state("rekeyed") == "copying"
+    await_new_password(lab, "rekeyed")
+    with lab.new.client("rekeyed", "the new one"):
+        pass
+    await_state("rekeyed")
+    insist_on_the_same(lab, "rekeyed", ledger)
 
 
 def test_a_request_that_cannot_be_checked_changes_nothing(lab: Lab) -> None:
