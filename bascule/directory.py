@@ -166,6 +166,18 @@ class Follower:
                 self._log.warning("database lost, going on with the last known state", reason=error.message)
             await asyncio.sleep(RECONNECT)
 
+    async def acknowledge(self, mailbox: Mailbox) -> None:
+        """Say that this node has put the mailbox's present state into force.
+
+        Raises:
+            DatabaseUnavailable, BasculeError: it is not said.
+        """
+        async with connect_async(self._dsn) as connection:
+            await connection.execute(
+                "SELECT bascule.acknowledge(%s, %s, %s, %s)",
+                (mailbox.id, self._node, self._part, mailbox.epoch),
+            )
+
     async def sign_off(self, connection: AsyncConnection) -> None:
         """Say that this node stops in good order, so that no cutover waits for it."""
         await connection.execute("SELECT bascule.sign_off(%s, %s)", (self._node, self._part))

@@ -210,7 +210,7 @@ class Resident:
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(LEGACY_LOGINS))
-        follower = Follower(
+        self._follower = Follower(
             self._directory,
             self._dsn,
             node=self._settings.node,
@@ -238,7 +238,7 @@ class Resident:
             path.unlink(missing_ok=True)
             server = await asyncio.start_unix_server(self._handle, path, limit=MAX_REQUEST)
             path.chmod(0o666)  # who may reach it is decided by its directory
-            following = asyncio.create_task(follower.run())
+            following = asyncio.create_task(self._follower.run())
             stop = asyncio.Event()
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -249,7 +249,7 @@ class Resident:
             await asyncio.gather(following, return_exceptions=True)
         with contextlib.suppress(BasculeError):  # silence is noticed as well, only later
             async with connect_async(self._dsn) as connection:
-                await follower.sign_off(connection)
+                await self._follower.sign_off(connection)
 
     async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         reply = Reply("temporary")
@@ -295,14 +295,7 @@ class Resident:
         else:
             self._log.warning("proxied sessions do not end", address=str(mailbox.address))
             return
-        await self._acknowledge(mailbox)
-
-    async def _acknowledge(self, mailbox: Mailbox) -> None:
-        async with connect_async(self._dsn) as connection:
-            await connection.execute(
-                "SELECT bascule.acknowledge(%s, %s, %s, %s)",
-                (mailbox.id, self._settings.node, PART, mailbox.epoch),
-            )
+        await self._follower.acknowledge(mailbox)
 
     async def _kick(self, address: Address) -> bool:
         """End the proxied sessions of ``address``; whether there were any."""

@@ -227,13 +227,19 @@ def put_large_message(legacy: LegacySite, name: str, ledger: Ledger, random: Ran
         client.append("Archive", message(identity, f"{name}@{DOMAIN}", random, size=LARGE), ("\\Seen",))
 
 
+def legacy_maildir(legacy: LegacySite, name: str) -> Path:
+    """The INBOX of a user on the legacy side, made if need be, for files that no client could put there."""
+    maildir = legacy.dovecot.folder / "mail" / name / "Maildir"
+    for folder in (maildir.parent, maildir, maildir / "cur", maildir / "new", maildir / "tmp"):
+        folder.mkdir(exist_ok=True)
+        os.chown(folder, VMAIL, VMAIL)
+    return maildir
+
+
 def _put_malformed(legacy: LegacySite, name: str, ledger: Ledger) -> None:
-    home = legacy.dovecot.folder / "mail" / name
-    for part in ("", "Maildir", "Maildir/cur", "Maildir/new", "Maildir/tmp"):
-        (home / part).mkdir(exist_ok=True)
-        os.chown(home / part, VMAIL, VMAIL)
+    maildir = legacy_maildir(legacy, name)
     for number, (kind, body) in enumerate(MALFORMED.items()):
-        path = home / "Maildir" / "new" / f"{1_200_000_000 + number}.{kind}.lab"
+        path = maildir / "new" / f"{1_200_000_000 + number}.{kind}.lab"
         owned = body.replace(b"@malformed.test", f"-{name}@malformed.test".encode())
         path.write_bytes(owned)
         os.chown(path, VMAIL, VMAIL)

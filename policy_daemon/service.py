@@ -115,7 +115,7 @@ class Service:
         mailbox = self.directory.mailboxes.get(address)
         await self._until_done(address, lambda: self._align_queue(address, mailbox))
         if mailbox is not None:
-            await self._until_done(address, lambda: self._acknowledge(mailbox))
+            await self._until_done(address, lambda: self.follower.acknowledge(mailbox))
         self._log.info("route in force", address=str(address), state=mailbox.state if mailbox else "legacy")
 
     async def _until_done(self, address: Address, step: Callable[[], Awaitable[None]]) -> None:
@@ -133,13 +133,6 @@ class Service:
         await self.queue.drain(address, self.directory.delimiter)
         if mailbox is None or mailbox.state == "local":
             await self.queue.flush(address, self.directory.delimiter)
-
-    async def _acknowledge(self, mailbox: Mailbox) -> None:
-        async with connect_async(self._dsn) as connection:
-            await connection.execute(
-                "SELECT bascule.acknowledge(%s, %s, %s, %s)",
-                (mailbox.id, self._settings.node, PART, mailbox.epoch),
-            )
 
     # Heartbeat -----------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from bascule.lab.mail import (
     fill_mailbox,
     found_in_new,
     identities,
+    legacy_maildir,
     message,
     read_mailbox,
     send,
@@ -42,14 +43,11 @@ Await = Callable[..., None]
 
 def put_messages(legacy: LegacySite, name: str, count: int, ledger: Ledger) -> None:
     """Many small messages, written into the legacy Maildir at once."""
-    home = legacy.dovecot.folder / "mail" / name
-    for part in ("", "Maildir", "Maildir/cur", "Maildir/new", "Maildir/tmp"):
-        (home / part).mkdir(exist_ok=True)
-        os.chown(home / part, VMAIL, VMAIL)
+    maildir = legacy_maildir(legacy, name)
     random = Random(1)  # noqa: S311 (mail, not keys)
     for number in range(count):
         identity = ledger.give(f"{number}-{name}@many.test", name)
-        path = home / "Maildir" / "cur" / f"{1_100_000_000 + number}.{number}.lab:2,S"
+        path = maildir / "cur" / f"{1_100_000_000 + number}.{number}.lab:2,S"
         path.write_bytes(message(identity, f"{name}@{DOMAIN}", random))
         os.chown(path, VMAIL, VMAIL)
 
