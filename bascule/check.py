@@ -15,7 +15,7 @@ from imapclient.exceptions import IMAPClientError
 from bascule.address import Address
 from bascule.credential import Password
 from bascule.errors import LegacyRefusedLogin, LegacyUnavailable
-from bascule.legacy import LegacySettings, Trust, connect_imap, imap_session, plainly
+from bascule.legacy import LegacySettings, Trust, UserLogin, connect_imap, imap_session, plainly
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def check_imap(
     if address is None or password is None:
         return findings
     try:
-        with imap_session(legacy, trust, address, password) as session:
+        with imap_session(legacy, trust, UserLogin(address, password)) as session:
             folders = session.list_folders()
     except LegacyRefusedLogin as error:
         return [

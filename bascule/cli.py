@@ -7,6 +7,7 @@ never taken from the command line.
 
 from __future__ import annotations
 
+import json
 import secrets
 import sys
 from pathlib import Path
@@ -152,6 +153,8 @@ TLS = click.Choice(["implicit", "starttls", "none"])
 @click.option("--pop3-tls", type=TLS)
 @click.option("--submission-port", type=click.IntRange(1, 65535), help="Give it if users submit mail there.")
 @click.option("--submission-tls", type=TLS)
+@click.option("--sieve-port", type=click.IntRange(1, 65535), help="ManageSieve: give it if users have Sieve scripts.")
+@click.option("--sieve-tls", type=TLS)
 @click.option(
     "--login-form",
     type=click.Choice(["address", "local_part"]),
@@ -171,10 +174,25 @@ TLS = click.Choice(["implicit", "starttls", "none"])
     "--sweep-interval", default="5 minutes", show_default=True, help="How often late messages are looked for."
 )
 @click.option("--cutover-budget", default="60 seconds", show_default=True, help="How long a user's mail may be held.")
+@click.option(
+    "--connections",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    help="The most IMAP sessions that workers have there.",
+)
+@click.option(
+    "--connections-per-mailbox",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="The most IMAP sessions for one mailbox at a time.",
+)
+@click.option("--bytes-per-second", type=click.IntRange(1), help="The most that workers read there; default: no limit.")
 @click.pass_context
 def prepare(context: click.Context, /, domain: str, **values: object) -> None:
     """Tell how the legacy server of DOMAIN is reached, or correct it. Nobody moves yet."""
-    for service in ("pop3", "submission"):
+    for service in ("pop3", "submission", "sieve"):
         if values[f"{service}_port"] and not values[f"{service}_tls"]:
             values[f"{service}_tls"] = "implicit" if values[f"{service}_port"] in {995, 465} else "starttls"
         if not values[f"{service}_port"]:
@@ -336,6 +354,108 @@ def give_up(context: click.Context, address: str, reason: str) -> None:
     with connect(_settings(context).dsn(ROLE)) as connection:
         value(connection, "SELECT bascule.give_up(%s, %s)", str(_address(address)), reason)
     click.echo(f"{address} stays at the legacy server")
+
+
+@main.command("return")
+@click.argument("address")
+@click.option("--reason", required=True)
+@click.pass_context
+def return_command(context: click.Context, address: str, reason: str) -> None:
+    """Send ADDRESS, who has moved, back to the legacy server with everything that is new here."""
+    with connect(_settings(context).dsn(ROLE)) as connection:
+        value(connection, "SELECT bascule.return_mailbox(%s, %s)", str(_address(address)), reason)
+    click.echo(f"{address} goes back to the legacy server; see bascule status {_address(address).domain}")
+
+
+@main.command("cancel-return")
+@click.argument("address")
+@click.pass_context
+def cancel_return(context: click.Context, address: str) -> None:
+    """Call off a return that has not yet written anything to the legacy server."""
+    with connect(_settings(context).dsn(ROLE)) as connection:
+        value(connection, "SELECT bascule.cancel_return(%s)", str(_address(address)))
+    click.echo(f"{address} stays here")
+
+
+@main.command("waive-messages")
+@click.argument("address")
+@click.option("--folder", help="Only in this folder, named as in bascule.unreadable.")
+@click.option("--uid", type=click.IntRange(1), help="Only the message with this UID.")
+@click.option("--reason", required=True)
+@click.pass_context
+def waive_messages(context: click.Context, address: str, folder: str | None, uid: int | None, reason: str) -> None:
+    """Move ADDRESS without the messages that the legacy server does not give."""
+    with connect(_settings(context).dsn(ROLE)) as connection:
+        waived = value(
+            connection, "SELECT bascule.waive_messages(%s, %s, %s, %s)", str(_address(address)), reason, folder, uid
+        )
+    click.echo(f"{address} moves without {waived} {'message' if waived == 1 else 'messages'}")
+
+
+@main.group("copy-login")
+def copy_login() -> None:
+    """As whom the workers log in to the legacy server of a domain."""
+
+
+def _set_copy_login(loaded: settings.Settings, domain: str, method: str, told: dict[str, str] | None) -> None:
+    sealed = None if told is None else Sealer(loaded.keys.public).seal(Password(json.dumps(told)))
+    with connect(loaded.dsn(ROLE)) as connection:
+        _legacy_of(connection, domain)
+        connection.execute(
+            "UPDATE bascule.domain SET copy_login = %s, sealed_copy_login = %s WHERE name = %s",
+            (method, sealed, domain.lower()),
+        )
+    click.echo(f"the mailboxes of {domain.lower()} are copied by: {method}")
+
+
+@copy_login.command("user")
+@click.argument("domain")
+@click.pass_context
+def copy_login_user(context: click.Context, domain: str) -> None:
+    """As each user, with the user's own password; this is how it begins."""
+    _set_copy_login(_settings(context), domain, "user", None)
+
+
+@copy_login.command("master")
+@click.argument("domain")
+@click.argument("name")
+@password_file
+@click.pass_context
+def copy_login_master(context: click.Context, domain: str, name: str, password_file: Path | None) -> None:
+    """As a master user NAME, who may act as any user (SASL PLAIN with an authorization identity)."""
+    password = _password(f"Password of {name}", password_file)
+    _set_copy_login(_settings(context), domain, "master", {"name": name, "password": password.secret})
+
+
+@copy_login.command("xoauth2")
+@click.argument("domain")
+@click.option("--token-url", required=True, help="The token endpoint; it must be https.")
+@click.option("--client-id", required=True)
+@click.option("--scope", default="", help="As the provider wants it.")
+@click.option(
+    "--refresh-token-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Of an offline consent; without one, the client's own credentials are used.",
+)
+@password_file
+@click.pass_context
+def copy_login_xoauth2(
+    context: click.Context,
+    domain: str,
+    token_url: str,
+    client_id: str,
+    scope: str,
+    refresh_token_file: Path | None,
+    password_file: Path | None,
+) -> None:
+    """With access tokens of an OAuth 2.0 client. The client secret is asked for, or read from the password file."""
+    if not token_url.startswith("https://"):
+        raise BasculeError("the token endpoint must be https: it is told the client's secret")
+    told = {"token_url": token_url, "client_id": client_id, "scope": scope}
+    told["client_secret"] = _password(f"Client secret of {client_id}", password_file).secret
+    if refresh_token_file is not None:
+        told["refresh_token"] = refresh_token_file.read_text().strip()
+    _set_copy_login(_settings(context), domain, "xoauth2", told)
 
 
 @main.command()

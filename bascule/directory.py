@@ -106,8 +106,8 @@ class Directory:
             domains = {}
             for each in content["domains"]:
                 settings = each["legacy"]
-                for port in ("imap", "pop3", "submission"):
-                    settings[port] = Service(**settings[port]) if settings[port] else None
+                for port in ("imap", "pop3", "submission", "sieve"):
+                    settings[port] = Service(**settings[port]) if settings.get(port) else None
                 domains[settings["domain"]] = Domain(each["id"], each["mode"], LegacySettings(**settings))
             mailboxes = [Mailbox(**(each | {"address": Address(**each["address"])})) for each in content["mailboxes"]]
             aliases = {Address.parse(alias): Address.parse(target) for alias, target in content["aliases"]}

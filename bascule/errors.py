@@ -47,6 +47,17 @@ class LegacyUnavailable(BasculeError):
     """
 
 
+class LegacyBusy(LegacyUnavailable):
+    """The legacy server says itself that it cannot now: a quota, a limit, a mailbox in use, or BYE.
+
+    ``code`` is its response code (RFC 5530), or empty.
+    """
+
+    def __init__(self, message: str, *, code: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+
 class LegacyRefusedLogin(BasculeError):
     """The legacy server answered, and says that this name and password are wrong."""
 

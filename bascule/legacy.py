@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,14 +19,17 @@ from imapclient.exceptions import IMAPClientAbortError, IMAPClientError, LoginEr
 
 from bascule.address import Address
 from bascule.credential import Password
-from bascule.errors import LegacyRefusedLogin, LegacyUnavailable
+from bascule.errors import LegacyBusy, LegacyRefusedLogin, LegacyUnavailable
 
 TlsMode = Literal["implicit", "starttls", "none"]
 LoginForm = Literal["address", "local_part"]
+CopyLogin = Literal["user", "master", "xoauth2"]
 
 #: Response codes that a server gives with NO to LOGIN or AUTHENTICATE though
 #: the password may be right (RFC 5530 section 3, RFC 9051 section 7.1).
-_TEMPORARY_CODES = ("UNAVAILABLE", "SERVERBUG", "LIMIT", "INUSE", "CONTACTADMIN", "PRIVACYREQUIRED", "ALERT")
+_TEMPORARY_CODES = (
+    "UNAVAILABLE", "SERVERBUG", "LIMIT", "OVERQUOTA", "INUSE", "THROTTLED", "CONTACTADMIN", "PRIVACYREQUIRED", "ALERT",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class LegacySettings:
     smtp_port: int
     pop3: Service | None = None
     submission: Service | None = None
+    sieve: Service | None = None
     login_form: LoginForm = "address"
 
     def login_name(self, address: Address) -> str:
@@ -69,7 +73,7 @@ class Trust:
 #: The columns of ``routing_domain`` (or ``domain``) that :func:`from_row` takes, in its order.
 COLUMNS = (
     "name, imap_host, imap_port, imap_tls, smtp_host, smtp_port, "
-    "pop3_port, pop3_tls, submission_port, submission_tls, login_form"
+    "pop3_port, pop3_tls, submission_port, submission_tls, sieve_port, sieve_tls, login_form"
 )
 
 
@@ -84,6 +88,8 @@ def from_row(
     pop3_tls: TlsMode | None,
     submission_port: int | None,
     submission_tls: TlsMode | None,
+    sieve_port: int | None,
+    sieve_tls: TlsMode | None,
     login_form: LoginForm,
 ) -> LegacySettings:
     """The settings in a row of ``SELECT {COLUMNS}``."""
@@ -95,6 +101,7 @@ def from_row(
         smtp_port=smtp_port,
         pop3=Service(pop3_port, pop3_tls) if pop3_port and pop3_tls else None,
         submission=Service(submission_port, submission_tls) if submission_port and submission_tls else None,
+        sieve=Service(sieve_port, sieve_tls) if sieve_port and sieve_tls else None,
         login_form=login_form,
     )
 
@@ -141,22 +148,64 @@ def connect_imap(legacy: LegacySettings, trust: Trust) -> IMAPClient:
     return client
 
 
-def _log_in(client: IMAPClient, login_name: str, password: Password) -> None:
-    # SASL PLAIN (RFC 4616) is UTF-8 by definition; LOGIN leaves other than ASCII open.
-    if client.has_capability("AUTH=PLAIN"):
-        client.plain_login(login_name, password.secret)
-    elif not (login_name + password.secret).isascii():
-        raise LegacyUnavailable(f"the legacy server offers LOGIN only, which cannot carry the password of {login_name}")
+@dataclass(frozen=True, slots=True)
+class UserLogin:
+    """With the user's own password: SASL PLAIN (RFC 4616), or LOGIN where that is not offered."""
+
+    address: Address
+    password: Password
+
+
+@dataclass(frozen=True, slots=True)
+class MasterLogin:
+    """As the user, with a master user's name and password: SASL PLAIN with an authorization identity."""
+
+    address: Address
+    name: str
+    password: Password
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogin:
+    """With an OAuth 2.0 access token: XOAUTH2, or OAUTHBEARER (RFC 7628) where only that is offered."""
+
+    address: Address
+    token: Password
+
+
+Login = UserLogin | MasterLogin | TokenLogin
+
+
+def _log_in(client: IMAPClient, legacy: LegacySettings, login: Login) -> None:
+    user = legacy.login_name(login.address)
+    if isinstance(login, TokenLogin):
+        if client.has_capability("AUTH=XOAUTH2") or not client.has_capability("AUTH=OAUTHBEARER"):
+            client.oauth2_login(user, login.token.secret)
+        else:
+            client.oauthbearer_login(user, login.token.secret)
+    elif isinstance(login, MasterLogin):
+        client.plain_login(login.name, login.password.secret, user)
+    elif client.has_capability("AUTH=PLAIN"):
+        client.plain_login(user, login.password.secret)
+    elif client.has_capability("LOGINDISABLED"):
+        raise LegacyUnavailable(
+            "the legacy server offers neither SASL PLAIN nor LOGIN on this connection",
+            hint="It may want TLS: see imap_tls.",
+        )
+    # SASL PLAIN is UTF-8 by definition; LOGIN leaves other than ASCII open.
+    elif not (user + login.password.secret).isascii():
+        raise LegacyUnavailable(f"the legacy server offers LOGIN only, which cannot carry the password of {user}")
     else:
-        client.login(login_name, password.secret)
+        client.login(user, login.password.secret)
 
 
 @contextmanager
-def imap_session(legacy: LegacySettings, trust: Trust, address: Address, password: Password) -> Iterator[IMAPClient]:
-    """A session of ``address`` on the legacy IMAP server, for the ``with`` block.
+def imap_session(legacy: LegacySettings, trust: Trust, login: Login) -> Iterator[IMAPClient]:
+    """A session on the legacy IMAP server, for the ``with`` block.
 
     Raises:
         LegacyRefusedLogin: the server says that name and password are wrong.
+        LegacyBusy: it says with a response code that it cannot now.
         LegacyUnavailable: anything else; also when the connection fails later
             in the block.
     """
@@ -164,26 +213,23 @@ def imap_session(legacy: LegacySettings, trust: Trust, address: Address, passwor
     client = connect_imap(legacy, trust)
     try:
         try:
-            _log_in(client, legacy.login_name(address), password)
+            _log_in(client, legacy, login)
         except LoginError as error:
             reason = str(error)
-            if isinstance(error.__context__, IMAPClientAbortError) or any(
-                f"[{code}" in reason.upper() for code in _TEMPORARY_CODES
-            ):
-                raise LegacyUnavailable(f"{host}:{port} cannot check the login of {address} now: {reason}") from None
-            raise LegacyRefusedLogin(f"{host}:{port} refuses the login of {address}: {reason}") from None
+            codes = [code for code in _TEMPORARY_CODES if f"[{code}" in reason.upper()]
+            if codes or isinstance(error.__context__, IMAPClientAbortError):
+                text = f"{host}:{port} cannot check the login of {login.address} now: {reason}"
+                raise LegacyBusy(text, code=codes[0] if codes else "") from None
+            raise LegacyRefusedLogin(f"{host}:{port} refuses the login of {login.address}: {reason}") from None
         yield client
     except (OSError, IMAPClientError) as error:
+        client.shutdown()  # no farewell after a failure: answers may be under way
         raise LegacyUnavailable(plainly(error, host, port)) from error
-    finally:
-        _leave(client)
-
-
-def _leave(client: IMAPClient) -> None:
-    try:
-        client.logout()
-    except (OSError, IMAPClientError):
+    except BaseException:
         client.shutdown()
+        raise
+    with suppress(OSError, IMAPClientError):  # all that mattered is done
+        client.logout()
 
 
 def authenticate(legacy: LegacySettings, trust: Trust, address: Address, password: Password) -> None:
@@ -192,5 +238,5 @@ def authenticate(legacy: LegacySettings, trust: Trust, address: Address, passwor
     Raises:
         LegacyRefusedLogin, LegacyUnavailable: as :func:`imap_session`.
     """
-    with imap_session(legacy, trust, address, password):
+    with imap_session(legacy, trust, UserLogin(address, password)):
         pass

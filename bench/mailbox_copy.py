@@ -18,7 +18,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +28,8 @@ from bascule.lab.delay import Delay
 from bascule.lab.mail import message
 from bascule.lab.process import VMAIL
 from bascule.lab.sites import DOMAIN, Lab
-from bascule.legacy import LegacySettings, Service, Trust, imap_session
-from bascule.migrator.copying import run_pass
+from bascule.legacy import LegacySettings, Service, Trust, UserLogin, imap_session
+from bascule.migrator.copying import Copy
 from bascule.migrator.source import Source
 
 NAME, PASSWORD = "bench", "bench-password"
@@ -81,8 +81,15 @@ def bare_fetch(port: int, _: Path) -> None:
 
 def bascule(port: int, into: Path) -> None:
     legacy = LegacySettings(DOMAIN, "127.0.0.1", Service(port, "none"), "127.0.0.1", 25)
-    with imap_session(legacy, Trust(), Address(NAME, DOMAIN), Password(PASSWORD)) as client:
-        run_pass(Source(client), into / "Maildir", lambda _: None)
+
+    @contextlib.contextmanager
+    def open_source() -> Iterator[Source]:
+        with imap_session(legacy, Trust(), UserLogin(Address(NAME, DOMAIN), Password(PASSWORD))) as client:
+            yield Source.of(client)
+
+    into.mkdir(exist_ok=True)
+    with Copy(open_source, into, into / "Maildir", lambda _: None, sessions=int(os.environ.get("S", "4"))) as copy:
+        copy.run()
 
 
 def doveadm_backup(port: int, into: Path) -> None:

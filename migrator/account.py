@@ -16,11 +16,20 @@ from bascule.credential import Password, Unsealer
 from bascule.database import Connection
 from bascule.directory import Mode, State
 from bascule.errors import BasculeError
-from bascule.legacy import LegacySettings
+from bascule.legacy import CopyLogin, LegacySettings
 
 
 class InUse(BasculeError):
     """Another worker is at this mailbox. Temporary."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the workers may ask of the legacy server of a domain: sessions in all and for one mailbox, bytes a second."""
+
+    connections: int
+    per_mailbox: int
+    bytes_per_second: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +43,11 @@ class Account:
     domain_mode: Mode
     legacy: LegacySettings
     sealed_credential: bytes | None
+    domain_id: int
+    limits: Limits
+    copy_login: CopyLogin
+    sealed_copy_login: bytes | None
+    return_requested: bool
     migrated_at: datetime | None
     last_message_at: datetime | None
 
@@ -52,14 +66,17 @@ def load(connection: Connection, mailbox_id: int) -> Account | None:
     columns = ", ".join(f"domain.{name.strip()}" for name in legacy.COLUMNS.split(","))
     row = connection.execute(
         f"SELECT mailbox.local_part, bascule.home_of(domain.name, mailbox.local_part), mailbox.state, "
-        f"mailbox.epoch, domain.mode, mailbox.sealed_credential, mailbox.migrated_at, mailbox.last_message_at, "
+        f"mailbox.epoch, domain.mode, mailbox.sealed_credential, domain.id, domain.connections, "
+        f"domain.connections_per_mailbox, domain.bytes_per_second, domain.copy_login, domain.sealed_copy_login, "
+        f"mailbox.return_requested_at IS NOT NULL, mailbox.migrated_at, mailbox.last_message_at, "
         f"{columns} FROM bascule.mailbox "
         f"JOIN bascule.domain ON domain.id = mailbox.domain_id WHERE mailbox.id = %s".encode(),
         (mailbox_id,),
     ).fetchone()
     if row is None:
         return None
-    local_part, home, state, epoch, mode, sealed, migrated_at, last_message_at, *settings = row
+    local_part, home, state, epoch, mode, sealed, domain_id, connections, per_mailbox, rate, *rest = row
+    copy_login, sealed_copy_login, return_requested, migrated_at, last_message_at, *settings = rest
     return Account(
         mailbox_id,
         Address(local_part, settings[0]),
@@ -69,6 +86,11 @@ def load(connection: Connection, mailbox_id: int) -> Account | None:
         mode,
         legacy.from_row(*settings),
         sealed,
+        domain_id,
+        Limits(connections, per_mailbox, rate),
+        copy_login,
+        sealed_copy_login,
+        return_requested,
         migrated_at,
         last_message_at,
     )

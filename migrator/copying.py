@@ -1,29 +1,44 @@
 """One pass: bring the mailbox here into line with the legacy one.
 
 Passes are repeated; each asks only for what it finds to differ. A pass that
-dies leaves whole messages, and the next one goes on from there.
+dies leaves whole messages, and the next one goes on from there. What the last
+whole pass saw of each folder is kept beside the mailbox, so that the next one
+can skip the folders in which nothing happened and ask the others for changes
+only (RFC 7162).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Lock
 
+from bascule import log
+from bascule.errors import LegacyBusy, LegacyUnavailable
 from bascule.migrator import maildir
-from bascule.migrator.source import Layout, Source
+from bascule.migrator.imap import BUSY_CODES
+from bascule.migrator.source import Changes, Layout, Message, Source, Status, Wanted, batches
 
 #: UIDs given here begin this far above the legacy server's next one, so that no
 #: client takes a message that came late there for one that came here.
 UID_GAP = 1000
+GROUP = 20_000  # messages in the folders that are compared together, before their bodies are fetched
+WORTH_A_SESSION = 8  # batches for which one more session to the legacy server is opened
+MAX_LOST = 20  # sessions that may be lost in a pass
+REPORT_INTERVAL = 0.5  # seconds
+
+Open = Callable[[], AbstractContextManager[Source]]
 
 
 @dataclass(slots=True)
 class Progress:
-    """Counts of one pass: messages there, messages in the folders looked at, messages here, bytes copied."""
+    """Counts of one pass: messages there, messages here, bytes copied."""
 
     total: int = 0
-    seen: int = 0
     copied: int = 0
     bytes: int = 0
 
@@ -38,6 +53,16 @@ class FolderState:
     messages: int
 
 
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A message that the legacy server says it has and does not give."""
+
+    folder: str
+    uidvalidity: int
+    uid: int
+    reason: str
+
+
 @dataclass(slots=True)
 class Pass:
     """What a pass did: how many messages it added, expunged or flagged anew."""
@@ -47,63 +72,274 @@ class Pass:
     folders: list[FolderState] = field(default_factory=list)
 
 
-def run_pass(source: Source, root: Path, report: Callable[[Progress], None], *, count: bool = False) -> Pass:
-    """Copy everything that differs.
+class Copy:
+    """The copy of one mailbox, pass after pass; use it in a ``with`` statement.
 
-    ``root`` is the Maildir; nobody else has it open. ``count``: ask for the
-    number of messages first, so that the first progress reported has the total;
-    costs a round trip a folder.
+    ``home`` holds what is kept between passes, ``root`` is the Maildir; nobody
+    else has them open. Up to ``sessions`` sessions to the legacy server, made
+    by ``open_source``, are used at the same time.
 
-    Raises:
-        LegacyUnavailable, MessageNotReadable, FolderNameNotStorable,
-        TooManyKeywords, OSError: what was copied until then is kept.
+    ``uidls`` are the POP3 UIDLs of INBOX by UID. ``waived`` are messages that
+    need not come, by folder, UIDVALIDITY and UID; ``unreadable`` are those that
+    did not, also when the pass failed.
     """
-    layout = source.layout()
-    done = Pass(layout)
-    progress = Progress()
-    paths = {
-        folder.name: maildir.folder_path(root, folder.name, layout.separator, layout.prefix)
-        for folder in layout.folders
-    }
-    if count:
-        progress.total = sum(source.count(folder.name) for folder in layout.folders if folder.selectable)
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for folder in layout.folders:
-        if folder.selectable:
-            _copy_folder(source, folder.name, paths[folder.name], done, progress, report)
+
+    def __init__(
+        self,
+        open_source: Open,
+        home: Path,
+        root: Path,
+        report: Callable[[Progress], None],
+        *,
+        sessions: int = 1,
+        waived: frozenset[tuple[str, int, int]] = frozenset(),
+    ) -> None:
+        self._open_source = open_source
+        self._root = root
+        self._report = report
+        self._sessions = sessions
+        self._states = home / ".bascule-passed.json"
+        maildir.take_over(home, root)
+        self.waived = waived
+        self._stack = ExitStack()
+        self.source: Source
+        self.uidls: Mapping[int, str] = {}
+        self.unreadable: dict[tuple[str, int, int], Unreadable] = {}
+
+    def __enter__(self) -> Copy:
+        self._open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _open(self) -> None:
+        self._stack.close()
+        self.source = self._stack.enter_context(self._open_source())
+
+    def forget(self) -> None:
+        """Compare everything in the next pass, whatever former ones saw."""
+        self._states.unlink(missing_ok=True)
+
+    def run(self) -> Pass:
+        """Copy everything that differs.
+
+        Raises:
+            LegacyUnavailable, FolderNameNotStorable, TooManyKeywords, OSError:
+            what was copied until then is kept.
+        """
+        former_unreadable, self.unreadable = self.unreadable, {}
+        try:
+            done = self._run()
+        except BaseException:
+            self.unreadable = former_unreadable | self.unreadable
+            raise
+        return done
+
+    def _run(self) -> Pass:
+        layout = self.source.layout()
+        paths = {
+            folder.name: maildir.folder_path(self._root, folder.name, layout.separator, layout.prefix)
+            for folder in layout.folders
+        }
+        selectable = [folder.name for folder in layout.folders if folder.selectable]
+        former = self._read_states()
+        now = self.source.statuses(selectable)
+        this_pass = Pass(layout)
+        progress = Progress(total=sum(status.messages for status in now.values()))
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for group in _groups(now):
+            self._copy_group(group, now, former, paths, this_pass, progress)
+        for folder in layout.folders:
+            if not folder.selectable:
+                paths[folder.name].mkdir(mode=0o700, parents=True, exist_ok=True)
+        maildir.remove_other_folders(self._root, {name: paths[name] for name in selectable})
+        maildir.write_subscriptions(self._root, layout.subscribed, layout.separator, layout.prefix)
+        # A folder that is not whole is compared in full again.
+        unread = {folder for folder, _, _ in self.unreadable}
+        maildir.replace(
+            self._states, json.dumps({name: asdict(status) for name, status in now.items() if name not in unread})
+        )
+        self._report(progress)
+        return this_pass
+
+    # One group of folders -------------------------------------------------------
+
+    def _copy_group(
+        self,
+        group: list[str],
+        now: Mapping[str, Status],
+        former: Mapping[str, Status],
+        paths: Mapping[str, Path],
+        this_pass: Pass,
+        progress: Progress,
+    ) -> None:
+        pending: list[str] = []
+        here: dict[str, maildir.Folder] = {}
+        for name in group:
+            status = now[name]
+            if former.get(name) == status and status.highestmodseq and not (name.upper() == "INBOX" and self.uidls):
+                progress.copied += status.messages
+                this_pass.folders.append(FolderState(name, status.uidvalidity, status.uidnext, status.messages))
+                continue
+            here[name] = maildir.Folder(paths[name], status.uidvalidity)
+            here[name].open()
+            pending.append(name)
+        if not pending:
+            return
+        progress.copied += sum(len(folder.messages) for folder in here.values())
+        self._report(progress)
+        found = self._compare(pending, now, former, here, this_pass)
+        wanted = Wanted(batch for name in pending for batch in batches(name, found[name].new))
+        if len(wanted):
+            self._fetch(wanted, here, this_pass, progress)
+        for name in pending:
+            folder, changes = here[name], found[name]
+            uidnext = max(changes.uidnext, max(folder.messages, default=0) + 1)
+            folder.write_index(uidnext + UID_GAP, self.uidls if name.upper() == "INBOX" else None)
+            this_pass.folders.append(FolderState(name, folder.uidvalidity, uidnext, len(folder.messages)))
+
+    def _compare(
+        self,
+        pending: list[str],
+        now: Mapping[str, Status],
+        former: Mapping[str, Status],
+        here: Mapping[str, maildir.Folder],
+        this_pass: Pass,
+    ) -> dict[str, Changes]:
+        """Expunge and flag here what was there; leaves in each folder's ``new`` the messages that are missing here."""
+        found = {}
+        asked = {}
+        for name in pending:
+            if now[name].messages == 0:  # some servers refuse to FETCH 1:* from an empty folder
+                found[name] = Changes(name, now[name].uidvalidity, max(now[name].uidnext, 1))
+                self._apply(found[name], here[name], this_pass)
+                continue
+            since = former.get(name)
+            if since is not None and (since.uidvalidity != now[name].uidvalidity or not since.uidnext):
+                since = None
+            asked[name] = since
+        doubtful = []
+        for changes in self.source.changes(asked.items()):
+            folder = here[changes.folder]
+            if changes.uidvalidity != folder.uidvalidity:
+                raise LegacyUnavailable(f"the folder {changes.folder!r} was made anew on the legacy server meanwhile")
+            self._apply(changes, folder, this_pass)
+            found[changes.folder] = changes
+            waived = sum(1 for name, _, _ in self.waived if name == changes.folder)
+            if not changes.complete and changes.exists != len(folder.messages) + len(changes.new) + waived:
+                doubtful.append(changes.folder)
+        for changes in self.source.changes((name, None) for name in doubtful):
+            self._apply(changes, here[changes.folder], this_pass)
+            found[changes.folder] = changes
+        return found
+
+    def _apply(self, changes: Changes, folder: maildir.Folder, this_pass: Pass) -> None:
+        new = {message.uid: message for message in changes.new}
+        if changes.complete:
+            gone = [uid for uid in folder.messages if uid not in changes.flags and uid not in new]
         else:
-            paths[folder.name].mkdir(mode=0o700, parents=True, exist_ok=True)
-    maildir.remove_other_folders(root, {f.name: paths[f.name] for f in layout.folders if f.selectable})
-    maildir.write_subscriptions(root, layout.subscribed, layout.separator, layout.prefix)
-    report(progress)
-    return done
+            gone = [
+                uid
+                for first, last in changes.vanished
+                for uid in (range(first, last + 1) if last - first < len(folder.messages) else list(folder.messages))
+                if first <= uid <= last and uid in folder.messages
+            ]
+        for uid in gone:
+            folder.expunge(uid)
+        this_pass.changes += len(gone)
+        known = [(uid, message.flags) for uid, message in new.items()]
+        for uid, flags in [*changes.flags.items(), *known]:
+            stored = folder.messages.get(uid)
+            if stored is not None and stored.flags != flags:
+                folder.set_flags(uid, flags)
+                this_pass.changes += 1
+        changes.new = [
+            message
+            for uid, message in sorted(new.items())
+            if uid not in folder.messages and (changes.folder, folder.uidvalidity, uid) not in self.waived
+        ]
+        # Only the missing ones are of use from here on.
+        changes.flags = {}
+
+    # Bodies ---------------------------------------------------------------------
+
+    def _fetch(self, wanted: Wanted, here: Mapping[str, maildir.Folder], this_pass: Pass, progress: Progress) -> None:
+        """Fetch what is wanted over as many sessions as it is worth; a lost session is replaced."""
+        # Any folder's tmp will do, for all are on one file system: a body may come before its UID.
+        receive = next(iter(here.values())).receive
+        lock = Lock()
+
+        def keep(folder: str, message: Message, body: object) -> None:
+            if not isinstance(body, maildir.Received):
+                raise TypeError(f"not a received body: {type(body).__name__}")
+            here[folder].keep(message.uid, message.internaldate, message.flags, body)
+            with lock:
+                progress.copied += 1
+                progress.bytes += body.size
+                this_pass.changes += 1
+
+        def with_own_session() -> None:
+            self.source.bodies(wanted, receive, keep)
+
+        def with_another_session() -> None:
+            with self._open_source() as source:
+                source.bodies(wanted, receive, keep)
+
+        helpers = min(self._sessions - 1, len(wanted) // WORTH_A_SESSION)
+        with ThreadPoolExecutor(self._sessions, thread_name_prefix="session") as pool:
+            own = pool.submit(with_own_session)
+            running = {own, *(pool.submit(with_another_session) for _ in range(helpers))}
+            lost = 0
+            try:
+                while running:
+                    done, running = wait(running, timeout=REPORT_INTERVAL, return_when=FIRST_COMPLETED)
+                    self._report(progress)
+                    for future in done:
+                        error = future.exception()
+                        if error is None:
+                            continue
+                        lost += 1
+                        if not isinstance(error, LegacyUnavailable) or is_told_to_wait(error) or lost > MAX_LOST:
+                            raise error
+                        log.get().info("session lost", reason=error.message, remaining=len(wanted))
+                    if not running and len(wanted):
+                        running = {pool.submit(with_another_session)}
+            except BaseException:
+                wanted.stop()
+                raise
+        if own.exception() is not None:
+            self._open()
+        self._note_unreadable(wanted, here)
+
+    def _note_unreadable(self, wanted: Wanted, here: Mapping[str, maildir.Folder]) -> None:
+        for name in {folder for folder, _ in wanted.not_given_at_all}:
+            uids = sorted(uid for folder, uid in wanted.not_given_at_all if folder == name)
+            for uid in self.source.which_are_there(name, uids):
+                identity = (name, here[name].uidvalidity, uid)
+                self.unreadable[identity] = Unreadable(*identity, wanted.not_given_at_all[name, uid])
+
+    def _read_states(self) -> dict[str, Status]:
+        try:
+            return {name: Status(**status) for name, status in json.loads(self._states.read_text()).items()}
+        except (FileNotFoundError, ValueError, TypeError):
+            return {}  # everything is compared
 
 
-def _copy_folder(
-    source: Source, name: str, path: Path, done: Pass, progress: Progress, report: Callable[[Progress], None]
-) -> None:
-    selected = source.examine(name)
-    here = maildir.Folder(path, selected.uidvalidity)
-    here.open()
-    there = source.uids()
-    progress.seen += len(there)
-    progress.total = max(progress.total, progress.seen)
-    known = [uid for uid in there if uid in here.messages]
-    progress.copied += len(known)
+def is_told_to_wait(error: BaseException | None) -> bool:
+    """Whether the legacy server itself says that it is too much for it."""
+    return isinstance(error, LegacyBusy) and error.code in BUSY_CODES
 
-    for uid in here.messages.keys() - set(there):
-        here.expunge(uid)
-        done.changes += 1
-    for uid, flags in source.flags(known):
-        if flags != here.messages[uid].flags:
-            here.set_flags(uid, flags)
-            done.changes += 1
-    missing = [uid for uid in there if uid not in here.messages]
-    for message, body in source.bodies(list(source.messages(missing))):
-        progress.bytes += here.add(message.uid, message.internaldate, message.flags, body)
-        progress.copied += 1
-        done.changes += 1
-        report(progress)
-    uidnext = max(selected.uidnext, max(here.messages, default=0) + 1)
-    here.write_index(uidnext + UID_GAP)
-    done.folders.append(FolderState(name, selected.uidvalidity, uidnext, len(here.messages)))
+
+def _groups(now: Mapping[str, Status]) -> Iterator[list[str]]:
+    """Folders that are compared together, so that what is known of messages stays small."""
+    group: list[str] = []
+    messages = 0
+    for name, status in now.items():
+        if group and messages + status.messages > GROUP:
+            yield group
+            group, messages = [], 0
+        group.append(name)
+        messages += status.messages
+    if group:
+        yield group

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import psycopg
@@ -13,23 +14,29 @@ from bascule import log
 from bascule.credential import Unsealer
 from bascule.database import Connection, translated, value
 from bascule.errors import BasculeError
-from bascule.legacy import Trust, authenticate, imap_session
+from bascule.legacy import Trust, authenticate
+from bascule.migrator import maildir
 from bascule.migrator.account import Account
-from bascule.migrator.copying import Progress, run_pass
-from bascule.migrator.source import Source
-from bascule.migrator.verification import verify
+from bascule.migrator.copying import Copy, Pass, Progress
+from bascule.migrator.sessions import Sessions
+from bascule.migrator.verification import NotEqual, Verification, verify
 
 SMALL_PASS = 20  # changes; the final pass, while mail is held, will be about as large
 MAX_PASSES = 20  # a mailbox that never comes to rest is cut over after so many
 PROGRESS_INTERVAL = 0.5  # seconds between reports to the database
 MARGIN = 5.0  # seconds of the budget that must be left for verification and flip
+FINAL_PASSES = 3  # tries to find both sides equal, for a client may still be at work there
 
 
 class NotAcknowledged(BasculeError):
     """A live node has not put the cutover into force in time; the cutover is undone."""
 
 
-def migrate(connection: Connection, account: Account, root: Path, trust: Trust, unsealer: Unsealer) -> None:
+class MessagesUnreadable(BasculeError):
+    """The legacy server does not give some messages, and nobody has waived them."""
+
+
+def migrate(connection: Connection, account: Account, home: Path, root: Path, trust: Trust, unsealer: Unsealer) -> None:
     """Take a requested mailbox to state local, or raise having left it in state copying.
 
     Raises:
@@ -40,43 +47,91 @@ def migrate(connection: Connection, account: Account, root: Path, trust: Trust, 
         connection.execute("SELECT bascule.undo_cutover(%s, 'its worker died')", (account.id,))
     connection.execute("SELECT bascule.begin_copy(%s)", (account.id,))
     password = account.password(unsealer)
-    report = _reporter(connection, account.id)
-    with imap_session(account.legacy, trust, account.address, password) as client:
-        source = Source(client)
-        for number in range(1, MAX_PASSES + 1):
-            changes = run_pass(source, root, report, count=number == 1).changes
-            logger.info("pass done", number=number, changes=changes)
-            if changes <= SMALL_PASS:
-                break
+    sessions = Sessions(connection, account, trust, unsealer)
+    copy = Copy(
+        sessions.open,
+        home,
+        root,
+        _reporter(connection, account.id),
+        sessions=sessions.reserve(account.limits.per_mailbox),
+        waived=_waived(connection, account.id),
+    )
+    with copy:
+        try:
+            for number in range(1, MAX_PASSES + 1):
+                changes = copy.run().changes
+                logger.info("pass done", number=number, changes=changes)
+                if changes <= SMALL_PASS:
+                    break
+        except BaseException:
+            _record_unreadable(connection, account.id, copy, complete=False)
+            raise
+        _record_unreadable(connection, account.id, copy, complete=True)
+        if copy.unreadable:
+            raise MessagesUnreadable(
+                f"the legacy server does not give {len(copy.unreadable)} of the messages",
+                hint="See bascule.unreadable; mend them there or waive them.",
+            )
         # The copy may have taken hours: is this still the user's password? It will be the one here.
-        authenticate(account.legacy, trust, account.address, password)
+        if account.copy_login != "xoauth2":
+            authenticate(account.legacy, trust, account.address, password)
         hashed = password.hashed()  # costly on purpose, so before the mail is held
         epoch = int(value(connection, "SELECT bascule.begin_cutover(%s)", account.id))
         began = time.monotonic()
         try:
-            _await_acknowledgements(connection, account.id, epoch)
-            final = run_pass(source, root, report)
-            verification = verify(source, root, final)
+            await_acknowledgements(connection, account.id, epoch)
+            final, verification = _final_pass(copy, root)
             connection.execute(
                 "SELECT bascule.finish_cutover(%s, %s, %s, %s)",
                 (account.id, epoch, hashed, json.dumps(verification.report())),
             )
         except BaseException as error:
-            _undo(connection, account, error)
+            undo(connection, "SELECT bascule.undo_cutover(%s, %s)", account.id, error)
             raise
         logger.info("flipped", changes=final.changes, held_ms=round((time.monotonic() - began) * 1000))
+        copy.forget()
+        maildir.hand_over(home)
 
 
-def _undo(connection: Connection, account: Account, error: BaseException) -> None:
+def _final_pass(copy: Copy, root: Path) -> tuple[Pass, Verification]:
+    """Copy what came last, and find both sides equal."""
+    for remaining in reversed(range(FINAL_PASSES)):
+        final = copy.run()
+        try:
+            return final, verify(copy.source, root, final, copy.waived)
+        except NotEqual:
+            copy.forget()
+            if not remaining:
+                raise
+    raise AssertionError("not reached")
+
+
+def _waived(connection: Connection, mailbox_id: int) -> frozenset[tuple[str, int, int]]:
+    rows = connection.execute(
+        "SELECT folder, uidvalidity, uid FROM bascule.unreadable_message "
+        "WHERE mailbox_id = %s AND waived_at IS NOT NULL",
+        (mailbox_id,),
+    ).fetchall()
+    return frozenset((folder, uidvalidity, uid) for folder, uidvalidity, uid in rows)
+
+
+def _record_unreadable(connection: Connection, mailbox_id: int, copy: Copy, *, complete: bool) -> None:
+    messages = json.dumps([asdict(each) for each in copy.unreadable.values()])
+    if (complete or copy.unreadable) and not connection.broken:
+        connection.execute("SELECT bascule.set_unreadable(%s, %s, %s)", (mailbox_id, messages, complete))
+
+
+def undo(connection: Connection, act: str, mailbox_id: int, error: BaseException) -> None:
+    """Take back a cutover or a return for which ``error`` is the reason."""
     if isinstance(error, psycopg.OperationalError):
-        return  # the database is away; a policy daemon undoes the cutover when its time is over
+        return  # the database is away; a policy daemon undoes it when its time is over
     if isinstance(error, psycopg.Error):
         error = translated(error)
     reason = error.message if isinstance(error, BasculeError) else type(error).__name__
-    connection.execute("SELECT bascule.undo_cutover(%s, %s)", (account.id, reason))
+    connection.execute(act.encode(), (mailbox_id, reason))
 
 
-def _await_acknowledgements(connection: Connection, mailbox_id: int, epoch: int) -> None:
+def await_acknowledgements(connection: Connection, mailbox_id: int, epoch: int) -> None:
     """Return when every live node has acknowledged ``epoch``.
 
     Raises:

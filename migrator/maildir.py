@@ -13,13 +13,17 @@ flip on it is Dovecot's.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from errno import ENOSPC
+from itertools import count
 from pathlib import Path
+from threading import Lock
 
 from bascule.errors import BasculeError
 
@@ -27,9 +31,12 @@ from bascule.errors import BasculeError
 FLAG_LETTERS = {"\\Draft": "D", "\\Flagged": "F", "\\Answered": "R", "\\Seen": "S", "\\Deleted": "T"}
 _LETTER_FLAGS = {letter: flag for flag, letter in FLAG_LETTERS.items()}
 MAX_KEYWORDS = 26  # a to z
-BATCH_MESSAGES, BATCH_BYTES = 100, 4 << 20  # that are put on the disk together, at most
+MAX_UID = 2**32 - 1
+FEW = 64  # files that are flushed one by one
 
 _NAME = re.compile(r"^\d+\.U(?P<uid>\d+)V(?P<uidvalidity>\d+)\.bascule,S=(?P<size>\d+),W=\d+:2,(?P<letters>[A-Za-z]*)$")
+_libc = ctypes.CDLL(None, use_errno=True)
+_MARK = ".bascule-copying"
 _RESERVED = {"", ".", "..", "cur", "new", "tmp"}
 
 
@@ -48,6 +55,11 @@ class Stored:
     file_name: str
     size: int
     flags: frozenset[str]
+
+    @property
+    def internaldate(self) -> int:
+        """Seconds since 1970."""
+        return int(self.file_name.partition(".")[0])
 
 
 def folder_path(root: Path, name: str, separator: str, prefix: str) -> Path:
@@ -68,20 +80,33 @@ def folder_path(root: Path, name: str, separator: str, prefix: str) -> Path:
     return root.joinpath(*parts)
 
 
-class Folder:
-    """One folder of a mailbox that is not yet in use here.
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A body that is in ``tmp``: its size as it is and with CRLF at every line end."""
 
-    ``messages`` maps UIDs to what is stored.
+    path: str
+    size: int
+    virtual_size: int
+
+
+class Folder:
+    """One folder of a mailbox that is not yet in use here; several threads may add to it.
+
+    ``messages`` maps UIDs to what is stored. What was added is in the folder at
+    once, and on the disk after :meth:`write_index`: ``dovecot-uidlist`` names
+    only what survives a loss of power.
     """
 
     def __init__(self, path: Path, uidvalidity: int) -> None:
         self.path = path
+        self._cur, self._tmp = str(path / "cur"), str(path / "tmp")
         self.uidvalidity = uidvalidity
         self.messages: dict[int, Stored] = {}
         self._keywords: list[str] = []
-        self._pending: list[tuple[Path, Path]] = []
-        self._pending_bytes = 0
+        self._unsynced: set[str] = set()
         self._changed = False
+        self._numbers = count(1)
+        self._lock = Lock()
 
     def open(self) -> None:
         """Make the directories, take stock of what is there, and clear away what an interrupted run left."""
@@ -93,6 +118,8 @@ class Folder:
         keywords = self.path / "dovecot-keywords"
         if keywords.exists():
             self._keywords = [line.partition(" ")[2] for line in keywords.read_text().splitlines()]
+        on_disk = _indexed(self.path)
+        known: dict[str, frozenset[str]] = {}
         with os.scandir(self.path / "cur") as entries:
             for entry in entries:
                 match = _NAME.match(entry.name)
@@ -106,58 +133,69 @@ class Folder:
                 ):
                     Path(entry.path).unlink()
                     continue
-                flags = frozenset(self._flag(letter) for letter in match["letters"])
-                self.messages[int(match["uid"])] = Stored(entry.name, int(match["size"]), flags)
+                letters, uid = match["letters"], int(match["uid"])
+                if letters not in known:
+                    known[letters] = frozenset(self._flag(letter) for letter in letters)
+                self.messages[uid] = Stored(entry.name, int(match["size"]), known[letters])
+                if (self.uidvalidity, uid) not in on_disk:
+                    self._unsynced.add(entry.name)
 
-    def add(self, uid: int, internaldate: datetime, flags: frozenset[str], chunks: Iterable[bytes]) -> int:
-        """Store a message; its size in bytes. It is durable, and in the folder, after the next :meth:`commit`."""
-        stamp = max(int(internaldate.timestamp()), 0)
-        base = f"{stamp}.U{uid}V{self.uidvalidity}.bascule"
-        letters = self._letters(flags)
-        temporary = self.path / "tmp" / base
-        size = _write(temporary, chunks, stamp)
-        name = f"{base},S={size},W={size}:2,{letters}"
-        self._pending.append((temporary, self.path / "cur" / name))
-        self._pending_bytes += size
-        self.messages[uid] = Stored(name, size, flags)
-        if len(self._pending) >= BATCH_MESSAGES or self._pending_bytes >= BATCH_BYTES:
-            self.commit()
-        return size
+    def receive(self, size: int, pieces: Iterable[bytes]) -> Received:
+        """Take a body into ``tmp``."""
+        return receive(f"{self._tmp}/{next(self._numbers)}.bascule", size, pieces)
 
-    def commit(self) -> None:
-        """Put what was added on the disk, then into the folder.
-
-        Several at a time: the disk's first flush takes the others' data along.
-        """
-        for temporary, _ in self._pending:
-            _flush(temporary)
-        for temporary, name in self._pending:
-            temporary.rename(name)
+    def keep(self, uid: int, internaldate: int, flags: frozenset[str], received: Received) -> None:
+        """Put a received body into the folder as this message."""
+        stamp = max(internaldate, 0)
+        os.utime(received.path, (stamp, stamp))
+        with self._lock:
+            letters = self._letters(flags)
+            name = f"{stamp}.U{uid}V{self.uidvalidity}.bascule,S={received.size},W={received.virtual_size}:2,{letters}"
+            os.rename(received.path, f"{self._cur}/{name}")  # noqa: PTH104 (some ten thousand times)
+            self.messages[uid] = Stored(name, received.size, flags)
+            self._unsynced.add(name)
             self._changed = True
-        self._pending, self._pending_bytes = [], 0
 
     def set_flags(self, uid: int, flags: frozenset[str]) -> None:
         stored = self.messages[uid]
         name = stored.file_name.partition(":")[0] + ":2," + self._letters(flags)
-        (self.path / "cur" / stored.file_name).rename(self.path / "cur" / name)
+        if name != stored.file_name:
+            (self.path / "cur" / stored.file_name).rename(self.path / "cur" / name)
         self._changed = True
+        if stored.file_name in self._unsynced:
+            self._unsynced.remove(stored.file_name)
+            self._unsynced.add(name)
         self.messages[uid] = Stored(name, stored.size, flags)
 
     def expunge(self, uid: int) -> None:
-        (self.path / "cur" / self.messages.pop(uid).file_name).unlink()
+        name = self.messages.pop(uid).file_name
+        (self.path / "cur" / name).unlink()
+        self._unsynced.discard(name)
         self._changed = True
 
-    def write_index(self, uidnext: int) -> None:
-        """Write ``dovecot-uidlist``; new messages will get UIDs from ``uidnext`` on."""
-        self.commit()
+    def write_index(self, uidnext: int, uidls: Mapping[int, str] | None = None) -> None:
+        """Put everything on the disk and write ``dovecot-uidlist``; new messages will get UIDs from ``uidnext`` on.
+
+        ``uidls``: the POP3 UIDL of messages by UID, where it is not what Dovecot would make up.
+        """
+        self._put_on_disk()
         guid = hashlib.sha256(f"{self.path}\0{self.uidvalidity}".encode()).hexdigest()[:32]
-        lines = f"3 V{self.uidvalidity} N{uidnext} G{guid}\n" + "".join(
-            f"{uid} :{self.messages[uid].file_name.partition(':')[0]}\n" for uid in sorted(self.messages)
-        )
-        _replace(self.path / "dovecot-uidlist", lines)
-        if self._changed:
-            _flush(self.path / "cur")
-            self._changed = False
+        lines = [f"3 V{self.uidvalidity} N{min(uidnext, MAX_UID)} G{guid}\n"]
+        for uid in sorted(self.messages):
+            uidl = f"P{uidls[uid]} " if uidls and uid in uidls else ""
+            lines.append(f"{uid} {uidl}:{self.messages[uid].file_name.partition(':')[0]}\n")
+        replace(self.path / "dovecot-uidlist", "".join(lines))
+
+    def _put_on_disk(self) -> None:
+        # One flush of the whole file system costs far less than one a file, but takes what others write along.
+        if len(self._unsynced) > FEW:
+            flush_file_system(self.path)
+        else:
+            for name in self._unsynced:
+                _flush(self.path / "cur" / name)
+            if self._changed:
+                _flush(self.path / "cur")
+        self._unsynced, self._changed = set(), False
 
     def _clear_dovecot_indexes(self) -> None:
         # Dovecot rebuilds them from the files; after an earlier stay they would be wrong.
@@ -184,7 +222,7 @@ class Folder:
                     )
                 self._keywords.append(flag)
                 # Known on the disk before a file name relies on it.
-                _replace(
+                replace(
                     self.path / "dovecot-keywords",
                     "".join(f"{n} {k}\n" for n, k in enumerate(self._keywords)),
                 )
@@ -192,28 +230,31 @@ class Folder:
         return "".join(sorted(letters))
 
 
-def write_durably(path: Path, chunks: Iterable[bytes], modified: int) -> int:
-    """Write a file that survives a power loss, with its modification time (seconds); its size in bytes."""
-    size = _write(path, chunks, modified)
-    _flush(path)
-    _flush(path.parent)
-    return size
+def receive(path: str, size: int, pieces: Iterable[bytes]) -> Received:
+    """Write a body into a new file.
 
-
-def _write(path: Path, chunks: Iterable[bytes], modified: int) -> int:
-    size = 0
-    with path.open("wb") as file:
-        for chunk in chunks:
-            size += file.write(chunk)
-        file.flush()
-        os.utime(file.fileno(), (modified, modified))
-    return size
+    Raises:
+        OSError: the disk is full, say.
+    """
+    bare = written = 0
+    last = b""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        for piece in pieces:
+            written += os.write(descriptor, piece)
+            bare += piece.count(b"\n") - piece.count(b"\r\n") - (last == b"\r" and piece[:1] == b"\n")
+            last = piece[-1:]
+    finally:
+        os.close(descriptor)
+    if written != size:
+        raise OSError(ENOSPC, os.strerror(ENOSPC), path)  # what was not written of a piece was told by no error
+    return Received(path, size, size + bare)
 
 
 def write_subscriptions(root: Path, names: Iterable[str], separator: str, prefix: str) -> None:
     """Write the ``subscriptions`` file; names are as on the wire."""
     lines = [name.removeprefix(prefix).replace(separator, "/") for name in names]
-    _replace(root / "subscriptions", "".join(f"{line}\n" for line in sorted(set(lines))))
+    replace(root / "subscriptions", "".join(f"{line}\n" for line in sorted(set(lines))))
 
 
 def remove_other_folders(root: Path, keep: Mapping[str, Path]) -> None:
@@ -233,7 +274,7 @@ def remove_other_folders(root: Path, keep: Mapping[str, Path]) -> None:
             folder.rmdir()
 
 
-def _replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str) -> None:
     """Write a small file atomically and durably, unless it is so already."""
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return
@@ -242,6 +283,68 @@ def _replace(path: Path, text: str) -> None:
     _flush(new)
     new.replace(path)
     _flush(path.parent)
+
+
+def _indexed(folder: Path) -> set[tuple[int, int]]:
+    """UIDVALIDITY and UID of the messages that ``dovecot-uidlist`` names."""
+    try:
+        header, *lines = (folder / "dovecot-uidlist").read_text().splitlines()
+    except (FileNotFoundError, ValueError):
+        return set()
+    found = re.search(r" V(\d+)", header)
+    return {(int(found[1]), int(line.partition(" ")[0])) for line in lines} if found else set()
+
+
+def take_over(home: Path, root: Path) -> None:
+    """Make ``root`` ours until :func:`hand_over`; ``home`` keeps the mark.
+
+    A mailbox that is there and not ours, Dovecot's after an earlier stay, say,
+    is set aside under another name: it is never mixed with the copy. One that
+    is ours loses what may not be whole since the host was started anew: the
+    messages of no ``dovecot-uidlist``. A worker that was merely killed leaves
+    nothing doubtful.
+    """
+    mark = home / _MARK
+    now = Path("/proc/sys/kernel/random/boot_id").read_text()
+    if not mark.exists():
+        if root.exists():
+            root.rename(root.with_name(f"{root.name}.before-{time.time_ns()}"))
+        replace(mark, now)
+    elif mark.read_text() != now:
+        for cur in root.rglob("cur") if root.exists() else ():
+            on_disk = _indexed(cur.parent)
+            for path in cur.iterdir():
+                match = _NAME.match(path.name)
+                if match is not None and (int(match["uidvalidity"]), int(match["uid"])) not in on_disk:
+                    path.unlink()
+        replace(mark, now)
+
+
+def hand_over(home: Path) -> None:
+    """From here on the mailbox is Dovecot's."""
+    (home / _MARK).unlink(missing_ok=True)
+
+
+def make_durable(path: Path) -> None:
+    """Put a file and its name on the disk."""
+    _flush(path)
+    _flush(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Put the names of a Maildir's messages on the disk."""
+    _flush(folder / "cur")
+    _flush(folder / "new")
+
+
+def flush_file_system(path: Path) -> None:
+    """Have the kernel put everything of the file system that holds ``path`` on the disk (syncfs(2))."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if _libc.syncfs(descriptor) != 0:
+            raise OSError(ctypes.get_errno(), f"syncfs: {os.strerror(ctypes.get_errno())}", str(path))
+    finally:
+        os.close(descriptor)
 
 
 def _flush(path: Path) -> None:

@@ -10,20 +10,26 @@ renamed already, wherever the user has put the message since.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from email.parser import BytesHeaderParser
+from email.policy import compat32
 from email.utils import format_datetime
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 
 from bascule import log
 from bascule.config_templates import render
 from bascule.credential import Unsealer
 from bascule.database import Connection, value
-from bascule.errors import BasculeError
-from bascule.legacy import Trust, imap_session
+from bascule.errors import BasculeError, LegacyUnavailable
+from bascule.legacy import Trust
 from bascule.migrator import maildir
 from bascule.migrator.account import Account
-from bascule.migrator.source import Layout, Message, Source
+from bascule.migrator.sessions import Sessions
+from bascule.migrator.source import Changes, Message, Source, Wanted, batches
 
 
 class UidvalidityChanged(BasculeError):
@@ -37,30 +43,44 @@ def last_message_id(account: Account) -> str:
 
 
 def sweep(connection: Connection, account: Account, home: Path, root: Path, trust: Trust, unsealer: Unsealer) -> None:
-    """Write the last message if it is not there yet, and bring what came late.
+    """Bring what came late, and write the last message if it is not there yet.
 
     Raises:
         BasculeError, OSError: what was brought until then is kept.
     """
+    maildir.hand_over(home)  # a worker may have died right after the flip
     began = value(connection, "SELECT clock_timestamp()")
-    with imap_session(account.legacy, trust, account.address, account.password(unsealer)) as client:
-        source = Source(client)
+    sessions = Sessions(connection, account, trust, unsealer)
+    sessions.reserve(1)
+    with sessions.open() as source:
         layout = source.layout()
-        if account.last_message_at is None:
-            client.select_folder("INBOX", readonly=True)
-            if not client.search(["HEADER", "Message-ID", last_message_id(account)]):
-                client.append("INBOX", _last_message(account))
-            log.get().info("last message written", address=str(account.address))
-        known = {
+        seen = {
             name: (uidvalidity, uidnext)
             for name, uidvalidity, uidnext in connection.execute(
                 "SELECT name, uidvalidity, uidnext FROM bascule.mailbox_folder WHERE mailbox_id = %s",
                 (account.id,),
             )
         }
-        for folder in layout.folders:
-            if folder.selectable:
-                _sweep_folder(connection, account, source, layout, folder.name, known.get(folder.name), home, root)
+        now = source.statuses([folder.name for folder in layout.folders if folder.selectable])
+        first: dict[str, int] = {}
+        for name, status in now.items():
+            uidvalidity, uidnext = seen.get(name, (status.uidvalidity, 1))  # a folder made after the flip is all new
+            if status.uidvalidity != uidvalidity:
+                raise UidvalidityChanged(
+                    f"the folder {name!r} of {account.address} has a new UIDVALIDITY on the legacy server",
+                    hint="Look there for messages that came after the move, and copy them by hand.",
+                )
+            if status.messages and (status.uidnext > uidnext or not status.uidnext):
+                first[name] = uidnext
+        for changes in source.newer(first.items()):
+            target = maildir.folder_path(root, changes.folder, layout.separator, layout.prefix)
+            _Late(connection, account, changes, now[changes.folder].uidvalidity, home, root, target).bring(source)
+    if account.last_message_at is None:
+        with sessions.open_client() as client:
+            client.select_folder("INBOX", readonly=True)
+            if not client.search(["HEADER", "Message-ID", last_message_id(account)]):
+                client.append("INBOX", _last_message(account))
+        log.get().info("last message written", address=str(account.address))
     connection.execute("SELECT bascule.sweep_done(%s, %s)", (account.id, began))
 
 
@@ -75,51 +95,106 @@ def _last_message(account: Account) -> bytes:
     return text.replace("\n", "\r\n").encode()
 
 
-def _sweep_folder(
-    connection: Connection,
-    account: Account,
-    source: Source,
-    layout: Layout,
-    name: str,
-    known: tuple[int, int] | None,
-    home: Path,
-    root: Path,
-) -> None:
-    selected = source.examine(name)
-    uidvalidity, uidnext = known or (selected.uidvalidity, 1)  # a folder made after the flip is all new
-    if selected.uidvalidity != uidvalidity:
-        raise UidvalidityChanged(
-            f"the folder {name!r} of {account.address} has a new UIDVALIDITY on the legacy server",
-            hint="Look there for messages that came after the move, and copy them by hand.",
+class _Late:
+    """The messages of one folder that came late."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        account: Account,
+        changes: Changes,
+        uidvalidity: int,
+        home: Path,
+        inbox: Path,
+        folder: Path,
+    ) -> None:
+        self._connection = connection
+        self._account = account
+        self._changes = changes
+        self._uidvalidity = uidvalidity
+        self._staging = home / ".bascule-staged"
+        self._inbox, self._folder = inbox, folder
+
+    def bring(self, source: Source) -> None:
+        """Bring those that are not here yet, each in its steps.
+
+        Raises:
+            LegacyUnavailable: the legacy server does not give one of them; the others were brought.
+        """
+        brought: dict[int, bool] = dict(
+            self._connection.execute(
+                "SELECT uid, delivered_at IS NOT NULL FROM bascule.straggler "
+                "WHERE mailbox_id = %s AND folder = %s AND uidvalidity = %s",
+                (self._account.id, self._changes.folder, self._uidvalidity),
+            ).fetchall()
         )
-    brought = {
-        uid: delivered is not None
-        for uid, delivered in connection.execute(
-            "SELECT uid, delivered_at FROM bascule.straggler "
-            "WHERE mailbox_id = %s AND folder = %s AND uidvalidity = %s",
-            (account.id, name, uidvalidity),
-        )
-    }
-    late = [uid for uid in source.uids(uidnext) if not brought.get(uid, False)]
-    for message, body in source.bodies(list(source.messages(late))):
-        if name.upper() == "INBOX" and source.header(message.uid, "Message-ID") == last_message_id(account):
-            continue
-        identity = (account.id, name, uidvalidity, message.uid)
-        staged = home / ".bascule-staged" / f"{message.uid}.{uidvalidity}.{sha256(name.encode()).hexdigest()[:16]}"
-        if message.uid not in brought:
-            staged.parent.mkdir(mode=0o700, exist_ok=True)
-            maildir.write_durably(staged, body, int(message.internaldate.timestamp()))
-            connection.execute("SELECT bascule.stage_straggler(%s, %s, %s, %s)", identity)
+        late = [message for message in self._changes.new if not brought.get(message.uid, False)]
+        self._staging.mkdir(mode=0o700, exist_ok=True)
+        for message in late:
+            if message.uid in brought:
+                self._deliver(message)
+        wanted = Wanted(batches(self._changes.folder, (message for message in late if message.uid not in brought)))
+        # Bodies are read in one go, with nothing but files written meanwhile; then each is brought.
+        received: list[tuple[Message, maildir.Received]] = []
+        self._numbers = count(1)
+        source.bodies(wanted, self._receive, lambda _, message, body: received.append((message, _received(body))))
+        for message, body in received:
+            self._stage(message, body)
+        if wanted.not_given_at_all:
+            (folder, uid), reason = next(iter(wanted.not_given_at_all.items()))
+            if source.which_are_there(folder, [uid]):
+                raise LegacyUnavailable(f"the late message with UID {uid} in {folder!r} cannot be read: {reason}")
+
+    def _receive(self, size: int, pieces: Iterator[bytes]) -> object:
+        return maildir.receive(f"{self._staging}/{next(self._numbers)}.new", size, pieces)
+
+    def _stage(self, message: Message, body: maildir.Received) -> None:
+        path = Path(body.path)
+        if self._changes.folder.upper() == "INBOX" and _message_id(path) == last_message_id(self._account):
+            path.unlink()
+            return
+        os.utime(path, (max(message.internaldate, 0),) * 2)
+        staged = path.replace(self._staged(message))
+        maildir.make_durable(staged)
+        self._connection.execute("SELECT bascule.stage_straggler(%s, %s, %s, %s)", self._identity(message))
+        self._deliver(message)
+
+    def _deliver(self, message: Message) -> None:
+        staged = self._staged(message)
         if staged.exists():
-            _into_mailbox(staged, maildir.folder_path(root, name, layout.separator, layout.prefix), root, message)
-        connection.execute("SELECT bascule.straggler_delivered(%s, %s, %s, %s)", identity)
-        log.get().info("straggler brought", address=str(account.address), folder=name, uid=message.uid)
+            self._into_mailbox(staged, message)
+        self._connection.execute("SELECT bascule.straggler_delivered(%s, %s, %s, %s)", self._identity(message))
+        log.get().info(
+            "straggler brought", address=str(self._account.address), folder=self._changes.folder, uid=message.uid
+        )
+
+    def _into_mailbox(self, staged: Path, message: Message) -> None:
+        """Rename the file into the folder, or into INBOX if the user has no such folder any more."""
+        target = self._folder if (self._folder / "cur").is_dir() else self._inbox
+        letters = "".join(sorted(maildir.FLAG_LETTERS[flag] for flag in message.flags if flag in maildir.FLAG_LETTERS))
+        stamp = max(message.internaldate, 0)
+        name = f"{stamp}.L{staged.name}.bascule,S={staged.stat().st_size}"
+        staged.rename(target / "cur" / f"{name}:2,{letters}" if letters else target / "new" / name)
+        maildir.flush_folder(target)
+
+    def _staged(self, message: Message) -> Path:
+        return self._staging / straggler_name(self._changes.folder, self._uidvalidity, message.uid)
+
+    def _identity(self, message: Message) -> tuple[int, str, int, int]:
+        return (self._account.id, self._changes.folder, self._uidvalidity, message.uid)
 
 
-def _into_mailbox(staged: Path, folder: Path, inbox: Path, message: Message) -> None:
-    """Rename the file into the folder, or into INBOX if the user has no such folder any more."""
-    target = folder if (folder / "cur").is_dir() else inbox
-    letters = "".join(sorted(maildir.FLAG_LETTERS[flag] for flag in message.flags if flag in maildir.FLAG_LETTERS))
-    stamp = int(message.internaldate.timestamp())
-    name = f"{stamp}.L{staged.name}.bascule,S={staged.stat().st_size}"
-    staged.rename(target / "cur" / f"{name}:2,{letters}" if letters else target / "new" / name)
+def straggler_name(folder: str, uidvalidity: int, uid: int) -> str:
+    """The part of a straggler's file name that is made of its legacy identity."""
+    return f"{uid}.{uidvalidity}.{sha256(folder.encode()).hexdigest()[:16]}"
+
+
+def _received(body: object) -> maildir.Received:
+    if not isinstance(body, maildir.Received):
+        raise TypeError(f"not a received body: {type(body).__name__}")
+    return body
+
+
+def _message_id(path: Path) -> str:
+    with path.open("rb") as file:
+        return str(BytesHeaderParser(policy=compat32).parse(file).get("Message-ID", "")).strip()

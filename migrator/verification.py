@@ -5,17 +5,18 @@ Both sides are read afresh: the legacy server by IMAP, this side from the disk.
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from bascule.errors import BasculeError
 from bascule.migrator import maildir
-from bascule.migrator.copying import Pass
+from bascule.migrator.copying import FolderState, Pass
 from bascule.migrator.source import Source
 
 
 class NotEqual(BasculeError):
-    """The copy differs from the legacy mailbox; the cutover is undone and copying goes on."""
+    """The copy differs from the legacy mailbox."""
 
 
 @dataclass(slots=True)
@@ -24,30 +25,50 @@ class Verification:
 
     separator: str
     prefix: str
+    special_uses: dict[str, str]
     folders: list[dict[str, object]] = field(default_factory=list)
     odd_sizes: list[str] = field(default_factory=list)
+    waived: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def report(self) -> dict[str, object]:
         """As kept in ``mailbox.report``."""
         return asdict(self)
 
 
-def verify(source: Source, root: Path, last_pass: Pass) -> Verification:
+def verify(
+    source: Source, root: Path, last_pass: Pass, waived: AbstractSet[tuple[str, int, int]] = frozenset()
+) -> Verification:
     """
     Raises:
         NotEqual: with the first folder and what differs in it.
     """
     layout = last_pass.layout
-    result = Verification(layout.separator, layout.prefix)
-    for state in last_pass.folders:
-        selected = source.examine(state.name)
-        if selected.uidvalidity != state.uidvalidity:
+    result = Verification(
+        layout.separator,
+        layout.prefix,
+        {folder.name: folder.special_use for folder in layout.folders if folder.special_use},
+    )
+    states = {state.name: state for state in last_pass.folders}
+    # A folder that is made after the last pass is swept in whole.
+    now = source.statuses(list(states))
+    asked = [name for name, state in states.items() if state.messages or now[name].messages]
+    for name in states.keys() - set(asked):
+        if now[name].uidvalidity != states[name].uidvalidity:
+            raise NotEqual(f"{name!r} has a new UIDVALIDITY")
+        _add(result, states[name], [])
+    for changes in source.changes((name, None) for name in asked):
+        state = states[changes.folder]
+        if changes.uidvalidity != state.uidvalidity:
             raise NotEqual(f"{state.name!r} has a new UIDVALIDITY")
         here = maildir.Folder(maildir.folder_path(root, state.name, layout.separator, layout.prefix), state.uidvalidity)
         here.open()
         # What came after the last pass is a straggler: the sweep brings it.
-        uids = [uid for uid in source.uids() if uid < state.uidnext]
-        there = {message.uid: message for message in source.messages(uids)}
+        there = {
+            message.uid: message
+            for message in changes.new
+            if message.uid < state.uidnext and (state.name, state.uidvalidity, message.uid) not in waived
+        }
         if there.keys() != here.messages.keys():
             missing, extra = there.keys() - here.messages.keys(), here.messages.keys() - there.keys()
             raise NotEqual(
@@ -57,15 +78,22 @@ def verify(source: Source, root: Path, last_pass: Pass) -> Verification:
             stored = here.messages[uid]
             if stored.flags != message.flags:
                 raise NotEqual(f"{state.name!r}: the flags of UID {uid} differ")
+            if stored.internaldate != max(message.internaldate, 0):
+                raise NotEqual(f"{state.name!r}: the INTERNALDATE of UID {uid} differs")
             if stored.size != message.size:
                 result.odd_sizes.append(f"{state.name}: UID {uid} says {message.size} bytes and has {stored.size}")
-        result.folders.append(
-            {
-                "name": state.name,
-                "uidvalidity": state.uidvalidity,
-                "uidnext": state.uidnext,
-                "messages": len(there),
-                "bytes": sum(stored.size for stored in here.messages.values()),
-            }
-        )
+        _add(result, state, [stored.size for stored in here.messages.values()])
+    result.waived = [f"{name}: UID {uid}" for name, _, uid in sorted(waived)]
     return result
+
+
+def _add(result: Verification, state: FolderState, sizes: list[int]) -> None:
+    result.folders.append(
+        {
+            "name": state.name,
+            "uidvalidity": state.uidvalidity,
+            "uidnext": state.uidnext,
+            "messages": len(sizes),
+            "bytes": sum(sizes),
+        }
+    )

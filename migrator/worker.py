@@ -13,10 +13,12 @@ from procrastinate.jobs import Status
 from bascule import log, program, settings
 from bascule.credential import Unsealer
 from bascule.database import Connection, connect, translated
-from bascule.errors import BasculeError, LegacyRefusedLogin
+from bascule.errors import BasculeError, LegacyBusy, LegacyRefusedLogin
 from bascule.legacy import Trust
 from bascule.migrator.account import Account, exclusively, load
 from bascule.migrator.cutover import migrate
+from bascule.migrator.local import Local
+from bascule.migrator.returning import give_back
 from bascule.migrator.sweep import sweep
 from bascule.readiness import ready
 
@@ -24,6 +26,10 @@ PART = "worker"
 HEARTBEAT = 2.0  # seconds
 STALLED = 3 * HEARTBEAT  # seconds of silence after which a worker is taken for dead
 LOOK = 2.0  # seconds between looks for due and unattended tasks
+
+#: How long a legacy server that says that it cannot is left alone, in seconds, by its response code.
+BUSY = {"OVERQUOTA": 900, "THROTTLED": 900, "LIMIT": 30, "INUSE": 30, "UNAVAILABLE": 60}
+SHORT = 5  # seconds, after a BYE that gives no code
 
 Work = Callable[[Connection, Account, Path, Path], None]
 
@@ -37,18 +43,20 @@ class Worker:
         self._dsn = configuration.dsn(PART)
         self._trust = Trust(configuration.legacy.ca_file, configuration.legacy.timeout)
         self._unsealer = Unsealer(configuration.keys.private)
+        self._local = Local(configuration.dovecot.config_file)
         self.app = procrastinate.App(
             connector=procrastinate.PsycopgConnector(conninfo=self._dsn, kwargs={"options": "-c search_path=queue"})
         )
         self.app.task(name="migrate")(self.migrate)
         self.app.task(name="sweep")(self.sweep)
+        self.app.task(name="return")(self.give_back)
 
     def migrate(self, mailbox_id: int) -> None:
         """Task: move a mailbox, or take its move up where it stopped."""
 
-        def work(connection: Connection, account: Account, _home: Path, root: Path) -> None:
+        def work(connection: Connection, account: Account, home: Path, root: Path) -> None:
             if account.state in {"requested", "copying", "cutover"}:
-                migrate(connection, account, root, self._trust, self._unsealer)
+                migrate(connection, account, home, root, self._trust, self._unsealer)
 
         self._attempt(mailbox_id, work)
 
@@ -56,8 +64,17 @@ class Worker:
         """Task: bring the stragglers of a mailbox that has moved."""
 
         def work(connection: Connection, account: Account, home: Path, root: Path) -> None:
-            if account.state == "local" and account.domain_mode == "active":
+            if account.state == "local" and account.domain_mode == "active" and not account.return_requested:
                 sweep(connection, account, home, root, self._trust, self._unsealer)
+
+        self._attempt(mailbox_id, work)
+
+    def give_back(self, mailbox_id: int) -> None:
+        """Task: send a mailbox that has moved back to the legacy server."""
+
+        def work(connection: Connection, account: Account, home: Path, _root: Path) -> None:
+            if account.return_requested and account.domain_mode == "active":
+                give_back(connection, account, home, self._trust, self._unsealer, self._local)
 
         self._attempt(mailbox_id, work)
 
@@ -76,7 +93,10 @@ class Worker:
             except psycopg.Error as error:
                 self._failed(connection, account, translated(error).message)
             except LegacyRefusedLogin as error:
-                self._failed(connection, account, error.message, refused=True)
+                self._failed(connection, account, error.message, refused=account.copy_login == "user")
+            except LegacyBusy as error:
+                wait = BUSY.get(error.code, SHORT)
+                self._failed(connection, account, f"{error.message}; next try in {wait} s or later", at_least=wait)
             except BasculeError as error:
                 self._failed(connection, account, error.message)
             except OSError as error:
@@ -90,9 +110,14 @@ class Worker:
                 )
                 raise
 
-    def _failed(self, connection: Connection, account: Account, message: str, *, refused: bool = False) -> None:
+    def _failed(
+        self, connection: Connection, account: Account, message: str, *, refused: bool = False, at_least: int = 0
+    ) -> None:
         self._log.warning("attempt failed", address=str(account.address), reason=message)
-        connection.execute("SELECT bascule.attempt_failed(%s, %s, %s)", (account.id, message, refused))
+        connection.execute(
+            "SELECT bascule.attempt_failed(%s, %s, %s, make_interval(secs => %s))",
+            (account.id, message, refused, at_least),
+        )
 
     async def run(self) -> None:
         """Work until SIGTERM; tasks that are under way are finished first."""

@@ -160,6 +160,83 @@ END
 $$;
 COMMENT ON FUNCTION give_up IS 'Send a mailbox that has not flipped back to state legacy; its password is erased, what was copied stays for another time';
 
+CREATE OR REPLACE FUNCTION return_mailbox(address text, reason text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    box mailbox := mailbox_of(address);
+    the_domain domain := domain_of(address);
+BEGIN
+    IF box.state <> 'local' THEN
+        RAISE EXCEPTION '% is in state %: only a mailbox that has moved can be returned', address, box.state
+            USING ERRCODE = 'BA002', HINT = 'One that is on the move is stopped by bascule give-up.';
+    END IF;
+    IF the_domain.mode <> 'active' THEN
+        RAISE EXCEPTION '% is %: its legacy server is not used any more', the_domain.name, the_domain.mode
+            USING ERRCODE = 'BA002';
+    END IF;
+    IF coalesce(trim(return_mailbox.reason), '') = '' THEN
+        RAISE EXCEPTION 'say why % is to be returned', address USING ERRCODE = 'BA002';
+    END IF;
+    UPDATE mailbox SET return_requested_at = clock_timestamp(), return_reason = return_mailbox.reason, attempts = 0
+     WHERE id = box.id;
+    PERFORM enqueue('return', box.id, box.store);
+    INSERT INTO journal (domain, address, event, reason)
+    VALUES (the_domain.name, lower(address), 'return requested', return_mailbox.reason);
+END
+$$;
+COMMENT ON FUNCTION return_mailbox IS
+    'Send a mailbox that has moved back to the legacy server: what is new or changed here is written there, then the route flips';
+
+CREATE OR REPLACE FUNCTION cancel_return(address text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    box mailbox := mailbox_of(address);
+BEGIN
+    IF box.return_requested_at IS NULL OR box.state <> 'local' THEN
+        RAISE EXCEPTION 'no return of % can be called off now', address USING ERRCODE = 'BA002';
+    END IF;
+    IF EXISTS (SELECT FROM returned_message WHERE mailbox_id = box.id) THEN
+        RAISE EXCEPTION 'the return of % has begun to write to the legacy server', address USING ERRCODE = 'BA002',
+            HINT = 'Let it end, then request the migration again.';
+    END IF;
+    UPDATE mailbox SET return_requested_at = NULL, return_reason = NULL WHERE id = box.id;
+    INSERT INTO journal (domain, address, event) VALUES ((domain_of(address)).name, lower(address), 'return called off');
+    PERFORM enqueue('sweep', box.id, box.store);
+END
+$$;
+COMMENT ON FUNCTION cancel_return IS 'Call off a return that has not yet written anything to the legacy server';
+
+CREATE OR REPLACE FUNCTION waive_messages(address text, reason text, folder text DEFAULT NULL, uid bigint DEFAULT NULL)
+RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    box mailbox := mailbox_of(address);
+    waived bigint;
+BEGIN
+    IF coalesce(trim(waive_messages.reason), '') = '' THEN
+        RAISE EXCEPTION 'say why the messages of % need not move', address USING ERRCODE = 'BA002';
+    END IF;
+    UPDATE unreadable_message AS message SET waived_at = clock_timestamp(), waived_reason = waive_messages.reason
+     WHERE message.mailbox_id = box.id AND message.waived_at IS NULL
+       AND message.folder = coalesce(waive_messages.folder, message.folder)
+       AND message.uid = coalesce(waive_messages.uid, message.uid);
+    GET DIAGNOSTICS waived = ROW_COUNT;
+    IF waived = 0 THEN
+        RAISE EXCEPTION '% has no such unreadable message', address
+            USING ERRCODE = 'BA003', HINT = 'They are in the view bascule.unreadable.';
+    END IF;
+    INSERT INTO journal (domain, address, event, reason)
+    VALUES ((domain_of(address)).name, lower(address),
+            waived || CASE waived WHEN 1 THEN ' message' ELSE ' messages' END || ' waived', waive_messages.reason);
+    IF box.state IN ('requested', 'copying') THEN
+        UPDATE mailbox SET next_try = now() WHERE id = box.id;
+        PERFORM enqueue('migrate', box.id, box.store, now());
+    END IF;
+    RETURN waived;
+END
+$$;
+COMMENT ON FUNCTION waive_messages IS
+    'Decide that messages which the legacy server does not give need not move: all of a mailbox, or of one folder, or one UID; how many';
+
 CREATE OR REPLACE FUNCTION close_domain(domain_name text, force boolean DEFAULT false, reason text DEFAULT '')
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 DECLARE
@@ -189,10 +266,13 @@ BEGIN
     END IF;
     PERFORM set_config('bascule.reason', 'closed: given up with the domain', true);
     UPDATE mailbox SET state = 'copying', cutover_deadline = NULL WHERE domain_id = the_domain.id AND state = 'cutover';
+    UPDATE mailbox SET state = 'local', cutover_deadline = NULL WHERE domain_id = the_domain.id AND state = 'returning';
+    UPDATE mailbox SET return_requested_at = NULL, return_reason = NULL WHERE domain_id = the_domain.id;
     UPDATE mailbox SET state = 'legacy' WHERE domain_id = the_domain.id AND state IN ('requested', 'copying');
     PERFORM set_config('bascule.reason', close_domain.reason, true);
     UPDATE domain SET mode = 'closed', url_token = NULL, url_expires_at = NULL WHERE id = the_domain.id;
     UPDATE mailbox SET sealed_credential = NULL, needs_credential = false WHERE domain_id = the_domain.id;
+    UPDATE domain SET copy_login = 'user', sealed_copy_login = NULL WHERE id = the_domain.id;
 END
 $$;
 COMMENT ON FUNCTION close_domain IS
@@ -253,7 +333,7 @@ BEGIN
      WHERE id = take_credential.mailbox_id RETURNING * INTO box;
     INSERT INTO journal (domain, address, event)
     SELECT domain.name, mailbox_address(box), 'new password taken up' FROM domain WHERE id = box.domain_id;
-    PERFORM enqueue(CASE box.state WHEN 'local' THEN 'sweep' ELSE 'migrate' END, box.id, box.store);
+    PERFORM enqueue(task_of(box), box.id, box.store);
 END
 $$;
 
@@ -323,7 +403,22 @@ RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS
      WHERE id = report_progress.mailbox_id
 $$;
 
-CREATE OR REPLACE FUNCTION attempt_failed(mailbox_id bigint, message text, refused boolean DEFAULT false)
+CREATE OR REPLACE FUNCTION pause_after(attempts integer)
+RETURNS interval LANGUAGE sql IMMUTABLE AS $$
+    SELECT least(interval '5 seconds' * 2 ^ least(greatest(attempts - 1, 0), 10), interval '15 minutes')
+$$;
+COMMENT ON FUNCTION pause_after IS 'How long to wait after so many attempts without success: 5 s, 10 s, 20 s, ... at most 15 minutes';
+
+CREATE OR REPLACE FUNCTION task_of(box mailbox)
+RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN box.return_requested_at IS NOT NULL THEN 'return'
+                WHEN box.state = 'local' THEN 'sweep' ELSE 'migrate' END
+$$;
+COMMENT ON FUNCTION task_of IS 'What a worker has to do for a mailbox that is not in state legacy';
+
+CREATE OR REPLACE FUNCTION attempt_failed(
+    mailbox_id bigint, message text, refused boolean DEFAULT false, at_least interval DEFAULT '0'
+)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 DECLARE
     box mailbox;
@@ -332,21 +427,56 @@ BEGIN
     IF box.state NOT IN ('requested', 'copying', 'local') THEN
         RETURN;
     END IF;
-    -- 5 s, 10 s, 20 s, ... at most 15 minutes.
     UPDATE mailbox SET last_error = message, last_error_at = clock_timestamp(), needs_credential = refused,
-        next_try = CASE WHEN NOT refused THEN
-            clock_timestamp() + least(interval '5 seconds' * 2 ^ least(greatest(attempts - 1, 0), 10), interval '15 minutes') END
+        attempts = CASE WHEN mailbox.state = 'local' THEN attempts + 1 ELSE attempts END,
+        next_try = CASE WHEN NOT refused THEN clock_timestamp() + greatest(pause_after(attempts), at_least) END
      WHERE id = box.id RETURNING * INTO box;
     INSERT INTO journal (domain, address, event, reason)
     SELECT domain.name, mailbox_address(box), 'attempt failed', message FROM domain WHERE id = box.domain_id;
     IF NOT refused THEN
-        PERFORM enqueue(CASE box.state WHEN 'local' THEN 'sweep' ELSE 'migrate' END, box.id, box.store, box.next_try);
+        PERFORM enqueue(task_of(box), box.id, box.store, box.next_try);
     END IF;
 END
 $$;
 COMMENT ON FUNCTION attempt_failed IS
-    'The last attempt did not succeed: kept for the views, and tried again at next_try; '
+    'The last attempt did not succeed: kept for the views, and tried again at next_try, no sooner than at_least from now; '
     'refused: the legacy server no longer takes the sealed password, so wait for the new one';
+
+CREATE OR REPLACE FUNCTION take_connections(domain_id bigint, wanted integer)
+RETURNS integer LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    free integer := (SELECT connections FROM domain WHERE id = take_connections.domain_id);
+    taken integer := 0;
+BEGIN
+    FOR slot IN 1..free LOOP
+        EXIT WHEN taken = wanted;
+        -- The lock is the worker's session's: it ends with the worker, however that ends.
+        IF pg_try_advisory_lock(hashtext('bascule ' || take_connections.domain_id), slot) THEN
+            taken := taken + 1;
+        END IF;
+    END LOOP;
+    RETURN taken;
+END
+$$;
+COMMENT ON FUNCTION take_connections IS
+    'Reserve up to so many of the domain''s IMAP sessions at the legacy server, until this database session ends; how many were free';
+
+CREATE OR REPLACE FUNCTION set_unreadable(mailbox_id bigint, messages jsonb, complete boolean)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+BEGIN
+    DELETE FROM unreadable_message AS old
+     WHERE complete AND old.mailbox_id = set_unreadable.mailbox_id AND old.waived_at IS NULL
+       AND NOT EXISTS (SELECT FROM jsonb_to_recordset(messages) AS now (folder text, uidvalidity bigint, uid bigint)
+                        WHERE (now.folder, now.uidvalidity, now.uid) = (old.folder, old.uidvalidity, old.uid));
+    INSERT INTO unreadable_message AS old (mailbox_id, folder, uidvalidity, uid, reason)
+    SELECT set_unreadable.mailbox_id, now.folder, now.uidvalidity, now.uid, now.reason
+      FROM jsonb_to_recordset(messages) AS now (folder text, uidvalidity bigint, uid bigint, reason text)
+    ON CONFLICT ON CONSTRAINT unreadable_message_pkey
+    DO UPDATE SET reason = excluded.reason, last_seen = clock_timestamp();
+END
+$$;
+COMMENT ON FUNCTION set_unreadable IS
+    'The messages that the legacy server did not give in the last pass; after a complete pass those not among them are forgotten. What is waived stays waived.';
 
 CREATE OR REPLACE FUNCTION begin_cutover(mailbox_id bigint)
 RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
@@ -401,17 +531,94 @@ BEGIN
     PERFORM set_config('bascule.reason', undo_cutover.reason, true);
     UPDATE mailbox SET state = 'copying', cutover_deadline = NULL, last_error = undo_cutover.reason,
         last_error_at = clock_timestamp(),
-        next_try = clock_timestamp() + least(interval '5 seconds' * 2 ^ least(greatest(attempts - 1, 0), 10), interval '15 minutes')
+        next_try = clock_timestamp() + pause_after(attempts)
      WHERE id = undo_cutover.mailbox_id AND state = 'cutover';
     PERFORM set_config('bascule.reason', '', true);
 END
 $$;
 COMMENT ON FUNCTION undo_cutover IS 'Release the held mail to the legacy server and go on copying';
 
+CREATE OR REPLACE FUNCTION begin_return(mailbox_id bigint)
+RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    box mailbox;
+BEGIN
+    PERFORM set_config('bascule.reason', (SELECT return_reason FROM mailbox WHERE id = begin_return.mailbox_id), true);
+    UPDATE mailbox SET state = 'returning',
+        cutover_deadline = clock_timestamp() + (SELECT cutover_budget FROM domain WHERE domain.id = mailbox.domain_id)
+     WHERE id = begin_return.mailbox_id AND state = 'local' AND return_requested_at IS NOT NULL RETURNING * INTO box;
+    IF box IS NULL THEN
+        RAISE EXCEPTION 'mailbox % is not to be returned', begin_return.mailbox_id USING ERRCODE = 'BA002';
+    END IF;
+    RETURN box.epoch;
+END
+$$;
+COMMENT ON FUNCTION begin_return IS 'Hold the mailbox''s mail and logins for the last step of its return, for at most the domain''s cutover budget';
+
+CREATE OR REPLACE FUNCTION undo_return(mailbox_id bigint, reason text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    box mailbox;
+BEGIN
+    PERFORM set_config('bascule.reason', undo_return.reason, true);
+    UPDATE mailbox SET state = 'local', cutover_deadline = NULL, last_error = undo_return.reason,
+        last_error_at = clock_timestamp(), attempts = attempts + 1, next_try = clock_timestamp() + pause_after(attempts + 1)
+     WHERE id = undo_return.mailbox_id AND state = 'returning' RETURNING * INTO box;
+    PERFORM set_config('bascule.reason', '', true);
+    IF box IS NOT NULL THEN
+        PERFORM enqueue('return', box.id, box.store, box.next_try);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION undo_return IS 'Deliver the held mail here and try the return again later';
+
+CREATE OR REPLACE FUNCTION finish_return(mailbox_id bigint, epoch bigint)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+BEGIN
+    PERFORM set_config('bascule.reason', (SELECT return_reason FROM mailbox WHERE id = finish_return.mailbox_id), true);
+    UPDATE mailbox SET state = 'legacy', cutover_deadline = NULL, return_requested_at = NULL, return_reason = NULL,
+        password_hash = NULL, sealed_credential = NULL, report = NULL, migrated_at = NULL, last_message_at = NULL,
+        swept_at = NULL, attempts = 0, last_error = NULL, last_error_at = NULL, next_try = NULL
+     WHERE id = finish_return.mailbox_id AND state = 'returning' AND mailbox.epoch = finish_return.epoch
+       AND cutover_deadline > clock_timestamp();
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'the return of mailbox % is over its time or was undone', finish_return.mailbox_id
+            USING ERRCODE = 'BA002';
+    END IF;
+    DELETE FROM mailbox_folder WHERE mailbox_folder.mailbox_id = finish_return.mailbox_id;
+    DELETE FROM straggler WHERE straggler.mailbox_id = finish_return.mailbox_id;
+    DELETE FROM returned_message WHERE returned_message.mailbox_id = finish_return.mailbox_id;
+    DELETE FROM unreadable_message WHERE unreadable_message.mailbox_id = finish_return.mailbox_id;
+END
+$$;
+COMMENT ON FUNCTION finish_return IS 'The flip back. Refused when the return was undone or its time is over.';
+
+CREATE OR REPLACE FUNCTION intend_return(
+    mailbox_id bigint, folder text, uid bigint, guid text, digest bytea, legacy_uidnext bigint
+)
+RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+    INSERT INTO returned_message (mailbox_id, folder, uid, guid, digest, legacy_uidnext)
+    VALUES (intend_return.mailbox_id, intend_return.folder, intend_return.uid, intend_return.guid, intend_return.digest,
+            intend_return.legacy_uidnext)
+    ON CONFLICT ON CONSTRAINT returned_message_pkey DO UPDATE SET guid = excluded.guid, digest = excluded.digest,
+        legacy_uidnext = excluded.legacy_uidnext, legacy_uid = NULL
+$$;
+COMMENT ON FUNCTION intend_return IS 'A message is about to be appended to the legacy mailbox';
+
+CREATE OR REPLACE FUNCTION returned(mailbox_id bigint, folder text, uid bigint, legacy_uid bigint)
+RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+    UPDATE returned_message SET legacy_uid = returned.legacy_uid
+     WHERE returned_message.mailbox_id = returned.mailbox_id AND returned_message.folder = returned.folder
+       AND returned_message.uid = returned.uid
+$$;
+COMMENT ON FUNCTION returned IS 'The message is in the legacy mailbox, with this UID there';
+
 CREATE OR REPLACE FUNCTION undo_overdue_cutovers()
 RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
     SELECT undo_cutover(id, 'the cutover was not done within its time') FROM mailbox
-     WHERE state = 'cutover' AND cutover_deadline <= clock_timestamp()
+     WHERE state = 'cutover' AND cutover_deadline <= clock_timestamp();
+    SELECT undo_return(id, 'the return was not done within its time') FROM mailbox
+     WHERE state = 'returning' AND cutover_deadline <= clock_timestamp()
 $$;
 COMMENT ON FUNCTION undo_overdue_cutovers IS 'Called at each heartbeat of a policy daemon, so that a dead worker holds nobody''s mail';
 
@@ -454,10 +661,9 @@ DECLARE
     requeued bigint := 0;
 BEGIN
     FOR box IN
-        SELECT mailbox.id, mailbox.store, mailbox.next_try,
-               CASE mailbox.state WHEN 'local' THEN 'sweep' ELSE 'migrate' END AS task
+        SELECT mailbox.id, mailbox.store, mailbox.next_try, task_of(mailbox) AS task
           FROM mailbox JOIN domain ON domain.id = mailbox.domain_id AND domain.mode = 'active'
-         WHERE mailbox.state IN ('requested', 'copying', 'cutover', 'local') AND NOT mailbox.needs_credential
+         WHERE mailbox.state <> 'legacy' AND NOT mailbox.needs_credential
            AND NOT EXISTS (SELECT FROM queue.procrastinate_jobs AS job
                             WHERE job.lock = 'mailbox:' || mailbox.id AND job.status IN ('todo', 'doing'))
     LOOP

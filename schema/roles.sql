@@ -25,21 +25,25 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA bascule, queue FROM PUBLIC;
 GRANT USAGE ON SCHEMA bascule TO bascule_admin, bascule_worker, bascule_portal, bascule_authenticator,
     bascule_policy_daemon, bascule_dovecot;
 
-GRANT SELECT ON domains, mailboxes, migrated, pending, forgotten, closing_obstacles, stragglers, events, store, node
+GRANT SELECT ON domains, mailboxes, migrated, pending, forgotten, closing_obstacles, stragglers, unreadable, events, store, node
     TO bascule_admin;
 GRANT INSERT, UPDATE ON store TO bascule_admin;
 -- Mode and URL change only through activate_domain(), rotate_url() and close_domain().
 GRANT SELECT ON domain TO bascule_admin;
 GRANT INSERT (name, store, imap_host, imap_port, imap_tls, smtp_host, smtp_port, pop3_port, pop3_tls, submission_port,
-    submission_tls, login_form, first_login_migrates, cutover_budget, sweep_interval) ON domain TO bascule_admin;
+    submission_tls, sieve_port, sieve_tls, login_form, copy_login, sealed_copy_login, connections,
+    connections_per_mailbox, bytes_per_second, first_login_migrates, cutover_budget, sweep_interval) ON domain TO bascule_admin;
 GRANT UPDATE (store, imap_host, imap_port, imap_tls, smtp_host, smtp_port, pop3_port, pop3_tls, submission_port,
-    submission_tls, login_form, first_login_migrates, cutover_budget, sweep_interval) ON domain TO bascule_admin;
-GRANT EXECUTE ON FUNCTION activate_domain, rotate_url, assign_alias, waive_address, retry, give_up, close_domain,
-    request_migration TO bascule_admin;
+    submission_tls, sieve_port, sieve_tls, login_form, copy_login, sealed_copy_login, connections,
+    connections_per_mailbox, bytes_per_second, first_login_migrates, cutover_budget, sweep_interval) ON domain TO bascule_admin;
+GRANT EXECUTE ON FUNCTION activate_domain, rotate_url, assign_alias, waive_address, retry, give_up, return_mailbox,
+    cancel_return, waive_messages, close_domain, request_migration TO bascule_admin;
 
-GRANT SELECT ON domain, mailbox, mailbox_folder, straggler, routing_domain TO bascule_worker;
+GRANT SELECT ON domain, mailbox, mailbox_folder, straggler, unreadable_message, returned_message, routing_domain
+    TO bascule_worker;
 GRANT EXECUTE ON FUNCTION begin_copy, report_progress, attempt_failed, begin_cutover, unacknowledged, finish_cutover,
     undo_cutover, undo_overdue_cutovers, stage_straggler, straggler_delivered, sweep_done, requeue_unattended,
+    take_connections, set_unreadable, begin_return, undo_return, finish_return, intend_return, returned,
     home_of TO bascule_worker;
 GRANT USAGE ON SCHEMA queue TO bascule_worker;
 GRANT ALL ON ALL TABLES IN SCHEMA queue TO bascule_worker;

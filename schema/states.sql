@@ -80,7 +80,7 @@ BEGIN
     PERFORM pg_notify('bascule_mailbox', NEW.id::text);
     IF NEW.state = 'requested' OR (NEW.state = 'copying' AND OLD.state = 'cutover') THEN
         PERFORM enqueue('migrate', NEW.id, NEW.store, NEW.next_try);
-    ELSIF NEW.state = 'local' THEN
+    ELSIF NEW.state = 'local' AND OLD.state = 'cutover' THEN
         PERFORM enqueue('sweep', NEW.id, NEW.store);
     END IF;
     RETURN NULL;

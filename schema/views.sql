@@ -1,7 +1,7 @@
 -- Views: what administrators and programs may read. The columns are a public
 -- interface; a column is added at the end, never renamed or removed.
 
-DROP VIEW IF EXISTS domains, mailboxes, migrated, pending, forgotten, closing_obstacles, stragglers, events,
+DROP VIEW IF EXISTS domains, mailboxes, migrated, pending, forgotten, closing_obstacles, stragglers, unreadable, events,
     routing_domain, routing_mailbox, routing_alias, dovecot_user CASCADE;
 
 CREATE VIEW mailboxes AS
@@ -11,16 +11,20 @@ SELECT mailbox.local_part || '@' || domain.name AS address, domain.name AS domai
        mailbox.attempts,
        CASE WHEN mailbox.needs_credential THEN
                 'waits for the user''s new password: the legacy server refuses the one we keep'
+            WHEN EXISTS (SELECT FROM unreadable_message AS message
+                          WHERE message.mailbox_id = mailbox.id AND message.waived_at IS NULL) THEN
+                'the legacy server does not give every message: see bascule.unreadable; waive them (bascule waive-message) or mend them there'
             WHEN mailbox.last_error IS NOT NULL THEN mailbox.last_error END AS problem,
        mailbox.last_error_at AS problem_at, mailbox.next_try, mailbox.migrated_at, mailbox.last_message_at,
-       mailbox.swept_at
+       mailbox.swept_at, mailbox.return_requested_at
   FROM mailbox JOIN domain ON domain.id = mailbox.domain_id;
 COMMENT ON VIEW mailboxes IS 'Every mailbox we know of, where it stands, and what the last trouble with it was';
 
-CREATE VIEW migrated AS SELECT * FROM mailboxes WHERE state = 'local';
+CREATE VIEW migrated AS SELECT * FROM mailboxes WHERE state = 'local' AND return_requested_at IS NULL;
 COMMENT ON VIEW migrated IS 'Users who have moved';
 
-CREATE VIEW pending AS SELECT * FROM mailboxes WHERE state IN ('requested', 'copying', 'cutover', 'returning');
+CREATE VIEW pending AS
+SELECT * FROM mailboxes WHERE state IN ('requested', 'copying', 'cutover', 'returning') OR return_requested_at IS NOT NULL;
 COMMENT ON VIEW pending IS 'Users who are on the move';
 
 CREATE VIEW forgotten AS
@@ -42,11 +46,20 @@ SELECT mailbox.local_part || '@' || domain.name AS address, straggler.folder, st
   FROM straggler JOIN mailbox ON mailbox.id = straggler.mailbox_id JOIN domain ON domain.id = mailbox.domain_id;
 COMMENT ON VIEW stragglers IS 'Messages that reached a legacy mailbox after its owner moved, and when each was brought here';
 
+CREATE VIEW unreadable AS
+SELECT mailbox.local_part || '@' || domain.name AS address, message.folder, message.uid, message.reason,
+       message.first_seen, message.last_seen, message.waived_at, message.waived_reason, domain.name AS domain
+  FROM unreadable_message AS message
+  JOIN mailbox ON mailbox.id = message.mailbox_id JOIN domain ON domain.id = mailbox.domain_id;
+COMMENT ON VIEW unreadable IS
+    'Messages that the legacy server says it has and does not give, and which of them were waived: a mailbox with one that is not waived is copied but not cut over';
+
 CREATE VIEW closing_obstacles AS
 SELECT domain, address, 'receives mail at the legacy server, last on ' || to_char(last_seen, 'YYYY-MM-DD HH24:MI') AS why
   FROM forgotten
 UNION ALL
-SELECT domain, address, 'in state ' || state FROM pending
+SELECT domain, address, CASE WHEN return_requested_at IS NULL THEN 'in state ' || state ELSE 'is being returned' END
+  FROM pending
 UNION ALL
 SELECT mailboxes.domain, mailboxes.address, 'has asked or logged in before, but is in state legacy'
   FROM mailboxes
@@ -84,7 +97,7 @@ COMMENT ON VIEW events IS 'The journal: every change of state, when, who and why
 
 CREATE VIEW routing_domain AS
 SELECT id, name, mode, imap_host, imap_port, imap_tls, smtp_host, smtp_port, pop3_port, pop3_tls,
-       submission_port, submission_tls, login_form
+       submission_port, submission_tls, sieve_port, sieve_tls, login_form
   FROM domain;
 COMMENT ON VIEW routing_domain IS 'What policy daemons and authenticators hold of each domain';
 

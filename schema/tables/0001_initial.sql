@@ -22,6 +22,12 @@ CREATE TYPE login_form AS ENUM ('address', 'local_part');
 COMMENT ON TYPE login_form IS 'What the legacy server expects as the user name';
 
 
+CREATE TYPE copy_login AS ENUM ('user', 'master', 'xoauth2');
+COMMENT ON TYPE copy_login IS
+    'user: with the user''s own password; master: with a master user''s (SASL PLAIN with an authorization identity); '
+    'xoauth2: with an access token of an OAuth 2.0 client';
+
+
 CREATE TABLE store (
     name          text PRIMARY KEY,
     lmtp_next_hop text NOT NULL CHECK (lmtp_next_hop ~ '^(unix|inet):.+')
@@ -44,7 +50,14 @@ CREATE TABLE domain (
     pop3_tls             tls_mode,
     submission_port      integer CHECK (submission_port BETWEEN 1 AND 65535),
     submission_tls       tls_mode,
+    sieve_port           integer CHECK (sieve_port BETWEEN 1 AND 65535),
+    sieve_tls            tls_mode,
     login_form           login_form NOT NULL DEFAULT 'address',
+    copy_login           copy_login NOT NULL DEFAULT 'user',
+    sealed_copy_login    bytea,
+    connections          integer NOT NULL DEFAULT 20 CHECK (connections >= 1),
+    connections_per_mailbox integer NOT NULL DEFAULT 3 CHECK (connections_per_mailbox >= 1),
+    bytes_per_second     bigint CHECK (bytes_per_second > 0),
     first_login_migrates boolean NOT NULL DEFAULT true,
     cutover_budget       interval NOT NULL DEFAULT '60 seconds' CHECK (cutover_budget > '0'),
     sweep_interval       interval NOT NULL DEFAULT '5 minutes' CHECK (sweep_interval > '0'),
@@ -53,6 +66,8 @@ CREATE TABLE domain (
     created_at           timestamptz NOT NULL DEFAULT now(),
     CHECK ((pop3_port IS NULL) = (pop3_tls IS NULL)),
     CHECK ((submission_port IS NULL) = (submission_tls IS NULL)),
+    CHECK ((sieve_port IS NULL) = (sieve_tls IS NULL)),
+    CHECK ((copy_login = 'user') = (sealed_copy_login IS NULL)),
     CHECK ((url_token IS NULL) = (url_expires_at IS NULL)),
     CHECK (mode <> 'active' OR url_token IS NOT NULL)
 );
@@ -60,6 +75,12 @@ COMMENT ON TABLE domain IS 'A mail domain in migration, and how its legacy serve
 COMMENT ON COLUMN domain.smtp_host IS 'Next hop for mail of users who have not moved; an MX is never looked up for it';
 COMMENT ON COLUMN domain.pop3_port IS 'Legacy POP3, on imap_host; null: POP3 is not proxied';
 COMMENT ON COLUMN domain.submission_port IS 'Legacy submission, on imap_host; null: submission is not proxied';
+COMMENT ON COLUMN domain.sieve_port IS 'Legacy ManageSieve (RFC 5804), on imap_host; null: no scripts are copied';
+COMMENT ON COLUMN domain.copy_login IS 'As whom workers log in to copy a mailbox; the user''s own password is checked before the flip in any case but xoauth2';
+COMMENT ON COLUMN domain.sealed_copy_login IS 'The master user or OAuth 2.0 client, sealed to the workers'' key; made by bascule copy-login';
+COMMENT ON COLUMN domain.connections IS 'The most IMAP sessions that all workers together have at the legacy server';
+COMMENT ON COLUMN domain.connections_per_mailbox IS 'The most IMAP sessions that are used for one mailbox at a time';
+COMMENT ON COLUMN domain.bytes_per_second IS 'The most message bytes a second that all workers together read from the legacy server; null: no limit';
 COMMENT ON COLUMN domain.first_login_migrates IS 'Whether a first login on the new server is a request to be moved';
 COMMENT ON COLUMN domain.cutover_budget IS 'The longest time that a user''s mail may be held; a cutover not done by then undoes itself';
 COMMENT ON COLUMN domain.sweep_interval IS 'How often the legacy mailbox of a migrated user is looked at for stragglers';
@@ -95,9 +116,12 @@ CREATE TABLE mailbox (
     last_message_at    timestamptz,
     swept_at           timestamptz,
     report             jsonb,
+    return_requested_at timestamptz,
+    return_reason      text,
     UNIQUE (domain_id, local_part),
     CHECK (state <> 'local' OR password_hash IS NOT NULL),
-    CHECK ((state = 'cutover') = (cutover_deadline IS NOT NULL)),
+    CHECK ((state IN ('cutover', 'returning')) = (cutover_deadline IS NOT NULL)),
+    CHECK (return_requested_at IS NULL OR state IN ('local', 'returning')),
     CHECK (state NOT IN ('requested', 'copying', 'cutover') OR sealed_credential IS NOT NULL)
 );
 COMMENT ON TABLE mailbox IS 'One user of a domain. A user without a row is in state legacy.';
@@ -109,6 +133,9 @@ COMMENT ON COLUMN mailbox.hierarchy_separator IS 'The legacy server''s, kept for
 COMMENT ON COLUMN mailbox.namespace_prefix IS 'The legacy server''s prefix of the personal namespace (RFC 2342), e.g. INBOX.';
 COMMENT ON COLUMN mailbox.swept_at IS 'When the last complete sweep of the legacy mailbox began: what was there then is here';
 COMMENT ON COLUMN mailbox.report IS 'What the verification at cutover compared, folder by folder';
+
+COMMENT ON COLUMN mailbox.cutover_deadline IS 'When a cutover, or the last step of a return, undoes itself';
+COMMENT ON COLUMN mailbox.return_requested_at IS 'An administrator wants the mailbox back at the legacy server: what is new here is written there';
 
 CREATE INDEX mailbox_state_idx ON mailbox (domain_id, state);
 
@@ -136,6 +163,40 @@ CREATE TABLE straggler (
 COMMENT ON TABLE straggler IS
     'A message that reached the legacy mailbox after its owner moved. Staged: its file is complete beside the mailbox, '
     'under a name made of this key; delivered: it was renamed into the mailbox.';
+
+
+CREATE TABLE unreadable_message (
+    mailbox_id    bigint NOT NULL REFERENCES mailbox (id) ON DELETE CASCADE,
+    folder        text NOT NULL,
+    uidvalidity   bigint NOT NULL,
+    uid           bigint NOT NULL,
+    reason        text NOT NULL,
+    first_seen    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    last_seen     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    waived_at     timestamptz,
+    waived_reason text,
+    PRIMARY KEY (mailbox_id, folder, uidvalidity, uid),
+    CHECK ((waived_at IS NULL) = (waived_reason IS NULL))
+);
+COMMENT ON TABLE unreadable_message IS
+    'A message that the legacy server says it has and does not give. The cutover waits until it is given or waived.';
+
+
+CREATE TABLE returned_message (
+    mailbox_id     bigint NOT NULL REFERENCES mailbox (id) ON DELETE CASCADE,
+    folder         text NOT NULL,
+    uid            bigint NOT NULL,
+    guid           text NOT NULL,
+    digest         bytea NOT NULL,
+    legacy_uidnext bigint NOT NULL,
+    legacy_uid     bigint,
+    PRIMARY KEY (mailbox_id, folder, uid)
+);
+COMMENT ON COLUMN returned_message.guid IS 'Dovecot''s name of the message: a UID may be used anew when its folder is';
+COMMENT ON COLUMN returned_message.digest IS 'SHA-256 of its bytes, by which it is looked for after a death';
+COMMENT ON TABLE returned_message IS
+    'A message of this side that a return writes to the legacy server. legacy_uid is null from just before the APPEND '
+    'until it is known to be there; meanwhile it can only be at legacy_uidnext or above.';
 
 
 CREATE TABLE alias (

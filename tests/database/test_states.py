@@ -46,7 +46,7 @@ def put(connection: Connection, state: str) -> None:
     """Change the state with the columns that go with it."""
     connection.execute(
         "UPDATE mailbox SET state = %s, sealed_credential = 'x', password_hash = '{ARGON2ID}x', "
-        "cutover_deadline = CASE WHEN %s = 'cutover' THEN now() + interval '1 minute' END",
+        "cutover_deadline = CASE WHEN %s IN ('cutover', 'returning') THEN now() + interval '1 minute' END",
         (state, state),
     )
 

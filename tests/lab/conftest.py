@@ -13,7 +13,7 @@ from bascule.lab.sites import DOMAIN, Lab, LegacySite, NewSite, eventually
 #: Who is whose is said in the tests.
 NAMES = (
     "proxied", "unreachable", "moved", "databaseless", "killed", "ghosted", "abandoned", "changed", "looping",
-    "raced", "expired", "aliased", "faithful", "stayed", "held", "rekeyed",
+    "raced", "expired", "aliased", "faithful", "stayed", "held", "rekeyed", "returned", "unreturned",
     "reaped-1", "reaped-2", "reaped-3",
 )  # fmt: skip
 

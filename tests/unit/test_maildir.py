@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,14 @@ from hypothesis import strategies as st
 from bascule.migrator import maildir
 from bascule.migrator.maildir import Folder, FolderNameNotStorable, TooManyKeywords
 
-WHEN = datetime(2004, 2, 29, 23, 59, 58, tzinfo=UTC)
+WHEN = 1_078_099_198  # 29-Feb-2004 23:59:58 +0000
 SEEN = frozenset({"\\Seen"})
 
 
 def put(folder: Folder, uid: int, flags: frozenset[str], *chunks: bytes) -> int:
-    size = folder.add(uid, WHEN, flags, chunks)
-    folder.commit()
-    return size
+    received = folder.receive(sum(len(chunk) for chunk in chunks), iter(chunks))
+    folder.keep(uid, WHEN, flags, received)
+    return received.size
 
 
 def opened(path: Path, uidvalidity: int = 7) -> Folder:
@@ -37,7 +36,7 @@ def test_a_message_is_found_again(tmp_path: Path) -> None:
     assert again.messages[5].flags == flags
     path = tmp_path / "INBOX" / "cur" / again.messages[5].file_name
     assert path.read_bytes() == b"one\r\ntwo\r\n"
-    assert path.stat().st_mtime == WHEN.timestamp()
+    assert path.stat().st_mtime == WHEN
 
 
 def test_flags_change_and_messages_go(tmp_path: Path) -> None:
@@ -75,7 +74,7 @@ def test_the_index_is_dovecots(tmp_path: Path) -> None:
     folder.write_index(1012)
     header, *lines = (tmp_path / "dovecot-uidlist").read_text().splitlines()
     assert header.startswith("3 V7 N1012 G")
-    assert lines == [f"{uid} :{int(WHEN.timestamp())}.U{uid}V7.bascule,S=1,W=1" for uid in (3, 12)]
+    assert lines == [f"{uid} :{int(WHEN)}.U{uid}V7.bascule,S=1,W=1" for uid in (3, 12)]
     assert (tmp_path / "dovecot-keywords").read_text() == "0 $Junk\n1 work\n"
 
 
@@ -111,7 +110,7 @@ def test_any_messages_are_found_again(
     path = tmp_path_factory.mktemp("maildir")
     folder = opened(path)
     for uid, flags, body in messages:
-        folder.add(uid, WHEN, flags, [body])
+        put(folder, uid, flags, body)
     folder.write_index(2**32)
     again = opened(path)
     assert {uid: stored.flags for uid, stored in again.messages.items()} == {uid: flags for uid, flags, _ in messages}

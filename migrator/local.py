@@ -1,0 +1,112 @@
+"""A session with this host's own Dovecot, without a password, for mailboxes that are Dovecot's.
+
+Dovecot's ``imap`` is run as a child with ``-u``: it looks the user up in the
+userdb, so that whatever storage, separator and prefix the user has are as in
+the user's own sessions, and greets with PREAUTH (Dovecot 2.3 manual,
+"Pre-authenticated IMAP").
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bascule.address import Address
+from bascule.errors import BasculeError
+from bascule.migrator.source import Source
+
+LIBEXEC = Path("/usr/lib/dovecot")
+PATIENCE = 30  # seconds
+NO_SUCH_USER = 68  # doveadm kick: nobody with that name is logged in
+
+
+class LocalUnavailable(BasculeError):
+    """This host's Dovecot does not open a mailbox."""
+
+
+class Local:
+    """Dovecot on this host, as the user that workers run as and mailboxes belong to."""
+
+    def __init__(self, config_file: Path) -> None:
+        self._config_file = config_file
+
+    @contextmanager
+    def open(self, address: Address) -> Iterator[Source]:
+        """A session of ``address``, for the ``with`` block.
+
+        Raises:
+            LocalUnavailable
+        """
+        command = [str(LIBEXEC / "imap"), "-c", str(self._config_file), "-u", str(address)]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as process:
+            wire = _Wire(process)
+            try:
+                if not wire.readline().startswith(b"* PREAUTH"):
+                    raise LocalUnavailable(
+                        f"Dovecot does not open the mailbox of {address} here", hint="See Dovecot's log."
+                    )
+                yield Source(wire, wire.capabilities())
+            finally:
+                wire.close()
+                try:
+                    process.wait(PATIENCE)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+
+    def end_sessions(self, address: Address) -> None:
+        """End the user's sessions on this host.
+
+        Raises:
+            LocalUnavailable: Dovecot does not do it.
+        """
+        done = subprocess.run(
+            ["doveadm", "-c", str(self._config_file), "kick", str(address)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
+        )
+        if done.returncode not in {0, NO_SUCH_USER}:
+            raise LocalUnavailable(f"doveadm kick {address} failed: {done.stderr.strip()}")
+
+
+class _Wire:
+    """The two pipes of a child that speaks IMAP."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        if process.stdin is None or process.stdout is None:
+            raise ValueError("a child without pipes")
+        self._input, self._output = process.stdin, process.stdout
+
+    def send(self, data: bytes) -> None:
+        self._input.write(data)
+        self._input.flush()
+
+    def readline(self) -> bytes:
+        return self._output.readline()
+
+    def read(self, size: int) -> bytes:
+        return self._output.read(size)
+
+    def capabilities(self) -> frozenset[str]:
+        self.send(b"c CAPABILITY\r\n")
+        found: frozenset[str] = frozenset()
+        while not (line := self.readline()).startswith(b"c "):
+            if not line:
+                raise LocalUnavailable("Dovecot ended a session that it had just begun")
+            if line.upper().startswith(b"* CAPABILITY "):
+                found = frozenset(line.decode().upper().split()[2:])
+        return found
+
+    def close(self) -> None:
+        """End the session."""
+        for pipe in (self._input, self._output):
+            try:
+                pipe.close()
+            except BrokenPipeError:
+                continue

@@ -1,0 +1,119 @@
+"""Writing to a legacy mailbox, when a user is sent back there."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+
+from bascule.errors import LegacyUnavailable
+from bascule.migrator.imap import CommandRefused, quoted, uid_set
+from bascule.migrator.source import Source
+
+_APPENDUID = re.compile(r"^\[APPENDUID \d+ (\d+)\]", re.IGNORECASE)
+_PERMANENT = re.compile(rb"^OK \[PERMANENTFLAGS \(([^)]*)\)\]", re.IGNORECASE)
+SET_BATCH = 80  # UIDs in one command
+
+
+class Target(Source):
+    """A session that may write, used by one thread."""
+
+    def create(self, folder: str) -> None:
+        """Make a folder, unless it is there already."""
+        try:
+            self._pipeline.run(b"CREATE %s" % quoted(folder))
+        except CommandRefused as error:
+            if error.code != "ALREADYEXISTS":
+                raise LegacyUnavailable(
+                    f"the legacy server does not make the folder {folder!r}: {error.message}"
+                ) from error
+
+    def delete(self, folder: str) -> None:
+        """Remove an empty folder; one that the server wants to keep stays."""
+        try:
+            self._pipeline.run(b"DELETE %s" % quoted(folder))
+        except CommandRefused:
+            return
+
+    def subscribe(self, folder: str, *, wanted: bool) -> None:
+        """Subscribe to a folder, or no longer."""
+        try:
+            self._pipeline.run((b"SUBSCRIBE %s" if wanted else b"UNSUBSCRIBE %s") % quoted(folder))
+        except CommandRefused as error:
+            raise LegacyUnavailable(
+                f"the legacy server does not change the subscription of {folder!r}: {error.message}"
+            ) from error
+
+    def select(self, folder: str) -> frozenset[str] | None:
+        """Open a folder for writing; the flags that it keeps, or None if it keeps any."""
+        kept: frozenset[str] | None = None
+        for untagged in self._opening(
+            folder, self._pipeline.answers(self._pipeline.send(b"SELECT %s" % quoted(folder)))
+        ):
+            if (found := _PERMANENT.match(untagged.text)) is not None:
+                kept = None if b"\\*" in found[1].split() else self._flags(found[1])
+        return kept
+
+    def append(
+        self, folder: str, flags: frozenset[str], internaldate: int, size: int, pieces: Iterator[bytes]
+    ) -> int | None:
+        """Append a message; its UID if the server tells it (RFC 4315).
+
+        Raises:
+            LegacyUnavailable: it is refused.
+        """
+        date = time.strftime("%d-%b-%Y %H:%M:%S +0000", time.gmtime(internaldate))
+        names = " ".join(sorted(flags)).encode()
+        tagged = self._pipeline.append(
+            b'APPEND %s (%s) "%s"' % (quoted(folder), names, date.encode()),
+            size,
+            pieces,
+            at_once="LITERAL+" in self._capabilities,
+        )
+        if tagged.refused is not None:
+            raise LegacyUnavailable(
+                f"the legacy server does not take a message for {folder!r}: {tagged.refused.message}",
+                hint="Is the mailbox full there?",
+            )
+        found = _APPENDUID.match(tagged.text)
+        return int(found[1]) if found else None
+
+    def with_message_id(self, message_id: str) -> set[int]:
+        """The messages of the folder that is open with this Message-ID."""
+        found = self._pipeline.run(b"UID SEARCH HEADER Message-ID %s" % quoted(message_id))
+        return {int(uid) for each in found if each.text[:6].upper() == b"SEARCH" for uid in each.text.split()[1:]}
+
+    def store(self, uids: Sequence[int], flags: frozenset[str]) -> None:
+        """Set the flags of messages of the folder that is open."""
+        names = " ".join(sorted(flags)).encode()
+        for batch in _batches(uids):
+            self._pipeline.run(b"UID STORE %s FLAGS.SILENT (%s)" % (uid_set(batch), names))
+
+    def expunge(self, uids: Sequence[int]) -> None:
+        """Remove messages of the folder that is open, and no others.
+
+        Raises:
+            LegacyUnavailable: the server can only remove others with them.
+        """
+        for batch in _batches(uids):
+            self._pipeline.run(b"UID STORE %s +FLAGS.SILENT (\\Deleted)" % uid_set(batch))
+            if "UIDPLUS" in self._capabilities:
+                self._pipeline.run(b"UID EXPUNGE %s" % uid_set(batch))
+        if "UIDPLUS" in self._capabilities:
+            return
+        found = self._pipeline.run(b"UID SEARCH DELETED")
+        others = {
+            int(uid) for each in found if each.text[:6].upper() == b"SEARCH" for uid in each.text.split()[1:]
+        } - set(uids)
+        if others:
+            raise LegacyUnavailable(
+                "the legacy server cannot expunge single messages (no UIDPLUS), and others are marked deleted",
+                hint="Expunge them there, or unmark them.",
+            )
+        self._pipeline.run(b"EXPUNGE")
+
+
+def _batches(uids: Sequence[int]) -> Iterator[list[int]]:
+    ordered = sorted(uids)
+    for start in range(0, len(ordered), SET_BATCH):
+        yield ordered[start : start + SET_BATCH]
