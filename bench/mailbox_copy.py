@@ -132,10 +132,10 @@ def main() -> None:
         lab.legacy.start()
         size = fill(lab, options.messages)
         print(f"{options.messages} messages, {size / 1e6:.0f} MB, {FOLDERS} folders, seed {SEED}")  # noqa: T201
-        bare_fetch(lab.legacy.dovecot.ports.imap, Path())  # the legacy server makes its indexes
+        bare_fetch(lab.legacy.ports.imap, Path())  # the legacy server makes its indexes
         print(f"{'round trip':>10}  {'way':<18} {'copy':>8} {'of bare':>8} {'again':>8} {'messages':>9}")  # noqa: T201
         for round_trip in options.round_trip:
-            with Delay(lab.legacy.dovecot.ports.imap, round_trip / 1000) as delay:
+            with Delay(lab.legacy.ports.imap, round_trip / 1000) as delay:
                 bare = 0.0
                 for way in ways():
                     into = lab.folder / f"{way.name.split()[0]}-{round_trip}"

@@ -208,7 +208,7 @@ def fill_mailbox(legacy: LegacySite, name: str, ledger: Ledger, random: Random, 
         ("\\Draft",),
         ("\\Seen", "$Forwarded", "todo"),
     ]
-    with imap(legacy.dovecot.ports.imap, f"{name}@{DOMAIN}", legacy.users[name]) as client:
+    with imap(legacy.ports.imap, f"{name}@{DOMAIN}", legacy.users[name]) as client:
         for folder in folders[1:]:
             client.create_folder(folder)
             client.subscribe_folder(folder)
@@ -223,7 +223,7 @@ def fill_mailbox(legacy: LegacySite, name: str, ledger: Ledger, random: Random, 
 def put_large_message(legacy: LegacySite, name: str, ledger: Ledger, random: Random) -> None:
     """One message of more than 20 MB in the Archive."""
     identity = ledger.give(f"large-{name}@filled.test", name)
-    with imap(legacy.dovecot.ports.imap, f"{name}@{DOMAIN}", legacy.users[name]) as client:
+    with imap(legacy.ports.imap, f"{name}@{DOMAIN}", legacy.users[name]) as client:
         client.append("Archive", message(identity, f"{name}@{DOMAIN}", random, size=LARGE), ("\\Seen",))
 
 

@@ -82,15 +82,18 @@ class Postfix:
 
 
 @dataclass(frozen=True, slots=True)
-class DovecotPorts:
+class Ports:
+    """The ports of a mail store, on 127.0.0.1."""
+
     imap: int
     imaps: int
     pop3: int
     submission: int
+    sieve: int
 
     @classmethod
-    def free(cls) -> DovecotPorts:
-        return cls(*free_ports(4))
+    def free(cls) -> Ports:
+        return cls(*free_ports(5))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,7 @@ class Dovecot:
 
     def __init__(self, folder: Path, kind: str) -> None:
         self.folder = folder
-        self.ports = DovecotPorts.free()
+        self.ports = Ports.free()
         self.config = folder / "dovecot.conf"
         self.lmtp_socket = folder / "lmtp"
         self._kind = kind
@@ -130,6 +133,7 @@ class Dovecot:
             imaps_port=self.ports.imaps,
             pop3_port=self.ports.pop3,
             submission_port=self.ports.submission,
+            sieve_port=self.ports.sieve,
             smtp_port=smtp_port,
             lmtp_socket=self.lmtp_socket,
             **variables,

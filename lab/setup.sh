@@ -10,7 +10,9 @@ top=$(cd "$(dirname "$0")/.." && pwd)
 # Not inside the checkout: the lab's servers run as users of their own, who
 # could not enter a checkout in /root.
 venv=${BASCULE_VENV:-/var/cache/bascule/venv-$(printf %s "$top" | cksum | cut -d ' ' -f 1)}
+cyrus=/var/cache/bascule/cyrus
 packages="postfix dovecot-core dovecot-imapd dovecot-pop3d dovecot-lmtpd dovecot-submissiond dovecot-pgsql
+    dovecot-managesieved dovecot-sieve cyrus-common sasl2-bin libsasl2-modules libsasl2-modules-db
     postgresql python3 python3-venv python3-dev gcc libc6-dev libmilter-dev"
 
 if [ "$(id -u)" != 0 ]; then
@@ -38,6 +40,15 @@ if [ -n "$missing" ]; then
     apt-get update -qq >&2
     # shellcheck disable=SC2086 # one word a package
     apt-get install -y -qq -o Dpkg::Use-Pty=0 --no-install-recommends $missing >&2
+fi
+
+# Debian's cyrus-imapd conflicts with dovecot-imapd: it is unpacked, not installed.
+if [ ! -x "$cyrus/usr/lib/cyrus/bin/imapd" ]; then
+    echo "unpacking cyrus-imapd and cyrus-pop3d" >&2
+    rm -rf "$cyrus" && mkdir -p "$cyrus"
+    (cd "$cyrus" && apt-get download -qq cyrus-imapd cyrus-pop3d 2>/dev/null >&2 && for package in ./*.deb; do
+        dpkg-deb -x "$package" "$cyrus"
+    done) >&2
 fi
 
 [ -x "$venv/bin/python" ] || /usr/bin/python3 -m venv "$venv" >&2

@@ -25,9 +25,10 @@ from psycopg.rows import TupleRow
 
 from bascule.config_templates import render
 from bascule.credential import create_keys
+from bascule.lab.cyrus import Cyrus
 from bascule.lab.postgres import Postgres
 from bascule.lab.process import VMAIL, Daemon, LabError, free_ports
-from bascule.lab.servers import Certificate, Dovecot, Postfix
+from bascule.lab.servers import Certificate, Dovecot, Ports, Postfix
 from bascule.settings import (
     Authenticator,
     Keys,
@@ -103,10 +104,13 @@ class LegacySite:
 
     def set_users(self, users: dict[str, str], aliases: dict[str, str]) -> None:
         self.users, self.aliases = dict(users), dict(aliases)
-        lines = [f"{name}@{DOMAIN}:{{PLAIN}}{password}\n" for name, password in users.items()]
-        (self.dovecot.folder / "users").write_text("".join(lines))
+        self._set_passwords()
         self.postfix.map("mailboxes", {f"{name}@{DOMAIN}": "x" for name in users})
         self.postfix.map("aliases", {f"{name}@{DOMAIN}": f"{to}@{DOMAIN}" for name, to in aliases.items()})
+
+    def _set_passwords(self) -> None:
+        lines = [f"{name}@{DOMAIN}:{{PLAIN}}{password}\n" for name, password in self.users.items()]
+        (self.dovecot.folder / "users").write_text("".join(lines))
 
     def start(self) -> None:
         self.dovecot.start()
@@ -116,8 +120,44 @@ class LegacySite:
         self.postfix.stop()
         self.dovecot.stop()
 
+    @property
+    def ports(self) -> Ports:
+        return self.dovecot.ports
+
     def client(self, name: str, password: str | None = None) -> AbstractContextManager[IMAPClient]:
-        return imap(self.dovecot.ports.imap, f"{name}@{DOMAIN}", password or self.users[name])
+        return imap(self.ports.imap, f"{name}@{DOMAIN}", password or self.users[name])
+
+
+class CyrusSite(LegacySite):
+    """An old mail server with Cyrus in Dovecot's place."""
+
+    def __init__(self, folder: Path, certificate: Certificate) -> None:
+        super().__init__(folder, certificate)
+        self.cyrus = Cyrus(folder / "cyrus", DOMAIN)
+
+    def create(self, users: dict[str, str], aliases: dict[str, str]) -> None:
+        self.folder.mkdir()
+        self.folder.chmod(0o755)
+        self.cyrus.create(self._certificate)
+        self.postfix.create(hostname="legacy.lab.test", domain=DOMAIN, lmtp_socket=self.cyrus.lmtp_socket)
+        self.set_users(users, aliases)
+
+    def start(self) -> None:
+        self.cyrus.start()
+        for name, password in self.users.items():
+            self.cyrus.add_user(name, password)
+        self.postfix.start()
+
+    def stop(self) -> None:
+        self.postfix.stop()
+        self.cyrus.stop()
+
+    def _set_passwords(self) -> None:
+        """They are set with the mailboxes, once the server runs."""
+
+    @property
+    def ports(self) -> Ports:
+        return self.cyrus.ports
 
 
 class NewSite:
@@ -241,12 +281,12 @@ class NewSite:
 class Lab:
     """A legacy site and a new site in one private directory; use it in a ``with`` statement."""
 
-    def __init__(self) -> None:
+    def __init__(self, legacy: type[LegacySite] = LegacySite) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="bascule-lab-"))
         self.folder.chmod(0o755)
         authority = trustme.CA()
         certificate = self._certificate(authority, "localhost")
-        self.legacy = LegacySite(self.folder / "legacy", certificate)
+        self.legacy = legacy(self.folder / "legacy", certificate)
         self.new = NewSite(self.folder / "new", certificate)
         self.url = ""  # of the users, once the domain is active
 
@@ -267,7 +307,7 @@ class Lab:
 
     def prepare(self, *options: str) -> None:
         """Tell bascule of the store and of the legacy server, rightly."""
-        ports = self.legacy.dovecot.ports
+        ports = self.legacy.ports
         for arguments in (
             ("store", "local", f"unix:{self.new.dovecot.lmtp_socket}"),
             (

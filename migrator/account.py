@@ -25,7 +25,7 @@ class InUse(BasculeError):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the workers may ask of the legacy server of a domain: sessions in all and for one mailbox, bytes a second."""
+    """What workers may ask of a domain's legacy server: sessions in all and for one mailbox, bytes a second."""
 
     connections: int
     per_mailbox: int

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -296,13 +296,7 @@ class Copy:
                     done, running = wait(running, timeout=REPORT_INTERVAL, return_when=FIRST_COMPLETED)
                     self._report(progress)
                     for future in done:
-                        error = future.exception()
-                        if error is None:
-                            continue
-                        lost += 1
-                        if not isinstance(error, LegacyUnavailable) or is_told_to_wait(error) or lost > MAX_LOST:
-                            raise error
-                        log.get().info("session lost", reason=error.message, remaining=len(wanted))
+                        lost += _is_lost(future, lost)
                     if not running and len(wanted):
                         running = {pool.submit(with_another_session)}
             except BaseException:
@@ -326,9 +320,21 @@ class Copy:
             return {}  # everything is compared
 
 
-def is_told_to_wait(error: BaseException | None) -> bool:
-    """Whether the legacy server itself says that it is too much for it."""
-    return isinstance(error, LegacyBusy) and error.code in BUSY_CODES
+def _is_lost(session: Future[None], lost: int) -> bool:
+    """Whether a session that has ended was lost in a way that another may do better.
+
+    Raises:
+        LegacyUnavailable: too many are lost, or the legacy server says itself that it is too much for it.
+        BaseException: what ended it was not the legacy server.
+    """
+    try:
+        session.result()
+    except LegacyUnavailable as error:
+        if lost >= MAX_LOST or (isinstance(error, LegacyBusy) and error.code in BUSY_CODES):
+            raise
+        log.get().info("session lost", reason=error.message)
+        return True
+    return False
 
 
 def _groups(now: Mapping[str, Status]) -> Iterator[list[str]]:
