@@ -72,8 +72,12 @@ class Milter(_Table):
 class Worker(_Table):
     #: This host's name in bascule.store: the queue whose tasks are done here.
     store: str = "local"
-    #: Mailboxes are in <mail_root>/<domain>/<local part>/Maildir.
+    #: Homes are <mail_root>/<domain>/<local part>.
     mail_root: Path = Path("/var/vmail")
+    #: As Dovecot's own mail_location: Maildir with LAYOUT=fs, mdbox or sdbox, below the home.
+    mail_location: Annotated[str, Field(pattern=r"^(maildir:~/[^:]+:LAYOUT=fs|[ms]dbox:~/[^:]+)$")] = (
+        "maildir:~/Maildir:LAYOUT=fs"
+    )
     #: Mailboxes that are copied at the same time.
     concurrency: int = Field(default=4, ge=1)
 

@@ -329,6 +329,10 @@ class Lab:
                 str(ports.submission),
                 "--submission-tls",
                 "starttls",
+                "--sieve-port",
+                str(ports.sieve),
+                "--sieve-tls",
+                "starttls",
                 "--sweep-interval",
                 "2 seconds",
                 *options,
@@ -355,7 +359,7 @@ class Lab:
                 stack.callback(self.new.stop)
         finally:
             signal.signal(signal.SIGTERM, self._before)
-            if kind is not None and os.environ.get("BASCULE_LAB_KEEP"):
+            if os.environ.get("BASCULE_LAB_KEEP"):
                 print(f"kept for you to look at: {self.folder}", file=sys.stderr)
             else:
                 shutil.rmtree(self.folder, ignore_errors=True)

@@ -65,22 +65,22 @@ class Unreadable:
 
 @dataclass(slots=True)
 class Pass:
-    """What a pass did: how many messages it added, expunged or flagged anew."""
+    """What a pass did: how many messages it added, expunged or flagged anew; HIGHESTMODSEQ by folder, if any."""
 
     layout: Layout
     changes: int = 0
     folders: list[FolderState] = field(default_factory=list)
+    modseqs: dict[str, int] = field(default_factory=dict)
 
 
 class Copy:
     """The copy of one mailbox, pass after pass; use it in a ``with`` statement.
 
-    ``home`` holds what is kept between passes, ``root`` is the Maildir; nobody
-    else has them open. Up to ``sessions`` sessions to the legacy server, made
+    ``home`` holds what is kept between passes, ``root`` is the Maildir, taken
+    over before. Up to ``sessions`` sessions to the legacy server, made
     by ``open_source``, are used at the same time.
 
-    ``uidls`` are the POP3 UIDLs of INBOX by UID. ``waived`` are messages that
-    need not come, by folder, UIDVALIDITY and UID; ``unreadable`` are those that
+    ``waived`` are messages that need not come, by folder, UIDVALIDITY and UID; ``unreadable`` are those that
     did not, also when the pass failed.
     """
 
@@ -95,15 +95,15 @@ class Copy:
         waived: frozenset[tuple[str, int, int]] = frozenset(),
     ) -> None:
         self._open_source = open_source
-        self._root = root
+        self.root = root
         self._report = report
         self._sessions = sessions
         self._states = home / ".bascule-passed.json"
-        maildir.take_over(home, root)
         self.waived = waived
         self._stack = ExitStack()
         self.source: Source
-        self.uidls: Mapping[int, str] = {}
+        self._uidls: Mapping[int, str] = {}
+        self._uidls_are_new = False
         self.unreadable: dict[tuple[str, int, int], Unreadable] = {}
 
     def __enter__(self) -> Copy:
@@ -120,6 +120,26 @@ class Copy:
     def forget(self) -> None:
         """Compare everything in the next pass, whatever former ones saw."""
         self._states.unlink(missing_ok=True)
+
+    def set_uidls(self, uidls: Mapping[int, str]) -> None:
+        """Give the messages of INBOX these POP3 UIDLs, by UID, in the next pass."""
+        self._uidls_are_new = uidls != self._uidls
+        self._uidls = uidls
+
+    def inbox(self) -> list[Message]:
+        """The messages of the legacy INBOX now, by UID."""
+        status = self.source.statuses(["INBOX"])["INBOX"]
+        return next(iter(self.source.changes([("INBOX", None)]))).new if status.messages else []
+
+    def leave_gap(self, last_pass: Pass) -> None:
+        """Have UIDs given here begin above a gap; after the last pass."""
+        layout = last_pass.layout
+        maildir.raise_uidnexts(
+            {
+                maildir.folder_path(self.root, state.name, layout.separator, layout.prefix): state.uidnext + UID_GAP
+                for state in last_pass.folders
+            }
+        )
 
     def run(self) -> Pass:
         """Copy everything that differs.
@@ -139,7 +159,7 @@ class Copy:
     def _run(self) -> Pass:
         layout = self.source.layout()
         paths = {
-            folder.name: maildir.folder_path(self._root, folder.name, layout.separator, layout.prefix)
+            folder.name: maildir.folder_path(self.root, folder.name, layout.separator, layout.prefix)
             for folder in layout.folders
         }
         selectable = [folder.name for folder in layout.folders if folder.selectable]
@@ -147,19 +167,21 @@ class Copy:
         now = self.source.statuses(selectable)
         this_pass = Pass(layout)
         progress = Progress(total=sum(status.messages for status in now.values()))
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for group in _groups(now):
             self._copy_group(group, now, former, paths, this_pass, progress)
         for folder in layout.folders:
             if not folder.selectable:
                 paths[folder.name].mkdir(mode=0o700, parents=True, exist_ok=True)
-        maildir.remove_other_folders(self._root, {name: paths[name] for name in selectable})
-        maildir.write_subscriptions(self._root, layout.subscribed, layout.separator, layout.prefix)
+        maildir.remove_other_folders(self.root, {name: paths[name] for name in selectable})
+        maildir.write_subscriptions(self.root, layout.subscribed, layout.separator, layout.prefix)
         # A folder that is not whole is compared in full again.
         unread = {folder for folder, _, _ in self.unreadable}
         maildir.replace(
             self._states, json.dumps({name: asdict(status) for name, status in now.items() if name not in unread})
         )
+        self._uidls_are_new = False
+        this_pass.modseqs = {name: status.highestmodseq for name, status in now.items() if status.highestmodseq}
         self._report(progress)
         return this_pass
 
@@ -178,7 +200,8 @@ class Copy:
         here: dict[str, maildir.Folder] = {}
         for name in group:
             status = now[name]
-            if former.get(name) == status and status.highestmodseq and not (name.upper() == "INBOX" and self.uidls):
+            rewritten = self._uidls_are_new and name.upper() == "INBOX"
+            if former.get(name) == status and status.highestmodseq and not rewritten:
                 progress.copied += status.messages
                 this_pass.folders.append(FolderState(name, status.uidvalidity, status.uidnext, status.messages))
                 continue
@@ -196,7 +219,7 @@ class Copy:
         for name in pending:
             folder, changes = here[name], found[name]
             uidnext = max(changes.uidnext, max(folder.messages, default=0) + 1)
-            folder.write_index(uidnext + UID_GAP, self.uidls if name.upper() == "INBOX" else None)
+            folder.write_index(uidnext, self._uidls if name.upper() == "INBOX" else None)
             this_pass.folders.append(FolderState(name, folder.uidvalidity, uidnext, len(folder.messages)))
 
     def _compare(

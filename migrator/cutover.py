@@ -11,14 +11,16 @@ from pathlib import Path
 import psycopg
 
 from bascule import log
-from bascule.credential import Unsealer
+from bascule.credential import Password, Unsealer
 from bascule.database import Connection, translated, value
 from bascule.errors import BasculeError
 from bascule.legacy import Trust, authenticate
-from bascule.migrator import maildir
 from bascule.migrator.account import Account
 from bascule.migrator.copying import Copy, Pass, Progress
+from bascule.migrator.pop3 import uidls
 from bascule.migrator.sessions import Sessions
+from bascule.migrator.sieve import read_scripts, write_scripts
+from bascule.migrator.storage import Storage
 from bascule.migrator.verification import NotEqual, Verification, verify
 
 SMALL_PASS = 20  # changes; the final pass, while mail is held, will be about as large
@@ -36,7 +38,9 @@ class MessagesUnreadable(BasculeError):
     """The legacy server does not give some messages, and nobody has waived them."""
 
 
-def migrate(connection: Connection, account: Account, home: Path, root: Path, trust: Trust, unsealer: Unsealer) -> None:
+def migrate(
+    connection: Connection, account: Account, home: Path, storage: Storage, trust: Trust, unsealer: Unsealer
+) -> None:
     """Take a requested mailbox to state local, or raise having left it in state copying.
 
     Raises:
@@ -48,10 +52,11 @@ def migrate(connection: Connection, account: Account, home: Path, root: Path, tr
     connection.execute("SELECT bascule.begin_copy(%s)", (account.id,))
     password = account.password(unsealer)
     sessions = Sessions(connection, account, trust, unsealer)
+    storage.take_over(home)
     copy = Copy(
         sessions.open,
         home,
-        root,
+        storage.root(home),
         _reporter(connection, account.id),
         sessions=sessions.reserve(account.limits.per_mailbox),
         waived=_waived(connection, account.id),
@@ -59,9 +64,9 @@ def migrate(connection: Connection, account: Account, home: Path, root: Path, tr
     with copy:
         try:
             for number in range(1, MAX_PASSES + 1):
-                changes = copy.run().changes
-                logger.info("pass done", number=number, changes=changes)
-                if changes <= SMALL_PASS:
+                done = copy.run()
+                logger.info("pass done", number=number, changes=done.changes)
+                if done.changes <= SMALL_PASS:
                     break
         except BaseException:
             _record_unreadable(connection, account.id, copy, complete=False)
@@ -75,12 +80,18 @@ def migrate(connection: Connection, account: Account, home: Path, root: Path, tr
         # The copy may have taken hours: is this still the user's password? It will be the one here.
         if account.copy_login != "xoauth2":
             authenticate(account.legacy, trust, account.address, password)
+        connection.execute(
+            "SELECT bascule.set_hierarchy(%s, %s, %s)", (account.id, done.layout.separator, done.layout.prefix)
+        )
+        notes = _take_along(account, home, trust, password, copy)
+        storage.settle(account.address, home, done)
         hashed = password.hashed()  # costly on purpose, so before the mail is held
         epoch = int(value(connection, "SELECT bascule.begin_cutover(%s)", account.id))
         began = time.monotonic()
         try:
             await_acknowledgements(connection, account.id, epoch)
-            final, verification = _final_pass(copy, root)
+            final, verification = _final_pass(copy, account, home, storage)
+            verification.notes += notes
             connection.execute(
                 "SELECT bascule.finish_cutover(%s, %s, %s, %s)",
                 (account.id, epoch, hashed, json.dumps(verification.report())),
@@ -90,20 +101,46 @@ def migrate(connection: Connection, account: Account, home: Path, root: Path, tr
             raise
         logger.info("flipped", changes=final.changes, held_ms=round((time.monotonic() - began) * 1000))
         copy.forget()
-        maildir.hand_over(home)
+        storage.hand_over(home)
 
 
-def _final_pass(copy: Copy, root: Path) -> tuple[Pass, Verification]:
+def _final_pass(copy: Copy, account: Account, home: Path, storage: Storage) -> tuple[Pass, Verification]:
     """Copy what came last, and find both sides equal."""
     for remaining in reversed(range(FINAL_PASSES)):
         final = copy.run()
+        copy.leave_gap(final)
+        storage.carry_over(account.address, home)
         try:
-            return final, verify(copy.source, root, final, copy.waived)
+            with storage.reading(account.address, home, final) as read:
+                return final, verify(copy.source, read, final, copy.waived)
         except NotEqual:
             copy.forget()
             if not remaining:
                 raise
     raise AssertionError("not reached")
+
+
+def _take_along(account: Account, home: Path, trust: Trust, password: Password, copy: Copy) -> list[str]:
+    """POP3 UIDLs and Sieve scripts; what of them could not be taken along, in words.
+
+    Neither is a reason not to move. They are read with the user's own password.
+    """
+    notes = []
+    legacy = account.legacy
+    if legacy.pop3 is not None:
+        try:
+            inbox = [(message.uid, message.size) for message in copy.inbox()]
+            copy.set_uidls(uidls(legacy, legacy.pop3, trust, account.address, password, inbox))
+            copy.run()
+        except BasculeError as error:
+            notes.append(f"POP3 clients may download INBOX again: {error.message}")
+    if legacy.sieve is not None:
+        try:
+            scripts, active = read_scripts(legacy, legacy.sieve, trust, account.address, password)
+            write_scripts(home, scripts, active)
+        except BasculeError as error:
+            notes.append(f"Sieve scripts were not copied: {error.message}")
+    return notes
 
 
 def _waived(connection: Connection, mailbox_id: int) -> frozenset[tuple[str, int, int]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from bascule.address import Address
 from bascule.errors import BasculeError
 from bascule.migrator.source import Source
+from bascule.migrator.target import Target
 
 LIBEXEC = Path("/usr/lib/dovecot")
 PATIENCE = 30  # seconds
@@ -34,6 +35,16 @@ class Local:
 
     @contextmanager
     def open(self, address: Address) -> Iterator[Source]:
+        """A session of ``address`` that only reads, for the ``with`` block.
+
+        Raises:
+            LocalUnavailable
+        """
+        with self.open_target(address) as here:
+            yield here
+
+    @contextmanager
+    def open_target(self, address: Address) -> Iterator[Target]:
         """A session of ``address``, for the ``with`` block.
 
         Raises:
@@ -49,7 +60,7 @@ class Local:
                     raise LocalUnavailable(
                         f"Dovecot does not open the mailbox of {address} here", hint="See Dovecot's log."
                     )
-                yield Source(wire, wire.capabilities())
+                yield Target(wire, wire.capabilities())
             finally:
                 wire.close()
                 try:
@@ -63,16 +74,24 @@ class Local:
         Raises:
             LocalUnavailable: Dovecot does not do it.
         """
+        self.doveadm("kick", str(address), good=(0, NO_SUCH_USER))
+
+    def doveadm(self, *arguments: str, location: str | None = None, good: tuple[int, ...] = (0,)) -> None:
+        """Run doveadm; ``location`` overrides ``mail_location``.
+
+        Raises:
+            LocalUnavailable: it ends with a status that is not ``good``.
+        """
+        override = [] if location is None else ["-o", f"mail_location={location}"]
         done = subprocess.run(
-            ["doveadm", "-c", str(self._config_file), "kick", str(address)],
+            ["doveadm", "-c", str(self._config_file), *override, *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             check=False,
-            timeout=PATIENCE,
         )
-        if done.returncode not in {0, NO_SUCH_USER}:
-            raise LocalUnavailable(f"doveadm kick {address} failed: {done.stderr.strip()}")
+        if done.returncode not in good:
+            raise LocalUnavailable(f"doveadm {' '.join(arguments[:2])} failed: {done.stderr.strip()[-500:]}")
 
 
 class _Wire:

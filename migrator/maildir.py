@@ -112,7 +112,6 @@ class Folder:
         """Make the directories, take stock of what is there, and clear away what an interrupted run left."""
         for part in ("cur", "new", "tmp"):
             (self.path / part).mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._clear_dovecot_indexes()
         for leftover in (self.path / "tmp").iterdir():
             leftover.unlink()
         keywords = self.path / "dovecot-keywords"
@@ -197,12 +196,6 @@ class Folder:
                 _flush(self.path / "cur")
         self._unsynced, self._changed = set(), False
 
-    def _clear_dovecot_indexes(self) -> None:
-        # Dovecot rebuilds them from the files; after an earlier stay they would be wrong.
-        for pattern in ("dovecot.index*", "dovecot-uidlist.*"):
-            for path in self.path.glob(pattern):
-                path.unlink()
-
     def _flag(self, letter: str) -> str:
         if letter in _LETTER_FLAGS:
             return _LETTER_FLAGS[letter]
@@ -228,6 +221,24 @@ class Folder:
                 )
             letters.append(chr(ord("a") + self._keywords.index(flag)))
         return "".join(sorted(letters))
+
+
+def raise_uidnexts(uidnexts: Mapping[Path, int]) -> None:
+    """Have new messages get UIDs from there on, in folders whose ``dovecot-uidlist`` is written.
+
+    Not before the last pass: Dovecot takes a message that is put below the next
+    UID that it has seen for one that is gone.
+    """
+    for folder, uidnext in uidnexts.items():
+        text = (folder / "dovecot-uidlist").read_text()
+        header, _, rest = text.partition("\n")
+        raised = re.sub(r" N\d+", f" N{min(uidnext, MAX_UID)}", header, count=1)
+        (folder / "dovecot-uidlist.new").write_text(f"{raised}\n{rest}")
+    for folder in uidnexts:
+        flush_file_system(folder)
+        break
+    for folder in uidnexts:
+        (folder / "dovecot-uidlist.new").replace(folder / "dovecot-uidlist")
 
 
 def receive(path: str, size: int, pieces: Iterable[bytes]) -> Received:
@@ -307,8 +318,7 @@ def take_over(home: Path, root: Path) -> None:
     mark = home / _MARK
     now = Path("/proc/sys/kernel/random/boot_id").read_text()
     if not mark.exists():
-        if root.exists():
-            root.rename(root.with_name(f"{root.name}.before-{time.time_ns()}"))
+        set_aside(root)
         replace(mark, now)
     elif mark.read_text() != now:
         for cur in root.rglob("cur") if root.exists() else ():
@@ -318,6 +328,12 @@ def take_over(home: Path, root: Path) -> None:
                 if match is not None and (int(match["uidvalidity"]), int(match["uid"])) not in on_disk:
                     path.unlink()
         replace(mark, now)
+
+
+def set_aside(path: Path) -> None:
+    """Give a directory, if there is one, a name under which nobody looks for it."""
+    if path.exists():
+        path.rename(path.with_name(f"{path.name}.before-{time.time_ns()}"))
 
 
 def hand_over(home: Path) -> None:

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from psycopg.rows import TupleRow
 
@@ -33,11 +32,9 @@ from bascule.migrator.imap import PIECE
 from bascule.migrator.local import Local, LocalUnavailable
 from bascule.migrator.sessions import Sessions
 from bascule.migrator.source import Batch, Message, Source, Wanted
-from bascule.migrator.sweep import UidvalidityChanged, last_message_id, straggler_name
+from bascule.migrator.storage import digest_of, straggler_name
+from bascule.migrator.sweep import UidvalidityChanged, last_message_id
 from bascule.migrator.target import Target
-
-if TYPE_CHECKING:
-    from hashlib import _Hash as Hash
 
 FINAL_PASSES = 4  # the last of them must find nothing to do
 
@@ -300,15 +297,7 @@ class _Folder:
         for message in now.new:
             if message.uid in taken:
                 continue
-            body = sha256()
-
-            def receive(_size: int, pieces: Iterator[bytes], body: Hash = body) -> object:
-                for piece in pieces:
-                    body.update(piece)
-                return True
-
-            self._there.bodies(Wanted([Batch(self._name, (message,))]), receive, lambda *_: None)
-            if body.digest() == digest:
+            if digest_of(self._there, self._name, message) == digest:
                 self._present.setdefault(message.uid, message)
                 return message.uid
         return None

@@ -2,10 +2,11 @@
 
 A straggler is brought exactly once. Its file is completed in a staging
 directory under a name made of its legacy identity, then the database is told
-(*staged*), then the file is renamed into the mailbox, then the database is
-told (*delivered*). When a worker dies in between, the next one sees: staged
-and the file still there means not yet renamed; staged and no file means
-renamed already, wherever the user has put the message since.
+(*staged*), then the file is put into the mailbox, then the database is told
+(*delivered*). When a worker dies in between, the next one sees: staged and no
+file means put there already, wherever the user has put the message since;
+staged and the file still there means, in a Maildir, not yet put there, for that
+is a rename; in dbox, that the mailbox must be searched for its bytes first.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from bascule.legacy import Trust
 from bascule.migrator import maildir
 from bascule.migrator.account import Account
 from bascule.migrator.sessions import Sessions
-from bascule.migrator.source import Changes, Message, Source, Wanted, batches
+from bascule.migrator.source import Changes, Layout, Message, Source, Wanted, batches
+from bascule.migrator.storage import Storage, straggler_name
 
 
 class UidvalidityChanged(BasculeError):
@@ -42,13 +44,15 @@ def last_message_id(account: Account) -> str:
     return f"<bascule-last-{sha256(f'{account.address} {moved}'.encode()).hexdigest()[:24]}@{account.address.domain}>"
 
 
-def sweep(connection: Connection, account: Account, home: Path, root: Path, trust: Trust, unsealer: Unsealer) -> None:
+def sweep(
+    connection: Connection, account: Account, home: Path, storage: Storage, trust: Trust, unsealer: Unsealer
+) -> None:
     """Bring what came late, and write the last message if it is not there yet.
 
     Raises:
         BasculeError, OSError: what was brought until then is kept.
     """
-    maildir.hand_over(home)  # a worker may have died right after the flip
+    storage.hand_over(home)  # a worker may have died right after the flip
     began = value(connection, "SELECT clock_timestamp()")
     sessions = Sessions(connection, account, trust, unsealer)
     sessions.reserve(1)
@@ -72,9 +76,10 @@ def sweep(connection: Connection, account: Account, home: Path, root: Path, trus
                 )
             if status.messages and (status.uidnext > uidnext or not status.uidnext):
                 first[name] = uidnext
-        for changes in source.newer(first.items()):
-            target = maildir.folder_path(root, changes.folder, layout.separator, layout.prefix)
-            _Late(connection, account, changes, now[changes.folder].uidvalidity, home, root, target).bring(source)
+        # All answers first: the same session then reads bodies.
+        for changes in list(source.newer(first.items())):
+            uidvalidity = now[changes.folder].uidvalidity
+            _Late(connection, account, changes, uidvalidity, home, storage, layout).bring(source)
     if account.last_message_at is None:
         with sessions.open_client() as client:
             client.select_folder("INBOX", readonly=True)
@@ -105,15 +110,15 @@ class _Late:
         changes: Changes,
         uidvalidity: int,
         home: Path,
-        inbox: Path,
-        folder: Path,
+        storage: Storage,
+        layout: Layout,
     ) -> None:
         self._connection = connection
         self._account = account
         self._changes = changes
         self._uidvalidity = uidvalidity
+        self._home, self._storage, self._layout = home, storage, layout
         self._staging = home / ".bascule-staged"
-        self._inbox, self._folder = inbox, folder
 
     def bring(self, source: Source) -> None:
         """Bring those that are not here yet, each in its steps.
@@ -132,7 +137,7 @@ class _Late:
         self._staging.mkdir(mode=0o700, exist_ok=True)
         for message in late:
             if message.uid in brought:
-                self._deliver(message)
+                self._deliver(message, again=True)
         wanted = Wanted(batches(self._changes.folder, (message for message in late if message.uid not in brought)))
         # Bodies are read in one go, with nothing but files written meanwhile; then each is brought.
         received: list[tuple[Message, maildir.Received]] = []
@@ -157,36 +162,24 @@ class _Late:
         staged = path.replace(self._staged(message))
         maildir.make_durable(staged)
         self._connection.execute("SELECT bascule.stage_straggler(%s, %s, %s, %s)", self._identity(message))
-        self._deliver(message)
+        self._deliver(message, again=False)
 
-    def _deliver(self, message: Message) -> None:
+    def _deliver(self, message: Message, *, again: bool) -> None:
         staged = self._staged(message)
         if staged.exists():
-            self._into_mailbox(staged, message)
+            self._storage.deliver(
+                self._account.address, self._home, self._layout, self._changes.folder, message, staged, again=again
+            )
         self._connection.execute("SELECT bascule.straggler_delivered(%s, %s, %s, %s)", self._identity(message))
         log.get().info(
             "straggler brought", address=str(self._account.address), folder=self._changes.folder, uid=message.uid
         )
-
-    def _into_mailbox(self, staged: Path, message: Message) -> None:
-        """Rename the file into the folder, or into INBOX if the user has no such folder any more."""
-        target = self._folder if (self._folder / "cur").is_dir() else self._inbox
-        letters = "".join(sorted(maildir.FLAG_LETTERS[flag] for flag in message.flags if flag in maildir.FLAG_LETTERS))
-        stamp = max(message.internaldate, 0)
-        name = f"{stamp}.L{staged.name}.bascule,S={staged.stat().st_size}"
-        staged.rename(target / "cur" / f"{name}:2,{letters}" if letters else target / "new" / name)
-        maildir.flush_folder(target)
 
     def _staged(self, message: Message) -> Path:
         return self._staging / straggler_name(self._changes.folder, self._uidvalidity, message.uid)
 
     def _identity(self, message: Message) -> tuple[int, str, int, int]:
         return (self._account.id, self._changes.folder, self._uidvalidity, message.uid)
-
-
-def straggler_name(folder: str, uidvalidity: int, uid: int) -> str:
-    """The part of a straggler's file name that is made of its legacy identity."""
-    return f"{uid}.{uidvalidity}.{sha256(folder.encode()).hexdigest()[:16]}"
 
 
 def _received(body: object) -> maildir.Received:

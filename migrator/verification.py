@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+
+from imapclient import imap_utf7
 
 from bascule.errors import BasculeError
-from bascule.migrator import maildir
 from bascule.migrator.copying import FolderState, Pass
 from bascule.migrator.source import Source
+from bascule.migrator.storage import Read
 
 
 class NotEqual(BasculeError):
@@ -21,7 +22,11 @@ class NotEqual(BasculeError):
 
 @dataclass(slots=True)
 class Verification:
-    """Per folder what was compared; ``odd_sizes`` are messages whose RFC822.SIZE is not their length."""
+    """Per folder what was compared.
+
+    ``special_uses`` are names of folders by use; ``odd_sizes`` are messages whose
+    RFC822.SIZE is not their length; ``notes`` is what could not be taken along, in words.
+    """
 
     separator: str
     prefix: str
@@ -37,18 +42,19 @@ class Verification:
 
 
 def verify(
-    source: Source, root: Path, last_pass: Pass, waived: AbstractSet[tuple[str, int, int]] = frozenset()
+    source: Source, read: Read, last_pass: Pass, waived: AbstractSet[tuple[str, int, int]] = frozenset()
 ) -> Verification:
     """
     Raises:
         NotEqual: with the first folder and what differs in it.
     """
     layout = last_pass.layout
-    result = Verification(
-        layout.separator,
-        layout.prefix,
-        {folder.name: folder.special_use for folder in layout.folders if folder.special_use},
-    )
+    uses = {
+        folder.special_use.removeprefix("\\").lower(): imap_utf7.decode(folder.name.removeprefix(layout.prefix).encode())
+        for folder in layout.folders
+        if folder.special_use
+    }
+    result = Verification(layout.separator, layout.prefix, uses)
     states = {state.name: state for state in last_pass.folders}
     # A folder that is made after the last pass is swept in whole.
     now = source.statuses(list(states))
@@ -61,28 +67,29 @@ def verify(
         state = states[changes.folder]
         if changes.uidvalidity != state.uidvalidity:
             raise NotEqual(f"{state.name!r} has a new UIDVALIDITY")
-        here = maildir.Folder(maildir.folder_path(root, state.name, layout.separator, layout.prefix), state.uidvalidity)
-        here.open()
+        uidvalidity, here = read(state.name)
+        if uidvalidity != state.uidvalidity:
+            raise NotEqual(f"{state.name!r} has another UIDVALIDITY here")
         # What came after the last pass is a straggler: the sweep brings it.
         there = {
             message.uid: message
             for message in changes.new
             if message.uid < state.uidnext and (state.name, state.uidvalidity, message.uid) not in waived
         }
-        if there.keys() != here.messages.keys():
-            missing, extra = there.keys() - here.messages.keys(), here.messages.keys() - there.keys()
+        if there.keys() != here.keys():
+            missing, extra = there.keys() - here.keys(), here.keys() - there.keys()
             raise NotEqual(
                 f"{state.name!r} differs: {len(missing)} messages are missing here, {len(extra)} are gone there"
             )
         for uid, message in there.items():
-            stored = here.messages[uid]
+            stored = here[uid]
             if stored.flags != message.flags:
                 raise NotEqual(f"{state.name!r}: the flags of UID {uid} differ")
             if stored.internaldate != max(message.internaldate, 0):
                 raise NotEqual(f"{state.name!r}: the INTERNALDATE of UID {uid} differs")
             if stored.size != message.size:
                 result.odd_sizes.append(f"{state.name}: UID {uid} says {message.size} bytes and has {stored.size}")
-        _add(result, state, [stored.size for stored in here.messages.values()])
+        _add(result, state, [stored.size for stored in here.values()])
     result.waived = [f"{name}: UID {uid}" for name, _, uid in sorted(waived)]
     return result
 

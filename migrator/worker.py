@@ -19,6 +19,7 @@ from bascule.migrator.account import Account, exclusively, load
 from bascule.migrator.cutover import migrate
 from bascule.migrator.local import Local
 from bascule.migrator.returning import give_back
+from bascule.migrator.storage import Storage
 from bascule.migrator.sweep import sweep
 from bascule.readiness import ready
 
@@ -31,7 +32,7 @@ LOOK = 2.0  # seconds between looks for due and unattended tasks
 BUSY = {"OVERQUOTA": 900, "THROTTLED": 900, "LIMIT": 30, "INUSE": 30, "UNAVAILABLE": 60}
 SHORT = 5  # seconds, after a BYE that gives no code
 
-Work = Callable[[Connection, Account, Path, Path], None]
+Work = Callable[[Connection, Account, Path], None]
 
 
 class Worker:
@@ -44,6 +45,7 @@ class Worker:
         self._trust = Trust(configuration.legacy.ca_file, configuration.legacy.timeout)
         self._unsealer = Unsealer(configuration.keys.private)
         self._local = Local(configuration.dovecot.config_file)
+        self._storage = Storage(configuration.worker.mail_location, self._local)
         self.app = procrastinate.App(
             connector=procrastinate.PsycopgConnector(conninfo=self._dsn, kwargs={"options": "-c search_path=queue"})
         )
@@ -54,25 +56,25 @@ class Worker:
     def migrate(self, mailbox_id: int) -> None:
         """Task: move a mailbox, or take its move up where it stopped."""
 
-        def work(connection: Connection, account: Account, home: Path, root: Path) -> None:
+        def work(connection: Connection, account: Account, home: Path) -> None:
             if account.state in {"requested", "copying", "cutover"}:
-                migrate(connection, account, home, root, self._trust, self._unsealer)
+                migrate(connection, account, home, self._storage, self._trust, self._unsealer)
 
         self._attempt(mailbox_id, work)
 
     def sweep(self, mailbox_id: int) -> None:
         """Task: bring the stragglers of a mailbox that has moved."""
 
-        def work(connection: Connection, account: Account, home: Path, root: Path) -> None:
+        def work(connection: Connection, account: Account, home: Path) -> None:
             if account.state == "local" and account.domain_mode == "active" and not account.return_requested:
-                sweep(connection, account, home, root, self._trust, self._unsealer)
+                sweep(connection, account, home, self._storage, self._trust, self._unsealer)
 
         self._attempt(mailbox_id, work)
 
     def give_back(self, mailbox_id: int) -> None:
         """Task: send a mailbox that has moved back to the legacy server."""
 
-        def work(connection: Connection, account: Account, home: Path, _root: Path) -> None:
+        def work(connection: Connection, account: Account, home: Path) -> None:
             if account.return_requested and account.domain_mode == "active":
                 give_back(connection, account, home, self._trust, self._unsealer, self._local)
 
@@ -87,7 +89,7 @@ class Worker:
             home = self._settings.worker.mail_root / account.home
             try:
                 with exclusively(home):
-                    work(connection, account, home, home / "Maildir")
+                    work(connection, account, home)
             except psycopg.OperationalError:
                 raise  # nothing can be recorded now; the mailbox is found unattended later
             except psycopg.Error as error:

@@ -478,6 +478,13 @@ $$;
 COMMENT ON FUNCTION set_unreadable IS
     'The messages that the legacy server did not give in the last pass; after a complete pass those not among them are forgotten. What is waived stays waived.';
 
+CREATE OR REPLACE FUNCTION set_hierarchy(mailbox_id bigint, separator text, prefix text)
+RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+    UPDATE mailbox SET hierarchy_separator = separator, namespace_prefix = prefix
+     WHERE id = set_hierarchy.mailbox_id AND state = 'copying' AND (hierarchy_separator, namespace_prefix) <> (separator, prefix)
+$$;
+COMMENT ON FUNCTION set_hierarchy IS 'How the legacy server writes folder names; it stays so here';
+
 CREATE OR REPLACE FUNCTION begin_cutover(mailbox_id bigint)
 RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 DECLARE
@@ -508,7 +515,7 @@ CREATE OR REPLACE FUNCTION finish_cutover(mailbox_id bigint, epoch bigint, hash 
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 BEGIN
     UPDATE mailbox SET state = 'local', cutover_deadline = NULL, password_hash = hash, report = finish_cutover.report,
-        hierarchy_separator = finish_cutover.report ->> 'separator', namespace_prefix = finish_cutover.report ->> 'prefix',
+        special_uses = coalesce(finish_cutover.report -> 'special_uses', '{}'),
         migrated_at = clock_timestamp(), last_message_at = NULL, swept_at = NULL, attempts = 0, last_error = NULL, last_error_at = NULL, next_try = NULL
      WHERE id = finish_cutover.mailbox_id AND state = 'cutover' AND mailbox.epoch = finish_cutover.epoch
        AND cutover_deadline > clock_timestamp();

@@ -43,7 +43,7 @@ GRANT SELECT ON domain, mailbox, mailbox_folder, straggler, unreadable_message, 
     TO bascule_worker;
 GRANT EXECUTE ON FUNCTION begin_copy, report_progress, attempt_failed, begin_cutover, unacknowledged, finish_cutover,
     undo_cutover, undo_overdue_cutovers, stage_straggler, straggler_delivered, sweep_done, requeue_unattended,
-    take_connections, set_unreadable, begin_return, undo_return, finish_return, intend_return, returned,
+    take_connections, set_unreadable, set_hierarchy, begin_return, undo_return, finish_return, intend_return, returned,
     home_of TO bascule_worker;
 GRANT USAGE ON SCHEMA queue TO bascule_worker;
 GRANT ALL ON ALL TABLES IN SCHEMA queue TO bascule_worker;

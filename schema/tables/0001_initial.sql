@@ -102,6 +102,7 @@ CREATE TABLE mailbox (
     password_hash      text CHECK (password_hash LIKE '{ARGON2ID}%'),
     hierarchy_separator text NOT NULL DEFAULT '/' CHECK (length(hierarchy_separator) = 1),
     namespace_prefix   text NOT NULL DEFAULT '',
+    special_uses       jsonb NOT NULL DEFAULT '{}',
     created_at         timestamptz NOT NULL DEFAULT now(),
     state_since        timestamptz NOT NULL DEFAULT now(),
     cutover_deadline   timestamptz,
@@ -131,6 +132,7 @@ COMMENT ON COLUMN mailbox.needs_credential IS 'The legacy server refuses the sea
 COMMENT ON COLUMN mailbox.password_hash IS 'What Dovecot checks from the flip on, in its ARGON2ID scheme';
 COMMENT ON COLUMN mailbox.hierarchy_separator IS 'The legacy server''s, kept for this user so that the client sees the same folder names';
 COMMENT ON COLUMN mailbox.namespace_prefix IS 'The legacy server''s prefix of the personal namespace (RFC 2342), e.g. INBOX.';
+COMMENT ON COLUMN mailbox.special_uses IS 'The legacy server''s special uses (RFC 6154): {"sent": "name of the folder, in UTF-8, without the prefix"}';
 COMMENT ON COLUMN mailbox.swept_at IS 'When the last complete sweep of the legacy mailbox began: what was there then is here';
 COMMENT ON COLUMN mailbox.report IS 'What the verification at cutover compared, folder by folder';
 

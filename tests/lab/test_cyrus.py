@@ -51,7 +51,7 @@ def test_a_user_moves_from_cyrus_and_back(cyrus: Lab, random: Random) -> None:
     with Traffic(cyrus.new.smtp_port, [NAME], ledger):
         done = cyrus.new.cli("request", user, "--password-file", "-", stdin="secret of cyrilla\n")
         assert done.returncode == 0, done.stdout
-        eventually("moved", lambda: cyrus.new.state(NAME) == "local")
+        eventually("moved", lambda: cyrus.new.state(NAME) == "local", 20)
     eventually("no mail is under way", lambda: cyrus.new.postfix.is_empty() and cyrus.legacy.postfix.is_empty())
     with cyrus.legacy.client(NAME) as client:
         client.folder_encode = False
