@@ -102,6 +102,7 @@ class Copy:
         self.waived = waived
         self._stack = ExitStack()
         self.source: Source
+        self.sizes = True  # whether the server can be asked for them
         self._uidls: Mapping[int, str] = {}
         self._uidls_are_new = False
         self.unreadable: dict[tuple[str, int, int], Unreadable] = {}
@@ -129,7 +130,7 @@ class Copy:
     def inbox(self) -> list[Message]:
         """The messages of the legacy INBOX now, by UID."""
         status = self.source.statuses(["INBOX"])["INBOX"]
-        return next(iter(self.source.changes([("INBOX", None)]))).new if status.messages else []
+        return next(iter(self.source.changes([("INBOX", None)], sizes=self.sizes))).new if status.messages else []
 
     def leave_gap(self, last_pass: Pass) -> None:
         """Have UIDs given here begin above a gap; after the last pass."""
@@ -212,7 +213,15 @@ class Copy:
             return
         progress.copied += sum(len(folder.messages) for folder in here.values())
         self._report(progress)
-        found = self._compare(pending, now, former, here, this_pass)
+        try:
+            found = self._compare(pending, now, former, here, this_pass)
+        except LegacyUnavailable as error:
+            if not self.sizes or is_told_to_wait(error):
+                raise
+            log.get().info("session lost, going on without sizes", reason=error.message)
+            self.sizes = False
+            self._open()
+            found = self._compare(pending, now, former, here, this_pass)
         wanted = Wanted(batch for name in pending for batch in batches(name, found[name].new))
         if len(wanted):
             self._fetch(wanted, here, this_pass, progress)
@@ -243,7 +252,7 @@ class Copy:
                 since = None
             asked[name] = since
         doubtful = []
-        for changes in self.source.changes(asked.items()):
+        for changes in self.source.changes(asked.items(), sizes=self.sizes):
             folder = here[changes.folder]
             if changes.uidvalidity != folder.uidvalidity:
                 raise LegacyUnavailable(f"the folder {changes.folder!r} was made anew on the legacy server meanwhile")
@@ -252,7 +261,7 @@ class Copy:
             waived = sum(1 for name, _, _ in self.waived if name == changes.folder)
             if not changes.complete and changes.exists != len(folder.messages) + len(changes.new) + waived:
                 doubtful.append(changes.folder)
-        for changes in self.source.changes((name, None) for name in doubtful):
+        for changes in self.source.changes(((name, None) for name in doubtful), sizes=self.sizes):
             self._apply(changes, here[changes.folder], this_pass)
             found[changes.folder] = changes
         return found
@@ -343,6 +352,11 @@ class Copy:
             return {}  # everything is compared
 
 
+def is_told_to_wait(error: LegacyUnavailable) -> bool:
+    """Whether the legacy server says itself that it is too much for it."""
+    return isinstance(error, LegacyBusy) and error.code in BUSY_CODES
+
+
 def _is_lost(session: Future[None], lost: int) -> bool:
     """Whether a session that has ended was lost in a way that another may do better.
 
@@ -353,7 +367,7 @@ def _is_lost(session: Future[None], lost: int) -> bool:
     try:
         session.result()
     except LegacyUnavailable as error:
-        if lost >= MAX_LOST or (isinstance(error, LegacyBusy) and error.code in BUSY_CODES):
+        if lost >= MAX_LOST or is_told_to_wait(error):
             raise
         log.get().info("session lost", reason=error.message)
         return True

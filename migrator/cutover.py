@@ -59,7 +59,7 @@ def migrate(
         storage.root(home),
         _reporter(connection, account.id),
         sessions=sessions.reserve(account.limits.per_mailbox),
-        waived=_waived(connection, account.id),
+        waived=waived_of(connection, account.id),
     )
     with copy:
         try:
@@ -112,7 +112,7 @@ def _final_pass(copy: Copy, account: Account, home: Path, storage: Storage) -> t
         storage.carry_over(account.address, home)
         try:
             with storage.reading(account.address, home, final) as read:
-                return final, verify(copy.source, read, final, copy.waived)
+                return final, verify(copy.source, read, final, waived=copy.waived, sizes=copy.sizes)
         except NotEqual:
             copy.forget()
             if not remaining:
@@ -143,7 +143,7 @@ def _take_along(account: Account, home: Path, trust: Trust, password: Password, 
     return notes
 
 
-def _waived(connection: Connection, mailbox_id: int) -> frozenset[tuple[str, int, int]]:
+def waived_of(connection: Connection, mailbox_id: int) -> frozenset[tuple[str, int, int]]:
     rows = connection.execute(
         "SELECT folder, uidvalidity, uid FROM bascule.unreadable_message "
         "WHERE mailbox_id = %s AND waived_at IS NOT NULL",

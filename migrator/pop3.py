@@ -27,7 +27,8 @@ def uidls(
     password: Password,
     inbox: Sequence[tuple[int, int]],
 ) -> dict[int, str]:
-    """The UIDL of each message of INBOX by UID; ``inbox`` is its UIDs and sizes in bytes, in order.
+    """The UIDL of each message of INBOX by UID; ``inbox`` is its UIDs and sizes
+    in bytes, in order; 0 where it is not known.
 
     Raises:
         UidlsNotKnown, LegacyUnavailable
@@ -55,7 +56,7 @@ def uidls(
         raise LegacyUnavailable(f"POP3: {plainly(error, host, port)}") from error
     # The last ones may have come or gone between the two listings; they are few and new to the client.
     pairs = list(zip(inbox, sizes, strict=False))
-    odd = [uid for (uid, size), (_, octets) in pairs if size != octets]
+    odd = [uid for (uid, size), (_, octets) in pairs if size not in {0, octets}]
     if odd or abs(len(inbox) - len(sizes)) > NEW:
         raise UidlsNotKnown(
             f"POP3 lists {len(sizes)} messages and IMAP {len(inbox)}, {len(odd)} of them of other sizes"

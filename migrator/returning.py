@@ -168,7 +168,7 @@ class _Folder:
             self._messages = {message.uid: message for message in here_now.new}
             self._guids = here.guids(name) if self._messages else {}
             same_uids = flipped is not None and here_now.uidvalidity == flipped[0]
-        first_new = flipped[1] if flipped else 1
+        first_new = self._first_new = flipped[1] if flipped else 1
         stragglers = {
             straggler_name(name, uidvalidity, uid): uid
             for uidvalidity, uid in self._rows(
@@ -254,7 +254,7 @@ class _Folder:
             changes += len(uids)
         ours = self._ours
         if self._name.upper() == "INBOX":
-            ours = ours | self._there.with_message_id(last_message_id(self._account))
+            ours = ours | self._there.with_message_id(last_message_id(self._account), self._first_new)
         gone = (ours & self._present.keys()) - set(self._there_uid.values())
         if gone:
             self._there.expunge(sorted(gone))

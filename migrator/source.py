@@ -23,6 +23,7 @@ from bascule.migrator.imap import CommandRefused, Pipeline, Receive, Token, Unta
 AHEAD = 32  # commands that are sent before their turn, at most
 BATCH_MESSAGES, BATCH_BYTES = 100, 4 << 20  # that one FETCH asks for, at most (a larger message comes alone)
 EVERYTHING = b"(UID FLAGS RFC822.SIZE INTERNALDATE)"  # but the body
+BUT_SIZES = b"(UID FLAGS INTERNALDATE)"
 
 _FETCH = re.compile(rb"\d+ FETCH \(", re.IGNORECASE)
 _ITEM = re.compile(rb'([A-Z0-9.-\[\]<>]+) (\([^()]*\)|"(?:[^"\\]|\\.)*"|~?\{\d+\+?\}|[^ ()]+)', re.IGNORECASE)
@@ -67,7 +68,10 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """``size`` is RFC822.SIZE, which need not be true; ``internaldate`` is in seconds since 1970."""
+    """``size`` is RFC822.SIZE, which need not be true, or 0 where the server does not tell it.
+
+    ``internaldate`` is in seconds since 1970.
+    """
 
     uid: int
     size: int
@@ -242,33 +246,44 @@ class Source:
 
     # What changed ---------------------------------------------------------------
 
-    def changes(self, wanted: Iterable[tuple[str, Status | None]]) -> Iterator[Changes]:
+    def changes(self, wanted: Iterable[tuple[str, Status | None]], *, sizes: bool = True) -> Iterator[Changes]:
         """For each folder, what changed since a former STATUS; without one, everything it has.
 
-        The folders are asked ahead of their turn.
+        The folders are asked ahead of their turn. ``sizes``: whether the sizes of
+        new messages are asked for; a server may fail for all because of one.
 
         Raises:
             LegacyUnavailable: a folder cannot be opened, or has no persistent UIDs.
         """
         since_of = dict(wanted)
+        refused = []
 
         def commands(folder: str) -> list[bytes]:
-            return self._changes_commands(folder, since_of[folder])
+            return self._changes_commands(folder, since_of[folder], EVERYTHING if sizes else BUT_SIZES)
 
         for folder, answers in self._ahead(list(since_of), commands):
-            since = since_of[folder]
-            changes = Changes(folder, complete=since is None or not since.highestmodseq)
-            first = since.uidnext if since is not None else 1
-            self._read_changes(changes, answers, first)
-            if not changes.uidvalidity:
-                raise LegacyUnavailable(f"the legacy server gives no UIDVALIDITY for {folder!r}")
-            # UIDNEXT is optional before RFC 9051, and may have been outrun while we asked.
-            top = max((message.uid for message in changes.new), default=0)
-            changes.uidnext = max(changes.uidnext, top + 1, first)
-            yield changes
+            try:
+                yield self._changes(folder, since_of[folder], answers)
+            except CommandRefused:
+                refused.append(folder)
+        # One message that the server cannot read, and it refuses the sizes of all.
+        for folder in refused:
+            tags = self._pipeline.send(*self._changes_commands(folder, since_of[folder], BUT_SIZES))
+            yield self._changes(folder, since_of[folder], self._opening(folder, self._pipeline.answers(tags)))
+
+    def _changes(self, folder: str, since: Status | None, answers: Iterator[Untagged]) -> Changes:
+        changes = Changes(folder, complete=since is None or not since.highestmodseq)
+        first = since.uidnext if since is not None else 1
+        self._read_changes(changes, answers, first)
+        if not changes.uidvalidity:
+            raise LegacyUnavailable(f"the legacy server gives no UIDVALIDITY for {folder!r}")
+        # UIDNEXT is optional before RFC 9051, and may have been outrun while we asked.
+        top = max((message.uid for message in changes.new), default=0)
+        changes.uidnext = max(changes.uidnext, top + 1, first)
+        return changes
 
     def newer(self, wanted: Iterable[tuple[str, int]]) -> Iterator[Changes]:
-        """For each folder, the messages from a UID on.
+        """For each folder, the messages from a UID on, without their sizes.
 
         Raises:
             LegacyUnavailable: as :meth:`changes`.
@@ -276,18 +291,18 @@ class Source:
         first_of = dict(wanted)
 
         def commands(folder: str) -> list[bytes]:
-            return [b"EXAMINE %s" % quoted(folder), b"UID FETCH %d:* %s" % (first_of[folder], EVERYTHING)]
+            return [b"EXAMINE %s" % quoted(folder), b"UID FETCH %d:* %s" % (first_of[folder], BUT_SIZES)]
 
         for folder, answers in self._ahead(list(first_of), commands):
             changes = Changes(folder)
-            self._read_changes(changes, answers, first_of[folder])
+            self._read_changes(changes, self._opening(folder, answers), first_of[folder])
             yield changes
 
-    def _changes_commands(self, folder: str, since: Status | None) -> list[bytes]:
+    def _changes_commands(self, folder: str, since: Status | None, items: bytes) -> list[bytes]:
         name = quoted(folder)
         if since is None:
-            return [b"EXAMINE %s" % name, b"UID FETCH 1:* %s" % EVERYTHING]
-        newer = b"UID FETCH %d:* %s" % (since.uidnext, EVERYTHING)
+            return [b"EXAMINE %s" % name, b"UID FETCH 1:* %s" % items]
+        newer = b"UID FETCH %d:* %s" % (since.uidnext, items)
         older = b"1:%d" % max(since.uidnext - 1, 1)
         if not since.highestmodseq:
             return [b"EXAMINE %s" % name, b"UID FETCH %s (UID FLAGS)" % older, newer]
@@ -306,9 +321,9 @@ class Source:
                     continue  # somebody changes flags meanwhile: the next pass sees it
                 uid, flags = int(items[b"UID"]), self._flags(items[b"FLAGS"])
                 # "n:*" means at least the last message, even when its UID is below n (RFC 3501 section 9, seq-range).
-                if b"INTERNALDATE" in items and b"RFC822.SIZE" in items and uid >= first:
+                if b"INTERNALDATE" in items and uid >= first:
                     date = _internaldate(items[b"INTERNALDATE"])
-                    changes.new.append(Message(uid, int(items[b"RFC822.SIZE"]), date, flags))
+                    changes.new.append(Message(uid, int(items.get(b"RFC822.SIZE", b"0")), date, flags))
                 elif uid < first:
                     changes.flags[uid] = flags
             elif text[:9].upper() == b"VANISHED ":
@@ -437,7 +452,7 @@ class Source:
             if not waiting:
                 return
             folder, tags = waiting.popleft()
-            yield folder, self._opening(folder, self._pipeline.answers(tags))
+            yield folder, self._pipeline.answers(tags)
 
     def _opening(self, folder: str, answers: Iterator[Untagged]) -> Iterator[Untagged]:
         try:

@@ -11,6 +11,7 @@ is a rename; in dbox, that the mailbox must be searched for its bytes first.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -29,6 +30,7 @@ from bascule.errors import BasculeError, LegacyUnavailable
 from bascule.legacy import Trust
 from bascule.migrator import maildir
 from bascule.migrator.account import Account
+from bascule.migrator.cutover import waived_of
 from bascule.migrator.sessions import Sessions
 from bascule.migrator.source import Changes, Layout, Message, Source, Wanted, batches
 from bascule.migrator.storage import Storage, straggler_name
@@ -83,7 +85,9 @@ def sweep(
     if account.last_message_at is None:
         with sessions.open_client() as client:
             client.select_folder("INBOX", readonly=True)
-            if not client.search(["HEADER", "Message-ID", last_message_id(account)]):
+            # Only among what came since: the search may fail on an old message that cannot be read.
+            since = f"{seen.get('INBOX', (0, 1))[1]}:*"
+            if not client.search(["UID", since, "HEADER", "Message-ID", last_message_id(account)]):
                 client.append("INBOX", _last_message(account))
         log.get().info("last message written", address=str(account.address))
     connection.execute("SELECT bascule.sweep_done(%s, %s)", (account.id, began))
@@ -133,7 +137,12 @@ class _Late:
                 (self._account.id, self._changes.folder, self._uidvalidity),
             ).fetchall()
         )
-        late = [message for message in self._changes.new if not brought.get(message.uid, False)]
+        waived = {
+            uid
+            for folder, uidvalidity, uid in waived_of(self._connection, self._account.id)
+            if (folder, uidvalidity) == (self._changes.folder, self._uidvalidity)
+        }
+        late = [each for each in self._changes.new if each.uid not in waived and not brought.get(each.uid, False)]
         self._staging.mkdir(mode=0o700, exist_ok=True)
         for message in late:
             if message.uid in brought:
@@ -145,9 +154,12 @@ class _Late:
         source.bodies(wanted, self._receive, lambda _, message, body: received.append((message, _received(body))))
         for message, body in received:
             self._stage(message, body)
-        if wanted.not_given_at_all:
-            (folder, uid), reason = next(iter(wanted.not_given_at_all.items()))
+        for (folder, uid), reason in wanted.not_given_at_all.items():
             if source.which_are_there(folder, [uid]):
+                named = [{"folder": folder, "uidvalidity": self._uidvalidity, "uid": uid, "reason": reason}]
+                self._connection.execute(
+                    "SELECT bascule.set_unreadable(%s, %s, false)", (self._account.id, json.dumps(named))
+                )
                 raise LegacyUnavailable(f"the late message with UID {uid} in {folder!r} cannot be read: {reason}")
 
     def _receive(self, size: int, pieces: Iterator[bytes]) -> object:

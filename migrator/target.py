@@ -78,9 +78,9 @@ class Target(Source):
         found = _APPENDUID.match(tagged.text)
         return int(found[1]) if found else None
 
-    def with_message_id(self, message_id: str) -> set[int]:
-        """The messages of the folder that is open with this Message-ID."""
-        found = self._pipeline.run(b"UID SEARCH HEADER Message-ID %s" % quoted(message_id))
+    def with_message_id(self, message_id: str, first: int) -> set[int]:
+        """The messages of the folder that is open with this Message-ID, from a UID on."""
+        found = self._pipeline.run(b"UID SEARCH UID %d:* HEADER Message-ID %s" % (first, quoted(message_id)))
         return {int(uid) for each in found if each.text[:6].upper() == b"SEARCH" for uid in each.text.split()[1:]}
 
     def store(self, uids: Sequence[int], flags: frozenset[str]) -> None:

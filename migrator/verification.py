@@ -42,15 +42,23 @@ class Verification:
 
 
 def verify(
-    source: Source, read: Read, last_pass: Pass, waived: AbstractSet[tuple[str, int, int]] = frozenset()
+    source: Source,
+    read: Read,
+    last_pass: Pass,
+    *,
+    waived: AbstractSet[tuple[str, int, int]] = frozenset(),
+    sizes: bool = True,
 ) -> Verification:
-    """
+    """``waived``: folder, UIDVALIDITY and UID of messages that need not be here; ``sizes``: whether to ask for them.
+
     Raises:
         NotEqual: with the first folder and what differs in it.
     """
     layout = last_pass.layout
     uses = {
-        folder.special_use.removeprefix("\\").lower(): imap_utf7.decode(folder.name.removeprefix(layout.prefix).encode())
+        folder.special_use.removeprefix("\\").lower(): imap_utf7.decode(
+            folder.name.removeprefix(layout.prefix).encode()
+        )
         for folder in layout.folders
         if folder.special_use
     }
@@ -63,7 +71,7 @@ def verify(
         if now[name].uidvalidity != states[name].uidvalidity:
             raise NotEqual(f"{name!r} has a new UIDVALIDITY")
         _add(result, states[name], [])
-    for changes in source.changes((name, None) for name in asked):
+    for changes in source.changes(((name, None) for name in asked), sizes=sizes):
         state = states[changes.folder]
         if changes.uidvalidity != state.uidvalidity:
             raise NotEqual(f"{state.name!r} has a new UIDVALIDITY")
@@ -87,7 +95,7 @@ def verify(
                 raise NotEqual(f"{state.name!r}: the flags of UID {uid} differ")
             if stored.internaldate != max(message.internaldate, 0):
                 raise NotEqual(f"{state.name!r}: the INTERNALDATE of UID {uid} differs")
-            if stored.size != message.size:
+            if message.size not in {0, stored.size}:
                 result.odd_sizes.append(f"{state.name}: UID {uid} says {message.size} bytes and has {stored.size}")
         _add(result, state, [stored.size for stored in here.values()])
     result.waived = [f"{name}: UID {uid}" for name, _, uid in sorted(waived)]

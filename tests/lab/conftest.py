@@ -13,7 +13,8 @@ from bascule.lab.sites import DOMAIN, Lab, LegacySite, NewSite, eventually
 #: Who is whose is said in the tests.
 NAMES = (
     "proxied", "unreachable", "moved", "databaseless", "killed", "ghosted", "abandoned", "changed", "looping",
-    "raced", "expired", "aliased", "faithful", "stayed", "held", "rekeyed", "returned", "unreturned",
+    "raced", "expired", "aliased", "faithful", "stayed", "held", "rekeyed", "returned", "unreturned", "clientele",
+    "unreadable", "kept-in-mdbox", "kept-in-sdbox",
     "reaped-1", "reaped-2", "reaped-3",
 )  # fmt: skip
 
