@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 
 #: The owner of all mailboxes in the lab; it has no entry in /etc/passwd, on purpose.
 VMAIL = 5000
+FIRST_PORT = 10_000
 
 
 class LabError(Exception):
@@ -21,15 +23,23 @@ class LabError(Exception):
 
 
 def free_ports(count: int) -> list[int]:
-    """``count`` different TCP ports that were free on 127.0.0.1 a moment ago."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """``count`` different TCP ports that were free on 127.0.0.1 a moment ago.
+
+    They are below those that the kernel gives to clients: no connection takes
+    one before its server does.
+    """
+    first_of_clients = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    found: list[int] = []
+    while len(found) < count:
+        port = secrets.randbelow(first_of_clients - FIRST_PORT) + FIRST_PORT
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in found:
+            found.append(port)
+    return found
 
 
 def program(name: str, *places: str) -> str:
