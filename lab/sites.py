@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import grp
+import hmac
+import json
 import os
 import pwd
 import secrets
@@ -12,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -28,7 +31,7 @@ from bascule.credential import create_keys
 from bascule.lab.cyrus import Cyrus
 from bascule.lab.postgres import Postgres
 from bascule.lab.process import VMAIL, Daemon, LabError, free_ports
-from bascule.lab.servers import Certificate, Dovecot, Ports, Postfix
+from bascule.lab.servers import Certificate, Dovecot, Ports, Postfix, write
 from bascule.settings import (
     Authenticator,
     Keys,
@@ -45,6 +48,8 @@ from bascule.settings import Postfix as PostfixSettings
 DOMAIN = "lab.test"
 #: The owner of the parts that neither store mail nor touch Postfix's queue.
 SERVICE = 5001
+#: The master user of the legacy Dovecot.
+MASTER = "master"
 
 T = TypeVar("T")
 
@@ -91,6 +96,8 @@ class LegacySite:
         self.postfix = Postfix(folder / "postfix", self.smtp_port, "legacy")
         self.dovecot = Dovecot(folder / "dovecot", "legacy")
         self._certificate = certificate
+        self.master_password = secrets.token_hex(8)
+        self.token_key = secrets.token_bytes(32)
         self.users: dict[str, str] = {}
         self.aliases: dict[str, str] = {}
 
@@ -99,6 +106,7 @@ class LegacySite:
         self.folder.mkdir()
         self.folder.chmod(0o755)
         self.dovecot.create(self._certificate, self.smtp_port)
+        self._create_other_logins()
         self.postfix.create(hostname="legacy.lab.test", domain=DOMAIN, lmtp_socket=self.dovecot.lmtp_socket)
         self.set_users(users, aliases)
 
@@ -107,6 +115,28 @@ class LegacySite:
         self._set_passwords()
         self.postfix.map("mailboxes", {f"{name}@{DOMAIN}": "x" for name in users})
         self.postfix.map("aliases", {f"{name}@{DOMAIN}": f"{to}@{DOMAIN}" for name, to in aliases.items()})
+
+    def _create_other_logins(self) -> None:
+        """A master user, and a key that access tokens are signed with."""
+        folder = self.dovecot.folder
+        (folder / "masters").write_text(f"{MASTER}:{{PLAIN}}{self.master_password}\n")
+        write(folder / "oauth2.conf.ext", "legacy-oauth2.conf.ext.j2", folder=folder)
+        key = folder / "jwt" / "default" / "HS256" / "default"
+        key.parent.mkdir(parents=True)
+        key.write_bytes(b64encode(self.token_key))
+
+    def access_token(self, name: str, lifetime: int = 300) -> str:
+        """An access token for a user, as a provider would give it (RFC 7519, HS256)."""
+
+        def encoded(data: bytes) -> str:
+            return urlsafe_b64encode(data).decode().rstrip("=")
+
+        now = int(time.time())
+        claims = {"sub": f"{name}@{DOMAIN}", "iat": now, "exp": now + lifetime, "scope": "imap"}
+        signed = (
+            f"{encoded(json.dumps({'alg': 'HS256', 'typ': 'JWT'}).encode())}.{encoded(json.dumps(claims).encode())}"
+        )
+        return f"{signed}.{encoded(hmac.digest(self.token_key, signed.encode(), 'sha256'))}"
 
     def _set_passwords(self) -> None:
         lines = [f"{name}@{DOMAIN}:{{PLAIN}}{password}\n" for name, password in self.users.items()]

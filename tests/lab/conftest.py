@@ -13,9 +13,9 @@ from bascule.lab.sites import DOMAIN, Lab, LegacySite, NewSite, eventually
 #: Who is whose is said in the tests.
 NAMES = (
     "proxied", "unreachable", "moved", "databaseless", "killed", "ghosted", "abandoned", "changed", "looping",
-    "raced", "expired", "aliased", "faithful", "stayed", "held", "rekeyed", "returned", "unreturned", "clientele",
-    "unreadable", "kept-in-mdbox", "kept-in-sdbox",
-    "reaped-1", "reaped-2", "reaped-3",
+    "raced", "expired", "aliased", "faithful", "stayed", "held", "rekeyed", "returned", "unreturned",
+    "clientele", "mastered", "tokened", "limited", "unreadable", "kept-in-mdbox", "kept-in-sdbox", "reaped-1",
+    "reaped-2", "reaped-3",
 )  # fmt: skip
 
 
