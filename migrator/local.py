@@ -34,23 +34,23 @@ class Local:
         self._config_file = config_file
 
     @contextmanager
-    def open(self, address: Address) -> Iterator[Source]:
+    def open(self, address: Address, *, location: str | None = None) -> Iterator[Source]:
         """A session of ``address`` that only reads, for the ``with`` block.
 
         Raises:
             LocalUnavailable
         """
-        with self.open_target(address) as here:
+        with self.open_target(address, location=location) as here:
             yield here
 
     @contextmanager
-    def open_target(self, address: Address) -> Iterator[Target]:
-        """A session of ``address``, for the ``with`` block.
+    def open_target(self, address: Address, *, location: str | None = None) -> Iterator[Target]:
+        """A session of ``address``, for the ``with`` block; ``location`` overrides ``mail_location``.
 
         Raises:
             LocalUnavailable
         """
-        command = [str(LIBEXEC / "imap"), "-c", str(self._config_file), "-u", str(address)]
+        command = [str(LIBEXEC / "imap"), "-c", str(self._config_file), *_override(location), "-u", str(address)]
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         ) as process:
@@ -82,9 +82,8 @@ class Local:
         Raises:
             LocalUnavailable: it ends with a status that is not ``good``.
         """
-        override = [] if location is None else ["-o", f"mail_location={location}"]
         done = subprocess.run(
-            ["doveadm", "-c", str(self._config_file), *override, *arguments],
+            ["doveadm", "-c", str(self._config_file), *_override(location), *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -92,6 +91,10 @@ class Local:
         )
         if done.returncode not in good:
             raise LocalUnavailable(f"doveadm {' '.join(arguments[:2])} failed: {done.stderr.strip()[-500:]}")
+
+
+def _override(location: str | None) -> list[str]:
+    return [] if location is None else ["-o", f"mail_location={location}"]
 
 
 class _Wire:

@@ -32,7 +32,7 @@ from bascule.migrator.imap import PIECE
 from bascule.migrator.local import Local, LocalUnavailable
 from bascule.migrator.sessions import Sessions
 from bascule.migrator.source import Batch, Message, Source, Wanted
-from bascule.migrator.storage import digest_of, straggler_name
+from bascule.migrator.storage import Storage, digest_of, straggler_name
 from bascule.migrator.sweep import UidvalidityChanged, last_message_id
 from bascule.migrator.target import Target
 
@@ -56,7 +56,13 @@ class Note:
 
 
 def give_back(
-    connection: Connection, account: Account, home: Path, trust: Trust, unsealer: Unsealer, local: Local
+    connection: Connection,
+    account: Account,
+    home: Path,
+    storage: Storage,
+    local: Local,
+    trust: Trust,
+    unsealer: Unsealer,
 ) -> None:
     """Take a mailbox whose return was requested to state legacy, or raise having left it in state local.
 
@@ -66,11 +72,12 @@ def give_back(
     logger = log.get().bind(address=str(account.address))
     if account.state == "returning":
         connection.execute("SELECT bascule.undo_return(%s, 'its worker died')", (account.id,))
+    storage.reopen(home)
     sessions = Sessions(connection, account, trust, unsealer)
     sessions.reserve(1)
     with sessions.open_target() as there:
         for number in range(1, MAX_PASSES + 1):
-            changes = _write(connection, account, home, there, local)
+            changes = _write(connection, account, home, there, local, None)
             logger.info("return pass done", number=number, changes=changes)
             if changes <= SMALL_PASS:
                 break
@@ -78,24 +85,31 @@ def give_back(
         try:
             await_acknowledgements(connection, account.id, epoch)
             local.end_sessions(account.address)
-            _write_the_rest(connection, account, home, there, local)
+            storage.close(home)
+            _write_the_rest(connection, account, home, there, local, storage.closed_location(home))
             connection.execute("SELECT bascule.finish_return(%s, %s)", (account.id, epoch))
         except BaseException as error:
+            storage.reopen(home)
             undo(connection, "SELECT bascule.undo_return(%s, %s)", account.id, error)
             raise
+    storage.leave(home)
     logger.info("returned")
 
 
-def _write_the_rest(connection: Connection, account: Account, home: Path, there: Target, local: Local) -> None:
+def _write_the_rest(
+    connection: Connection, account: Account, home: Path, there: Target, local: Local, location: str
+) -> None:
     for _ in range(FINAL_PASSES):
-        if not _write(connection, account, home, there, local):
+        if not _write(connection, account, home, there, local, location):
             return
     raise NotClean("the legacy mailbox does not become equal to the one here")
 
 
-def _write(connection: Connection, account: Account, home: Path, there: Target, local: Local) -> int:
+def _write(
+    connection: Connection, account: Account, home: Path, there: Target, local: Local, location: str | None
+) -> int:
     """One pass over all folders; how much was written."""
-    with local.open(account.address) as here:
+    with local.open(account.address, location=location) as here:
         layout, theirs = here.layout(), there.layout()
         names = [folder.name for folder in layout.folders if folder.selectable]
         known_there = {folder.name for folder in theirs.folders if folder.selectable}

@@ -26,6 +26,8 @@ from bascule.migrator.source import Batch, Layout, Message, Source, Wanted
 #: HIGHESTMODSEQ here is raised this far above the legacy server's, which moves on until the flip.
 MODSEQ_GAP = 1_000_000
 
+CLOSED = ".returning"  # after the name of a mailbox that is closed
+
 Messages = dict[int, Message]
 #: UIDVALIDITY and messages of a folder by its name.
 Read = Callable[[str], tuple[int, Messages]]
@@ -66,6 +68,7 @@ class Storage:
     """The mailboxes of this host, as Dovecot's ``mail_location`` says: ``maildir:~/Maildir:LAYOUT=fs`` or dbox."""
 
     def __init__(self, mail_location: str, local: Local) -> None:
+        self._location = mail_location
         driver, path, *_ = mail_location.split(":")
         self._path = path.removeprefix("~/")
         self.is_maildir = driver == "maildir"
@@ -78,6 +81,7 @@ class Storage:
     def take_over(self, home: Path) -> None:
         """Make the mailbox ours; see :func:`bascule.migrator.maildir.take_over`."""
         root = self.root(home)
+        self.leave(home)
         if not self.is_maildir and not root.exists():
             maildir.set_aside(home / self._path)
         maildir.take_over(home, root)
@@ -87,6 +91,33 @@ class Storage:
         maildir.hand_over(home)
         if not self.is_maildir and self.root(home).exists():
             shutil.rmtree(self.root(home))
+
+    def close(self, home: Path) -> None:
+        """Have nobody but us open the mailbox, whatever session is still there.
+
+        A process that outlived a killed Dovecot knows of no kick. Under the
+        mailbox's name it finds a file from here on, and fails, whatever it does.
+        """
+        mailbox, closed = home / self._path, home / f"{self._path}{CLOSED}"
+        if not closed.exists():
+            mailbox.rename(closed)
+        mailbox.touch(mode=0o400)
+
+    def closed_location(self, home: Path) -> str:
+        """The ``mail_location`` of a mailbox that is closed."""
+        driver, _, *options = self._location.split(":")
+        return ":".join([driver, f"{home / self._path}{CLOSED}", *options])
+
+    def reopen(self, home: Path) -> None:
+        """Undo :meth:`close`, also a worker's that died."""
+        mailbox, closed = home / self._path, home / f"{self._path}{CLOSED}"
+        if closed.exists():
+            mailbox.unlink(missing_ok=True)
+            closed.rename(mailbox)
+
+    def leave(self, home: Path) -> None:
+        """Put a closed mailbox, whose owner is gone from here, out of everybody's way."""
+        maildir.set_aside(home / f"{self._path}{CLOSED}")
 
     def settle(self, address: Address, home: Path, last_pass: Pass) -> None:
         """Bring what Dovecot has of the mailbox into line with the copy; soon done when little changed.

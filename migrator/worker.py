@@ -76,7 +76,7 @@ class Worker:
 
         def work(connection: Connection, account: Account, home: Path) -> None:
             if account.return_requested and account.domain_mode == "active":
-                give_back(connection, account, home, self._trust, self._unsealer, self._local)
+                give_back(connection, account, home, self._storage, self._local, self._trust, self._unsealer)
 
         self._attempt(mailbox_id, work)
 
