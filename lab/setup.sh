@@ -12,7 +12,7 @@ top=$(cd "$(dirname "$0")/.." && pwd)
 venv=${BASCULE_VENV:-/var/cache/bascule/venv-$(printf %s "$top" | cksum | cut -d ' ' -f 1)}
 cyrus=/var/cache/bascule/cyrus
 packages="postfix dovecot-core dovecot-imapd dovecot-pop3d dovecot-lmtpd dovecot-submissiond dovecot-pgsql
-    dovecot-managesieved dovecot-sieve cyrus-common sasl2-bin libsasl2-modules libsasl2-modules-db
+    isync dovecot-managesieved dovecot-sieve cyrus-common sasl2-bin libsasl2-modules libsasl2-modules-db
     postgresql python3 python3-venv python3-dev gcc libc6-dev libmilter-dev"
 
 if [ "$(id -u)" != 0 ]; then

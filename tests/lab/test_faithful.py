@@ -23,7 +23,7 @@ from bascule.lab.mail import (
     read_mailbox,
     send,
 )
-from bascule.lab.process import VMAIL
+from bascule.lab.process import VMAIL, program
 from bascule.lab.sites import DOMAIN, Lab, eventually
 from bascule.legacy import LegacySettings, Service, Trust
 from bascule.migrator.sieve import read_scripts
@@ -89,6 +89,43 @@ def test_what_clients_rely_on_is_kept(
     scripts, active = read_scripts(legacy, service, trust, Address(name, DOMAIN), Password(password))
     assert scripts == {"to the archive": SCRIPT.replace(b"\r\n", b"\n")}  # as files have it here
     assert active == "to the archive"
+
+
+def synchronise(port: int, name: str, password: str, cache: Path) -> str:
+    """Bring a local cache up to date with mbsync, a mail client that keeps to UIDs; what went over the wire."""
+    settings = cache / "mbsyncrc"
+    settings.write_text(
+        f'IMAPStore far\nHost 127.0.0.1\nPort {port}\nUser {name}@{DOMAIN}\nPass "{password}"\nSSLType None\n\n'
+        f"MaildirStore near\nPath {cache}/mail/\nInbox {cache}/mail/INBOX\nSubFolders Verbatim\n\n"
+        "Channel all\nFar :far:\nNear :near:\nPatterns *\nCreate Near\nSync Pull\nSyncState *\n"
+    )
+    (cache / "mail").mkdir(exist_ok=True)
+    done = subprocess.run(
+        [program("mbsync"), "-c", str(settings), "-Dn", "all"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_client_with_a_cache_fetches_no_body_again(
+    lab: Lab,
+    tmp_path: Path,
+    ledger: Ledger,
+    random: Random,
+    request_move: Request,
+    await_state: Await,
+) -> None:
+    name, password, port = "cached", lab.legacy.users["cached"], lab.new.dovecot.ports.imap
+    fill_mailbox(lab.legacy, name, ledger, random, messages=50)
+    assert synchronise(port, name, password, tmp_path).count("BODY.PEEK[]") > 40
+    assert "BODY.PEEK[]" not in synchronise(port, name, password, tmp_path)
+    before = sorted(path.name for path in (tmp_path / "mail").rglob("cur/*"))
+    request_move(name)
+    await_state(name)
+    after_the_move = synchronise(port, name, password, tmp_path)
+    assert "UID FETCH" in after_the_move
+    assert "BODY.PEEK[]" not in after_the_move
+    assert sorted(path.name for path in (tmp_path / "mail").rglob("cur/*")) == before
 
 
 def test_a_message_that_cannot_be_read_is_named_and_waited_for(

@@ -156,3 +156,92 @@ def test_folders_that_are_gone_are_removed_and_no_others(tmp_path: Path) -> None
         "kept",
         "kept/child",
     }
+
+
+def test_sizes_are_told_with_and_without_carriage_returns(tmp_path: Path) -> None:
+    folder = opened(tmp_path)
+    put(folder, 1, SEEN, b"a\r\nb\nc\r", b"\nd\n", b"\n")
+    assert ",S=11,W=14:2,S" in folder.messages[1].file_name  # three bare line feeds
+
+
+@given(st.lists(st.binary(max_size=6).map(lambda part: part.replace(b"x", b"\r").replace(b"y", b"\n")), max_size=6))
+def test_virtual_sizes_do_not_depend_on_the_pieces(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes]
+) -> None:
+    whole = b"".join(pieces)
+    received = maildir.receive(str(tmp_path_factory.mktemp("body") / "x"), len(whole), pieces)
+    assert received.virtual_size == len(whole.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
+
+
+def test_a_body_that_is_cut_short_is_no_message(tmp_path: Path) -> None:
+    folder = opened(tmp_path)
+    with pytest.raises(OSError, match="No space left"):
+        folder.receive(10, [b"short"])
+    assert opened(tmp_path).messages == {}
+
+
+def test_what_was_not_flushed_before_a_loss_of_power_is_not_trusted(tmp_path: Path) -> None:
+    home, root = tmp_path, tmp_path / "Maildir"
+    maildir.take_over(home, root)
+    folder = opened(root)
+    put(folder, 1, SEEN, b"flushed")
+    folder.write_index(2)
+    put(folder, 2, SEEN, b"perhaps not")
+    maildir.take_over(home, root)  # the worker was killed, the host was not
+    assert opened(root).messages.keys() == {1, 2}
+    (home / ".bascule-copying").write_text("another start of the host")
+    maildir.take_over(home, root)
+    assert opened(root).messages.keys() == {1}
+
+
+def test_what_an_earlier_worker_left_unflushed_is_flushed_before_it_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(opened(tmp_path), 1, SEEN, b"x")  # and its worker died
+    flushed: list[str] = []
+    monkeypatch.setattr(maildir, "_flush", lambda path: flushed.append(path.name))
+    again = opened(tmp_path)
+    again.write_index(2)
+    assert again.messages[1].file_name in flushed
+
+
+def test_a_mailbox_that_is_not_ours_is_set_aside(tmp_path: Path) -> None:
+    root = tmp_path / "Maildir"
+    put(opened(root), 1, SEEN, b"somebody's")
+    maildir.take_over(tmp_path, root)
+    assert not root.exists()
+    (aside,) = tmp_path.glob("Maildir.before-*")
+    assert opened(aside).messages.keys() == {1}
+    put(opened(root), 2, SEEN, b"ours")
+    maildir.take_over(tmp_path, root)
+    assert opened(root).messages.keys() == {2}
+    maildir.hand_over(tmp_path)
+    maildir.take_over(tmp_path, root)
+    assert len(list(tmp_path.glob("Maildir.before-*"))) == 2
+
+
+def test_uids_of_later_messages_begin_above_a_gap(tmp_path: Path) -> None:
+    folder = opened(tmp_path)
+    put(folder, 5, SEEN, b"x")
+    folder.write_index(6, {5: "uidl-of-5"})
+    maildir.raise_uidnexts({tmp_path: 1006})
+    header, line = (tmp_path / "dovecot-uidlist").read_text().splitlines()
+    assert header.split()[:3] == ["3", "V7", "N1006"]
+    assert line.startswith("5 Puidl-of-5 :")
+    maildir.raise_uidnexts({tmp_path: 2**32 + 5})
+    assert " N4294967295 " in (tmp_path / "dovecot-uidlist").read_text()
+
+
+@given(st.lists(st.text(st.characters(blacklist_categories=["Cs"]), min_size=1, max_size=5), min_size=1, max_size=4))
+def test_folders_stay_below_the_root_and_apart(parts: list[str]) -> None:
+    root = Path("/root/Maildir")
+    name = "/".join(parts)
+    try:
+        path = maildir.folder_path(root, name, "/", "")
+    except FolderNameNotStorable:
+        return
+    if name.upper() != "INBOX":
+        assert path != root
+        assert str(path) == f"{root}/{name}"
+        assert root in path.parents
+        assert not {"cur", "new", "tmp", ".."} & set(path.parts[3:])
