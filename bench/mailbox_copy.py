@@ -1,11 +1,15 @@
-"""How fast a mailbox is copied, beside a bare FETCH and doveadm backup, in one run.
+"""How fast a mailbox is copied, beside its peers, in one run.
 
-    /var/cache/bascule/venv-*/bin/python bench/mailbox_copy.py [--messages 2000] [--round-trip 0 20]
+    venv/bin/python bench/mailbox_copy.py [--messages 10000] [--round-trip 0 20]
 
-Each reads the same mailbox from the same legacy Dovecot through the same delay
-(milliseconds), without TLS, into an empty Maildir; then again with nothing
-changed. Ratios are to the bare FETCH: one connection, one command a folder,
-bytes thrown away.
+Each way reads the same mailbox from the same legacy Dovecot through the same
+delay (milliseconds), without TLS, into an empty Maildir; then again with
+nothing changed. Ratios are to the bare FETCH: one session, every command sent
+at once, bytes thrown away, which is the limit of one session. TMPDIR says on
+which file system both sides are: on a disk the copy waits for the disk, and
+bascule and doveadm put every message on it (fsync) before they are done.
+``trips`` is what nothing changed costs in round trips: the second pass's time
+at this delay less its time at the first one, by the delay.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import platform
 import random
 import shutil
 import socket
@@ -22,6 +27,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from imapclient import IMAPClient
+
 from bascule.address import Address
 from bascule.credential import Password
 from bascule.lab.delay import Delay
@@ -29,12 +36,14 @@ from bascule.lab.mail import message
 from bascule.lab.process import VMAIL
 from bascule.lab.sites import DOMAIN, Lab
 from bascule.legacy import LegacySettings, Service, Trust, UserLogin, imap_session
+from bascule.migrator import maildir
 from bascule.migrator.copying import Copy
 from bascule.migrator.source import Source
 
 NAME, PASSWORD = "bench", "bench-password"
 FOLDERS = 20
 SEED = 1
+SIZES, WEIGHTS = [2_000, 20_000, 80_000, 800_000], [58, 24, 14, 4]  # bytes of a message, and how many of a hundred
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class Way:
 
 
 def fill(lab: Lab, count: int) -> int:
-    """Write the mailbox on the legacy side; its size in bytes. Sizes are realistic: most small, some large."""
+    """Write the mailbox on the legacy side; its size in bytes."""
     source = random.Random(SEED)  # noqa: S311 (mail, not keys)
     home = lab.legacy.dovecot.folder / "mail" / NAME / "Maildir"
     total = 0
@@ -54,7 +63,7 @@ def fill(lab: Lab, count: int) -> int:
         folder = home if number % FOLDERS == 0 else home / f".Folder{number % FOLDERS}"
         for part in ("cur", "new", "tmp"):
             (folder / part).mkdir(parents=True, exist_ok=True)
-        size = source.choices([2_000, 20_000, 80_000, 500_000], [60, 25, 12, 3])[0]
+        size = source.choices(SIZES, WEIGHTS)[0]
         body = message(f"{number}@bench.test", f"{NAME}@{DOMAIN}", source, size=size)
         (folder / "cur" / f"{1_200_000_000 + number}.{number}.lab,S={len(body)},W={len(body)}:2,S").write_bytes(body)
         total += len(body)
@@ -64,7 +73,7 @@ def fill(lab: Lab, count: int) -> int:
 
 
 def bare_fetch(port: int, _: Path) -> None:
-    """The limit: every body of every folder over one connection, pipelined, thrown away."""
+    """The limit of one session: every body of every folder, pipelined, thrown away."""
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(f'a LOGIN "{NAME}@{DOMAIN}" "{PASSWORD}"\r\n'.encode())
         while b"a OK" not in connection.recv(65_536):
@@ -79,17 +88,41 @@ def bare_fetch(port: int, _: Path) -> None:
             end = end[-200:] + connection.recv(1 << 20)
 
 
-def bascule(port: int, into: Path) -> None:
-    legacy = LegacySettings(DOMAIN, "127.0.0.1", Service(port, "none"), "127.0.0.1", 25)
+def bascule(sessions: int) -> Callable[[int, Path], None]:
+    def run(port: int, into: Path) -> None:
+        legacy = LegacySettings(DOMAIN, "127.0.0.1", Service(port, "none"), "127.0.0.1", 25)
 
-    @contextlib.contextmanager
-    def open_source() -> Iterator[Source]:
-        with imap_session(legacy, Trust(), UserLogin(Address(NAME, DOMAIN), Password(PASSWORD))) as client:
-            yield Source.of(client)
+        @contextlib.contextmanager
+        def open_source() -> Iterator[Source]:
+            with imap_session(legacy, Trust(), UserLogin(Address(NAME, DOMAIN), Password(PASSWORD))) as client:
+                yield Source.of(client)
 
-    into.mkdir(exist_ok=True)
-    with Copy(open_source, into, into / "Maildir", lambda _: None, sessions=int(os.environ.get("S", "4"))) as copy:
-        copy.run()
+        into.mkdir(exist_ok=True)
+        maildir.take_over(into, into / "Maildir")
+        with Copy(open_source, into, into / "Maildir", lambda _: None, sessions=sessions) as copy:
+            copy.run()
+
+    return run
+
+
+def with_imapclient(port: int, into: Path) -> None:
+    """Our own writer on imapclient: a FETCH for a hundred messages, then the next."""
+    client = IMAPClient("127.0.0.1", port, ssl=False)
+    client.login(f"{NAME}@{DOMAIN}", PASSWORD)
+    for _, _, name in client.list_folders():
+        selected = client.select_folder(name, readonly=True)
+        folder = maildir.Folder(into / "Maildir" / name, int(selected[b"UIDVALIDITY"]))
+        folder.open()
+        missing = [uid for uid in client.search() if uid not in folder.messages]
+        for start in range(0, len(missing), 100):
+            wanted = missing[start : start + 100]
+            for uid, data in client.fetch(wanted, ["FLAGS", "INTERNALDATE", "BODY.PEEK[]"]).items():
+                body = data[b"BODY[]"]
+                flags = frozenset(flag.decode() for flag in data[b"FLAGS"]) - {"\\Recent"}
+                received = folder.receive(len(body), [body])
+                folder.keep(uid, int(data[b"INTERNALDATE"].timestamp()), flags, received)
+        folder.write_index(int(selected[b"UIDNEXT"]))
+    client.logout()
 
 
 def doveadm_backup(port: int, into: Path) -> None:
@@ -106,39 +139,96 @@ def doveadm_backup(port: int, into: Path) -> None:
     )
     subprocess.run(
         ["doveadm", "-c", str(settings), "backup", "-R", "imapc:"],
-        check=True, user=VMAIL, group=VMAIL, extra_groups=[],
+        check=True, user=VMAIL, group=VMAIL, extra_groups=[], stderr=subprocess.DEVNULL,
         env={"HOME": str(into), "USER": NAME, "PATH": os.environ["PATH"]},
     )  # fmt: skip
 
 
-def ways() -> list[Way]:
-    known = [Way("bare FETCH", bare_fetch), Way("bascule", bascule)]
-    if shutil.which("doveadm"):
-        known.append(Way("doveadm backup -R", doveadm_backup))
-    return known
+def mbsync(port: int, into: Path) -> None:
+    """mbsync; its files have UIDs of its own, and it does not fsync here (its fastest)."""
+    into.mkdir(exist_ok=True)
+    (into / "mail").mkdir(exist_ok=True)
+    settings = into / "mbsyncrc"
+    settings.write_text(
+        "FSync no\n"
+        f"IMAPStore far\nHost 127.0.0.1\nPort {port}\nUser {NAME}@{DOMAIN}\nPass {PASSWORD}\nSSLType None\n"
+        "PipelineDepth 50\n\n"
+        f"MaildirStore near\nPath {into}/mail/\nInbox {into}/mail/INBOX\nSubFolders Verbatim\n\n"
+        "Channel all\nFar :far:\nNear :near:\nPatterns *\nCreate Near\nSync Pull\nSyncState *\n"
+    )
+    subprocess.run(["mbsync", "-q", "-c", str(settings), "all"], check=True)
+
+
+def offlineimap(port: int, into: Path) -> None:
+    """OfflineIMAP 3, with as many sessions as it may have."""
+    into.mkdir(exist_ok=True)
+    settings = into / "offlineimaprc"
+    settings.write_text(
+        f"[general]\naccounts = bench\nmetadata = {into}/state\nfsync = False\n"
+        "[Account bench]\nlocalrepository = near\nremoterepository = far\n"
+        f"[Repository near]\ntype = Maildir\nlocalfolders = {into}/mail\n"
+        f"[Repository far]\ntype = IMAP\nremotehost = 127.0.0.1\nremoteport = {port}\nremoteuser = {NAME}@{DOMAIN}\n"
+        f"remotepass = {PASSWORD}\nssl = no\nstarttls = no\nmaxconnections = 3\nreadonly = True\n"
+    )
+    subprocess.run(
+        ["offlineimap", "-c", str(settings), "-o", "-u", "quiet"], check=True, env=os.environ | {"HOME": str(into)}
+    )
+
+
+def ways(wanted: list[str]) -> list[Way]:
+    known = [
+        Way("bare FETCH", bare_fetch),
+        Way("bascule, 1 session", bascule(1)),
+        Way("bascule, 3 sessions", bascule(3)),
+        Way("imapclient", with_imapclient),
+    ]
+    for name, program, run in (
+        ("doveadm backup -R", "doveadm", doveadm_backup),
+        ("mbsync", "mbsync", mbsync),
+        ("offlineimap", "offlineimap", offlineimap),
+    ):
+        if shutil.which(program):
+            known.append(Way(name, run))
+    return [way for way in known if not wanted or any(way.name.startswith(each) for each in ["bare", *wanted])]
+
+
+def version(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()[0]
+    except (FileNotFoundError, IndexError):
+        return f"no {command[0]}"
 
 
 def stored(folder: Path) -> int:
     return sum(1 for path in folder.rglob("*") if path.parent.name in {"cur", "new"} and path.is_file())
 
 
+def say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--messages", type=int, default=2000)
+    parser.add_argument("--messages", type=int, default=10_000)
     parser.add_argument("--round-trip", type=float, nargs="+", default=[0, 20], help="milliseconds")
+    parser.add_argument("--ways", nargs="*", default=[], help="only these (beginnings of names), and the bare FETCH")
     options = parser.parse_args()
     with Lab() as lab:
         lab.legacy.create({NAME: PASSWORD}, {})
         lab.legacy.start()
         size = fill(lab, options.messages)
-        print(f"{options.messages} messages, {size / 1e6:.0f} MB, {FOLDERS} folders, seed {SEED}")  # noqa: T201
+        file_system = version("stat", "-f", "-c", "%T", str(lab.folder))
+        say(f"{options.messages} messages, {size / 1e6:.0f} MB, {FOLDERS} folders, seed {SEED}, on {file_system}")
+        peers = [version("dovecot", "--version"), version("mbsync", "--version"), version("offlineimap", "--version")]
+        say(f"Python {platform.python_version()}; Dovecot {'; '.join(peers)}; {os.cpu_count()} processors")
         bare_fetch(lab.legacy.ports.imap, Path())  # the legacy server makes its indexes
-        print(f"{'round trip':>10}  {'way':<18} {'copy':>8} {'of bare':>8} {'again':>8} {'messages':>9}")  # noqa: T201
+        say(f"{'round trip':>10}  {'way':<20} {'copy':>8} {'of bare':>8} {'again':>8} {'trips':>6} {'messages':>9}")
+        again_without: dict[str, tuple[float, float]] = {}
         for round_trip in options.round_trip:
             with Delay(lab.legacy.ports.imap, round_trip / 1000) as delay:
                 bare = 0.0
-                for way in ways():
-                    into = lab.folder / f"{way.name.split()[0]}-{round_trip}"
+                for way in ways(options.ways):
+                    into = lab.folder / f"{way.name.replace(' ', '-').replace(',', '')}-{round_trip}"
                     times = []
                     for _ in range(2):
                         began = time.monotonic()
@@ -146,9 +236,14 @@ def main() -> None:
                             way.run(delay.port, into)
                         times.append(time.monotonic() - began)
                     bare = bare or times[0]
+                    delay_0, again_0 = again_without.setdefault(way.name, (round_trip, times[1]))
+                    trips = (
+                        f"{(times[1] - again_0) / (round_trip - delay_0) * 1000:.0f}" if round_trip > delay_0 else ""
+                    )
                     count = stored(into) if into.exists() else 0
-                    columns = f"{times[0]:>6.1f} s {bare / times[0]:>8.2f} {times[1]:>6.1f} s {count:>9}"
-                    print(f"{round_trip:>7.0f} ms  {way.name:<18} {columns}", flush=True)  # noqa: T201
+                    columns = f"{times[0]:>6.1f} s {bare / times[0]:>8.2f} {times[1]:>6.2f} s {trips:>6} {count:>9}"
+                    say(f"{round_trip:>7.0f} ms  {way.name:<20} {columns}")
+                    shutil.rmtree(into, ignore_errors=True)
 
 
 if __name__ == "__main__":

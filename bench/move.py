@@ -1,0 +1,84 @@
+"""How long a user's mail is held, and what a worker takes of memory, for a large mailbox.
+
+    venv/bin/python bench/move.py [--messages 10000] [--size 2000] [--round-trip 20]
+
+The whole way of a real move on real servers: request, copy, cutover, with the
+legacy IMAP server (TLS) behind a delay of so many milliseconds. ``held`` is
+from the moment the state is cutover to the flip, as the worker measures it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import time
+from pathlib import Path
+
+from bascule.lab.delay import Delay
+from bascule.lab.mail import legacy_maildir, message
+from bascule.lab.process import VMAIL
+from bascule.lab.sites import DOMAIN, Lab, eventually
+
+NAME, PASSWORD = "bench", "bench-password"
+FOLDERS = 20
+
+
+def fill(lab: Lab, count: int, size: int) -> int:
+    """Write the mailbox on the legacy side; its size in bytes. One message is of 50 MB."""
+    source = random.Random(1)  # noqa: S311 (mail, not keys)
+    inbox = legacy_maildir(lab.legacy, NAME)
+    total = 0
+    for number in range(count):
+        folder = inbox if number % FOLDERS == 0 else inbox / f".Folder{number % FOLDERS}"
+        for part in ("cur", "new", "tmp"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        body = message(f"{number}@bench.test", f"{NAME}@{DOMAIN}", source, size=50_000_000 if number == 7 else size)
+        name = (
+            f"{1_200_000_000 + number}.{number}.lab,S={len(body)},W={len(body)}:2,{source.choice(['', 'S', 'RS', 'F'])}"
+        )
+        (folder / "cur" / name).write_bytes(body)
+        total += len(body)
+    for path in [inbox.parent, inbox, *inbox.rglob("*")]:
+        os.chown(path, VMAIL, VMAIL)
+    return total
+
+
+def memory(pid: int, field: str) -> float:
+    """A figure of /proc/PID/status, in MiB."""
+    found = re.search(rf"^{field}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return int(found[1]) / 1024 if found else 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--messages", type=int, default=10_000)
+    parser.add_argument("--size", type=int, default=2_000, help="bytes of a message")
+    parser.add_argument("--round-trip", type=float, default=20, help="milliseconds")
+    options = parser.parse_args()
+    with Lab() as lab:
+        lab.create({NAME: PASSWORD}, {})
+        size = fill(lab, options.messages, options.size)
+        with Delay(lab.legacy.ports.imaps, options.round_trip / 1000) as delay:
+            lab.prepare("--no-first-login", "--imap-port", str(delay.port))
+            lab.new.cli("activate", DOMAIN)
+            time.sleep(1)
+            idle = memory(lab.new.worker.pid, "VmRSS")
+            began = time.monotonic()
+            done = lab.new.cli("request", f"{NAME}@{DOMAIN}", "--password-file", "-", stdin=PASSWORD + "\n")
+            if done.returncode != 0:
+                raise SystemExit(done.stdout)
+            eventually("moved", lambda: lab.new.state(NAME) == "local", 1200)
+            took = time.monotonic() - began
+            peak = memory(lab.new.worker.pid, "VmHWM")
+            held = re.findall(r"held_ms=(\d+)", lab.new.worker.log.read_text())[-1]
+            passes = re.findall(r"pass done.*?changes=(\d+)", lab.new.worker.log.read_text())
+        print(f"{options.messages} messages in {FOLDERS} folders, {size / 1e6:.0f} MB, {options.round_trip:.0f} ms: ")  # noqa: T201
+        print(f"  moved in {took:.1f} s, passes of {', '.join(passes)} changes")  # noqa: T201
+        print(f"  held {int(held) / 1000:.2f} s")  # noqa: T201
+        print(f"  worker's memory: {idle:.0f} MiB idle, {peak:.0f} MiB at its peak: {peak - idle:.0f} MiB over")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
