@@ -184,7 +184,7 @@ TLS = click.Choice(["implicit", "starttls", "none"])
 @click.option(
     "--connections-per-mailbox",
     type=click.IntRange(1),
-    default=3,
+    default=2,
     show_default=True,
     help="The most IMAP sessions for one mailbox at a time.",
 )

@@ -28,6 +28,7 @@ from bascule.migrator.source import Changes, Layout, Message, Source, Status, Wa
 UID_GAP = 1000
 GROUP = 20_000  # messages in the folders that are compared together, before their bodies are fetched
 WORTH_A_SESSION = 8  # batches for which one more session to the legacy server is opened
+WRITE_OUT = 32 << 20  # bytes that are received before the disk is made to write
 MAX_LOST = 20  # sessions that may be lost in a pass
 REPORT_INTERVAL = 0.5  # seconds
 
@@ -323,10 +324,15 @@ class Copy:
             own = pool.submit(with_own_session)
             running = {own, *(pool.submit(with_another_session) for _ in range(helpers))}
             lost = 0
+            written = progress.bytes
             try:
                 while running:
                     done, running = wait(running, timeout=REPORT_INTERVAL, return_when=FIRST_COMPLETED)
                     self._report(progress)
+                    if progress.bytes - written >= WRITE_OUT:
+                        # While more is received: the disk is not left idle until the end.
+                        written = progress.bytes
+                        maildir.flush_file_system(self.root)
                     for future in done:
                         lost += _is_lost(future, lost)
                     if not running and len(wanted):

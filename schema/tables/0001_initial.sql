@@ -56,7 +56,7 @@ CREATE TABLE domain (
     copy_login           copy_login NOT NULL DEFAULT 'user',
     sealed_copy_login    bytea,
     connections          integer NOT NULL DEFAULT 20 CHECK (connections >= 1),
-    connections_per_mailbox integer NOT NULL DEFAULT 3 CHECK (connections_per_mailbox >= 1),
+    connections_per_mailbox integer NOT NULL DEFAULT 2 CHECK (connections_per_mailbox >= 1),
     bytes_per_second     bigint CHECK (bytes_per_second > 0),
     first_login_migrates boolean NOT NULL DEFAULT true,
     cutover_budget       interval NOT NULL DEFAULT '60 seconds' CHECK (cutover_budget > '0'),

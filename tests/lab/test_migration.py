@@ -277,7 +277,7 @@ def test_a_password_changed_during_the_copy_is_noticed_before_the_flip(
 ) -> None:
     put_messages(lab.legacy, "rekeyed", 1500, ledger)
     mailbox = lab.new.folder / "mail" / DOMAIN / "rekeyed" / "Maildir"
-    lab.new.sql("UPDATE bascule.domain SET bytes_per_second = 6000000")  # of which a mailbox has three twentieths
+    lab.new.sql("UPDATE bascule.domain SET bytes_per_second = 9000000")  # of which a mailbox has two twentieths
     request_move("rekeyed")
     eventually("the copy is under way", lambda: _has_copied(mailbox, 100))
     change_password(lab, "rekeyed", "the new one")
