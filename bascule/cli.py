@@ -371,7 +371,7 @@ def return_command(context: click.Context, address: str, reason: str) -> None:
 @click.argument("address")
 @click.pass_context
 def cancel_return(context: click.Context, address: str) -> None:
-    """Call off a return that has not yet written anything to the legacy server."""
+    """Call off a return that has not yet appended anything at the legacy server."""
     with connect(_settings(context).dsn(ROLE)) as connection:
         value(connection, "SELECT bascule.cancel_return(%s)", str(_address(address)))
     click.echo(f"{address} stays here")

@@ -196,15 +196,17 @@ BEGIN
         RAISE EXCEPTION 'no return of % can be called off now', address USING ERRCODE = 'BA002';
     END IF;
     IF EXISTS (SELECT FROM returned_message WHERE mailbox_id = box.id) THEN
-        RAISE EXCEPTION 'the return of % has begun to write to the legacy server', address USING ERRCODE = 'BA002',
-            HINT = 'Let it end, then request the migration again.';
+        RAISE EXCEPTION 'the return of % has begun to append messages at the legacy server', address
+            USING ERRCODE = 'BA002', HINT = 'Let it end, then request the migration again.';
     END IF;
-    UPDATE mailbox SET return_requested_at = NULL, return_reason = NULL WHERE id = box.id;
+    -- The last message may be gone there already: the next sweep writes it again if so.
+    UPDATE mailbox SET return_requested_at = NULL, return_reason = NULL, last_message_at = NULL, attempts = 0,
+        last_error = NULL, last_error_at = NULL, next_try = NULL WHERE id = box.id;
     INSERT INTO journal (domain, address, event) VALUES ((domain_of(address)).name, lower(address), 'return called off');
     PERFORM enqueue('sweep', box.id, box.store);
 END
 $$;
-COMMENT ON FUNCTION cancel_return IS 'Call off a return that has not yet written anything to the legacy server';
+COMMENT ON FUNCTION cancel_return IS 'Call off a return that has not yet appended anything at the legacy server';
 
 CREATE OR REPLACE FUNCTION waive_messages(address text, reason text, folder text DEFAULT NULL, uid bigint DEFAULT NULL)
 RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
@@ -310,8 +312,8 @@ BEGIN
             last_name = coalesce(nullif(request_migration.last_name, ''), mailbox.last_name),
             attempts = 0, last_error = NULL, last_error_at = NULL, next_try = NULL
          WHERE id = box.id;
-    ELSIF box.needs_credential AND box.state IN ('requested', 'copying') THEN
-        PERFORM take_credential(box.id, sealed);
+    ELSIF box.needs_credential AND box.state IN ('requested', 'copying', 'local') THEN
+        PERFORM take_credential(box.id, sealed);  -- for the sweeps, if the mailbox has moved
     ELSIF box.state = 'local' THEN
         RAISE EXCEPTION '% has already moved', address USING ERRCODE = 'BA002';
     ELSE

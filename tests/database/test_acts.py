@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import psycopg
 import pytest
 
-from bascule.database import Connection
+from bascule.database import Connection, value
+from bascule.lab.sites import eventually
 
 
 def everything(connection: Connection) -> list[tuple[object, ...]]:
@@ -164,3 +167,94 @@ def test_sightings_are_counted(owner: Connection) -> None:
     assert owner.execute("SELECT address, messages FROM forgotten").fetchall() == [("scanner@lab.test", 5)]
     put_local(owner, "scanner@lab.test")
     assert owner.execute("SELECT address FROM forgotten").fetchall() == []
+
+
+def test_a_return_has_its_own_deadline_and_epoch(owner: Connection) -> None:
+    mailbox = put_local(owner, "alice@lab.test")
+    with pytest.raises(psycopg.Error, match="is not to be returned"):
+        owner.execute("SELECT begin_return(%s)", (mailbox,))
+    with pytest.raises(psycopg.Error, match="say why"):
+        owner.execute("SELECT return_mailbox('alice@lab.test', ' ')")
+    owner.execute("SELECT return_mailbox('alice@lab.test', 'a reason')")
+    assert value(owner, "SELECT count(*) FROM queue.procrastinate_jobs WHERE task_name = 'return'") == 1
+    epoch = value(owner, "SELECT begin_return(%s)", mailbox)
+    assert value(owner, "SELECT reason FROM journal ORDER BY id DESC LIMIT 1") == "a reason"
+    owner.execute("UPDATE mailbox SET cutover_deadline = now() - interval '1 second'")
+    with pytest.raises(psycopg.Error, match="over its time or was undone"):
+        owner.execute("SELECT finish_return(%s, %s)", (mailbox, epoch))
+    owner.execute("SELECT undo_overdue_cutovers()")
+    assert value(owner, "SELECT state FROM mailbox") == "local"
+    assert value(owner, "SELECT return_requested_at IS NOT NULL FROM mailbox")
+    epoch = value(owner, "SELECT begin_return(%s)", mailbox)
+    owner.execute("SELECT finish_return(%s, %s)", (mailbox, epoch))
+    row = owner.execute("SELECT state, password_hash, sealed_credential, return_requested_at FROM mailbox").fetchone()
+    assert row == ("legacy", None, None, None)
+
+
+def test_a_return_that_appended_cannot_be_called_off(owner: Connection) -> None:
+    mailbox = put_local(owner, "alice@lab.test")
+    owner.execute("SELECT return_mailbox('alice@lab.test', 'a reason')")
+    owner.execute("SELECT intend_return(%s, 'INBOX', 7, 'guid', 'digest', 9)", (mailbox,))
+    with pytest.raises(psycopg.Error, match="has begun to append"):
+        owner.execute("SELECT cancel_return('alice@lab.test')")
+    owner.execute("SELECT close_domain('lab.test', true, 'enough')")
+    assert value(owner, "SELECT return_requested_at FROM mailbox") is None
+
+
+def test_who_has_not_moved_cannot_be_returned(owner: Connection) -> None:
+    value(owner, "SELECT request_migration('alice@lab.test', 'portal', 'sealed')")
+    with pytest.raises(psycopg.Error, match="only a mailbox that has moved"):
+        owner.execute("SELECT return_mailbox('alice@lab.test', 'a reason')")
+
+
+def test_unreadable_messages_are_forgotten_when_they_come_and_stay_when_waived(owner: Connection) -> None:
+    mailbox = int(value(owner, "SELECT request_migration('alice@lab.test', 'portal', 'sealed')"))
+    owner.execute("SELECT begin_copy(%s)", (mailbox,))
+
+    def named(*uids: int) -> str:
+        return json.dumps([{"folder": "INBOX", "uidvalidity": 5, "uid": uid, "reason": "r"} for uid in uids])
+
+    owner.execute("SELECT set_unreadable(%s, %s, true)", (mailbox, named(1, 2, 3)))
+    assert value(owner, "SELECT waive_messages('alice@lab.test', 'a joke', 'INBOX', 2)") == 1
+    owner.execute("SELECT set_unreadable(%s, %s, true)", (mailbox, named(3)))
+    assert owner.execute("SELECT uid FROM unreadable ORDER BY uid").fetchall() == [(2,), (3,)]
+    owner.execute("SELECT set_unreadable(%s, %s, false)", (mailbox, named(9)))  # a pass that failed
+    assert owner.execute("SELECT uid FROM unreadable ORDER BY uid").fetchall() == [(2,), (3,), (9,)]
+    assert "does not give every message" in value(owner, "SELECT problem FROM mailboxes")
+    with pytest.raises(psycopg.Error, match="say why"):
+        owner.execute("SELECT waive_messages('alice@lab.test', '')")
+    assert value(owner, "SELECT waive_messages('alice@lab.test', 'all of them')") == 2
+    assert value(owner, "SELECT problem FROM mailboxes") is None
+
+
+def test_sessions_are_reserved_until_the_worker_is_gone(owner: Connection) -> None:
+    owner.execute("UPDATE domain SET connections = 3")
+    domain = value(owner, "SELECT id FROM domain")
+    dsn = owner.info.dsn
+    with psycopg.connect(dsn, autocommit=True) as first:
+        assert value(first, "SELECT bascule.take_connections(%s, 2)", domain) == 2
+        with psycopg.connect(dsn, autocommit=True) as second:
+            assert value(second, "SELECT bascule.take_connections(%s, 2)", domain) == 1
+            assert value(owner, "SELECT take_connections(%s, 1)", domain) == 0
+    # PostgreSQL notices a moment later that they are gone.
+    eventually("they are free again", lambda: value(owner, "SELECT take_connections(%s, 1)", domain) == 1, 10)
+
+
+def test_a_legacy_server_that_asks_for_time_gets_it(owner: Connection) -> None:
+    mailbox = value(owner, "SELECT request_migration('alice@lab.test', 'portal', 'sealed')")
+    owner.execute("SELECT begin_copy(%s)", (mailbox,))
+    owner.execute("SELECT attempt_failed(%s, 'over quota', false, '15 minutes')", (mailbox,))
+    assert value(owner, "SELECT next_try - last_error_at >= interval '15 minutes' FROM mailbox")
+
+
+def test_a_new_legacy_password_is_taken_for_the_sweeps(owner: Connection) -> None:
+    mailbox = put_local(owner, "alice@lab.test")
+    owner.execute("SELECT attempt_failed(%s, 'refused', true)", (mailbox,))
+    value(owner, "SELECT request_migration('alice@lab.test', 'administrator', 'new')")
+    assert owner.execute("SELECT state, sealed_credential, needs_credential FROM mailbox").fetchone() == (
+        "local",
+        b"new",
+        False,
+    )
+    with pytest.raises(psycopg.Error, match="has already moved"):
+        owner.execute("SELECT request_migration('alice@lab.test', 'administrator', 'other')")

@@ -14,8 +14,8 @@ from bascule.lab.sites import DOMAIN, Lab, LegacySite, NewSite, eventually
 NAMES = (
     "proxied", "unreachable", "moved", "databaseless", "killed", "ghosted", "abandoned", "changed", "looping",
     "raced", "expired", "aliased", "faithful", "stayed", "held", "rekeyed", "returned", "unreturned",
-    "clientele", "cached", "mastered", "tokened", "limited", "unreadable", "kept-in-mdbox", "kept-in-sdbox", "reaped-1",
-    "reaped-2", "reaped-3",
+    "stranded", "halfway", "undecided", "clientele", "cached", "mastered", "tokened", "limited", "unreadable",
+    "kept-in-mdbox", "kept-in-sdbox", "reaped-1", "reaped-2", "reaped-3",
 )  # fmt: skip
 
 

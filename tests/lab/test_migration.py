@@ -6,8 +6,7 @@ import os
 import smtplib
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -15,6 +14,7 @@ from random import Random
 import pytest
 from imapclient.exceptions import LoginError
 
+from bascule.lab.ghost import cutover_budget, ghost
 from bascule.lab.mail import (
     Count,
     Ledger,
@@ -65,35 +65,6 @@ def insist_on_the_same(lab: Lab, name: str, ledger: Ledger) -> None:
     count = ledger.compare({name: identities(after)})
     count.insist()
     assert count.found == count.sent > 0
-
-
-@contextmanager
-def ghost(new: NewSite) -> Iterator[None]:
-    """A policy daemon that is alive and never acknowledges anything."""
-    stop = threading.Event()
-
-    def beat() -> None:
-        while not stop.wait(1):
-            new.sql("SELECT bascule.beat('ghost', 'policy_daemon')", role="bascule_policy_daemon")
-
-    new.sql("SELECT bascule.beat('ghost', 'policy_daemon')", role="bascule_policy_daemon")
-    thread = threading.Thread(target=beat)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        new.sql("SELECT bascule.sign_off('ghost', 'policy_daemon')", role="bascule_policy_daemon")
-
-
-@contextmanager
-def cutover_budget(new: NewSite, interval: str) -> Iterator[None]:
-    new.sql("UPDATE bascule.domain SET cutover_budget = %s::interval", interval)
-    try:
-        yield
-    finally:
-        new.sql("UPDATE bascule.domain SET cutover_budget = '60 seconds'")
 
 
 def test_a_mailbox_is_moved_faithfully(

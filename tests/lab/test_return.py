@@ -8,6 +8,7 @@ from random import Random
 
 import pytest
 
+from bascule.lab.ghost import cutover_budget, ghost
 from bascule.lab.mail import Ledger, Traffic, fill_mailbox, identities, message, read_mailbox, send
 from bascule.lab.sites import DOMAIN, Lab, eventually
 
@@ -98,3 +99,62 @@ def test_only_who_has_moved_can_be_returned(lab: Lab) -> None:
     refused = lab.new.cli("return", f"unreturned@{DOMAIN}", "--reason", "no")
     assert refused.returncode == 1
     assert "nothing is known of a mailbox unreturned@lab.test" in refused.stdout
+
+
+def test_a_return_that_is_not_acknowledged_undoes_itself(
+    lab: Lab, ledger: Ledger, random: Random, request_move: Request, await_state: Await
+) -> None:
+    name = "stranded"
+    send(lab.new.smtp_port, f"before@{name}.test", name, ledger, random)
+    request_move(name)
+    await_state(name)
+    with ghost(lab.new), cutover_budget(lab.new, "10 seconds"):
+        assert lab.new.cli("return", f"{name}@{DOMAIN}", "--reason", "the test").returncode == 0
+        await_state(name, "returning")
+        send(lab.new.smtp_port, f"during@{name}.test", name, ledger, random)
+        await_state(name, "local")
+        problem = lab.new.sql("SELECT problem FROM bascule.mailboxes WHERE address = %s", f"{name}@{DOMAIN}")[0][0]
+        assert problem == "not acknowledged in time by: policy_daemon on ghost"
+        eventually("held mail is delivered here", lambda: f"during@{name}.test" in _identities(lab, name, here=True))
+    await_state(name, "legacy")  # it is tried again
+    ledger.compare({name: _identities(lab, name, here=False)}).insist()
+
+
+def test_a_worker_killed_in_the_return_leaves_the_mailbox_as_it_was(
+    lab: Lab, ledger: Ledger, random: Random, request_move: Request, await_state: Await
+) -> None:
+    name = "halfway"
+    home = lab.new.folder / "mail" / DOMAIN / name
+    send(lab.new.smtp_port, f"before@{name}.test", name, ledger, random)
+    request_move(name)
+    await_state(name)
+    with ghost(lab.new), cutover_budget(lab.new, "12 seconds"):
+        assert lab.new.cli("return", f"{name}@{DOMAIN}", "--reason", "the test").returncode == 0
+        await_state(name, "returning")
+        lab.new.worker.kill()
+        # As if it had died just after it closed the mailbox.
+        (home / "Maildir").rename(home / "Maildir.returning")
+        (home / "Maildir").touch()
+        await_state(name, "local")  # the policy daemon undid it
+        send(lab.new.smtp_port, f"during@{name}.test", name, ledger, random)
+    lab.new.worker.start()
+    await_state(name, "legacy")
+    eventually("no mail is under way", lambda: lab.new.postfix.is_empty() and lab.legacy.postfix.is_empty())
+    ledger.compare({name: _identities(lab, name, here=False)}).insist()
+    assert not (home / "Maildir.returning").exists()
+
+
+def test_a_return_is_called_off_before_it_writes(lab: Lab, request_move: Request, await_state: Await) -> None:
+    name = "undecided"
+    request_move(name)
+    await_state(name)
+    lab.new.worker.stop()
+    try:
+        assert lab.new.cli("return", f"{name}@{DOMAIN}", "--reason", "the test").returncode == 0
+        assert "is being returned" in lab.new.cli("close", DOMAIN).stdout
+        assert "stays here" in lab.new.cli("cancel-return", f"{name}@{DOMAIN}").stdout
+    finally:
+        lab.new.worker.start()
+    swept = "SELECT 1 FROM bascule.mailboxes WHERE address = %s AND swept_at > now() - interval '5 seconds'"
+    eventually("it is swept on", lambda: lab.new.sql(swept, f"{name}@{DOMAIN}"))
+    assert lab.new.state(name) == "local"
