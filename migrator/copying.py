@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Lock
 
 from bascule import log
-from bascule.errors import LegacyBusy, LegacyUnavailable
+from bascule.errors import LegacyBusy, LegacyRefusedLogin, LegacyUnavailable
 from bascule.migrator import maildir
 from bascule.migrator.imap import BUSY_CODES
 from bascule.migrator.source import Changes, Layout, Message, Source, Status, Wanted, batches
@@ -77,12 +77,12 @@ class Pass:
 class Copy:
     """The copy of one mailbox, pass after pass; use it in a ``with`` statement.
 
-    ``home`` holds what is kept between passes, ``root`` is the Maildir, taken
-    over before. Up to ``sessions`` sessions to the legacy server, made
-    by ``open_source``, are used at the same time.
+    ``home`` holds what is kept between passes, ``root`` is the Maildir, taken over
+    before. Up to ``sessions`` sessions to the legacy server, made by
+    ``open_source``, are used at the same time.
 
-    ``waived`` are messages that need not come, by folder, UIDVALIDITY and UID; ``unreadable`` are those that
-    did not, also when the pass failed.
+    ``waived`` are messages that need not come, by folder, UIDVALIDITY and UID;
+    ``unreadable`` are those that did not, also when the pass failed.
     """
 
     def __init__(
@@ -260,7 +260,8 @@ class Copy:
             self._apply(changes, folder, this_pass)
             found[changes.folder] = changes
             waived = sum(1 for name, _, _ in self.waived if name == changes.folder)
-            if not changes.complete and changes.exists != len(folder.messages) + len(changes.new) + waived:
+            known = len(folder.messages) + len(changes.new) + waived
+            if asked[changes.folder] is not None and changes.exists != known:
                 doubtful.append(changes.folder)
         for changes in self.source.changes(((name, None) for name in doubtful), sizes=self.sizes):
             self._apply(changes, here[changes.folder], this_pass)
@@ -316,8 +317,12 @@ class Copy:
             self.source.bodies(wanted, receive, keep)
 
         def with_another_session() -> None:
-            with self._open_source() as source:
-                source.bodies(wanted, receive, keep)
+            try:
+                with self._open_source() as source:
+                    source.bodies(wanted, receive, keep)
+            except LegacyRefusedLogin as error:
+                # The same password has opened the first session: some servers say so when there are too many.
+                raise LegacyUnavailable(f"one more session is refused: {error.message}") from error
 
         helpers = min(self._sessions - 1, len(wanted) // WORTH_A_SESSION)
         with ThreadPoolExecutor(self._sessions, thread_name_prefix="session") as pool:
