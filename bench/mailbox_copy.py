@@ -99,7 +99,7 @@ def bascule(sessions: int) -> Callable[[int, Path], None]:
 
         into.mkdir(exist_ok=True)
         maildir.take_over(into, into / "Maildir")
-        with Copy(open_source, into, into / "Maildir", lambda _: None, sessions=sessions) as copy:
+        with Copy(open_source, into / "Maildir", lambda _: None, sessions=sessions) as copy:
             copy.run()
 
     return run

@@ -77,8 +77,8 @@ class Pass:
 class Copy:
     """The copy of one mailbox, pass after pass; use it in a ``with`` statement.
 
-    ``home`` holds what is kept between passes, ``root`` is the Maildir, taken over
-    before. Up to ``sessions`` sessions to the legacy server, made by
+    ``root`` is the Maildir, taken over before; it also holds what is kept between
+    passes. Up to ``sessions`` sessions to the legacy server, made by
     ``open_source``, are used at the same time.
 
     ``waived`` are messages that need not come, by folder, UIDVALIDITY and UID;
@@ -88,7 +88,6 @@ class Copy:
     def __init__(
         self,
         open_source: Open,
-        home: Path,
         root: Path,
         report: Callable[[Progress], None],
         *,
@@ -99,7 +98,7 @@ class Copy:
         self.root = root
         self._report = report
         self._sessions = sessions
-        self._states = home / ".bascule-passed.json"
+        self._states = root / ".bascule-passed.json"  # goes where the copy goes
         self.waived = waived
         self._stack = ExitStack()
         self.source: Source

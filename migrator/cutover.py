@@ -55,7 +55,6 @@ def migrate(
     storage.take_over(home)
     copy = Copy(
         sessions.open,
-        home,
         storage.root(home),
         _reporter(connection, account.id),
         sessions=sessions.reserve(account.limits.per_mailbox),

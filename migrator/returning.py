@@ -72,6 +72,7 @@ def give_back(
     logger = log.get().bind(address=str(account.address))
     if account.state == "returning":
         connection.execute("SELECT bascule.undo_return(%s, 'its worker died')", (account.id,))
+    storage.hand_over(home)  # a worker may have died right after the flip
     storage.reopen(home)
     sessions = Sessions(connection, account, trust, unsealer)
     sessions.reserve(1)
