@@ -17,7 +17,7 @@ from pathlib import Path
 
 from imapclient import IMAPClient
 
-from bascule.lab.process import LabError, program, run
+from bascule.lab.process import LabError, program
 from bascule.lab.servers import Certificate, Ports, write
 
 EXTRACTED = Path("/var/cache/bascule/cyrus/usr/lib/cyrus/bin")
@@ -84,19 +84,9 @@ class Cyrus:
             return
 
     def stop(self) -> None:
-        self._end(signal.SIGQUIT)
-
-    def kill(self) -> None:
-        """End the master and its children as a power loss would."""
-        self._end(signal.SIGKILL)
-
-    def _end(self, how: signal.Signals) -> None:
         if self._process is None:
             return
-        if how is signal.SIGKILL:
-            os.killpg(self._process.pid, how)
-        else:
-            self._process.send_signal(how)
+        self._process.send_signal(signal.SIGQUIT)
         self._process.wait(30)
         # What the master leaves behind: its session is its own.
         with suppress(ProcessLookupError):
@@ -120,14 +110,3 @@ class Cyrus:
             capture_output=True,
         )
         os.chown(database, pwd.getpwnam(USER).pw_uid, pwd.getpwnam(USER).pw_gid)
-
-    def reconstruct(self, name: str) -> None:
-        """Have Cyrus notice what was done to its files."""
-        run(
-            "/usr/lib/cyrus/bin/reconstruct",
-            "-C",
-            str(self.folder / "imapd.conf"),
-            "-r",
-            f"user.{name}@{self._domain}",
-            user=USER,
-        )

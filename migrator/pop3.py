@@ -14,6 +14,8 @@ from bascule.credential import Password
 from bascule.errors import BasculeError, LegacyUnavailable
 from bascule.legacy import LegacySettings, Service, Trust, plainly
 
+NEW = 20  # messages by which the two listings may differ at their ends
+
 
 class UidlsNotKnown(BasculeError):
     """The POP3 listing cannot be laid beside the IMAP one."""
@@ -63,9 +65,6 @@ def uidls(
         )
     found = {uid: names.get(str(number), "").strip() for (uid, _), (number, _) in pairs}
     return {uid: name for uid, name in found.items() if _is_storable(name)}
-
-
-NEW = 20  # messages by which the two listings may differ at their ends
 
 
 def _is_storable(uidl: str) -> bool:

@@ -119,9 +119,8 @@ def _write(
             if name not in known_there:
                 there.create(name)
                 changes += 1
-        for name in set(layout.subscribed) ^ set(theirs.subscribed):
-            there.subscribe(name, wanted=name in layout.subscribed)
-            changes += 1
+        for name in (set(layout.subscribed) ^ set(theirs.subscribed)) & set(names):
+            changes += there.subscribe(name, wanted=name in layout.subscribed)
         flipped = {
             name: (uidvalidity, uidnext)
             for name, uidvalidity, uidnext in connection.execute(

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 
+from bascule import log
 from bascule.errors import LegacyUnavailable
 from bascule.migrator.imap import CommandRefused, quoted, uid_set
 from bascule.migrator.source import Source
@@ -35,14 +36,14 @@ class Target(Source):
         except CommandRefused:
             return
 
-    def subscribe(self, folder: str, *, wanted: bool) -> None:
-        """Subscribe to a folder, or no longer."""
+    def subscribe(self, folder: str, *, wanted: bool) -> bool:
+        """Subscribe to a folder, or no longer; whether the server did it, for it is no reason not to go on."""
         try:
             self._pipeline.run((b"SUBSCRIBE %s" if wanted else b"UNSUBSCRIBE %s") % quoted(folder))
         except CommandRefused as error:
-            raise LegacyUnavailable(
-                f"the legacy server does not change the subscription of {folder!r}: {error.message}"
-            ) from error
+            log.get().warning("the subscription is not changed", folder=folder, reason=error.message)
+            return False
+        return True
 
     def select(self, folder: str) -> frozenset[str] | None:
         """Open a folder for writing; the flags that it keeps, or None if it keeps any."""
