@@ -16,7 +16,7 @@ from imapclient import IMAPClient
 
 from bascule.credential import Password, Unsealer
 from bascule.database import Connection, value
-from bascule.errors import BasculeError, LegacyBusy, LegacyUnavailable
+from bascule.errors import BasculeError, LegacyBusy, LegacyRefusedLogin, LegacyUnavailable
 from bascule.legacy import Login, MasterLogin, TokenLogin, Trust, UserLogin, imap_session
 from bascule.migrator.account import Account
 from bascule.migrator.source import Source
@@ -149,8 +149,15 @@ class Sessions:
     @contextmanager
     def open_client(self) -> Iterator[IMAPClient]:
         """One session in imapclient's hands, for what is written there."""
-        with imap_session(self._account.legacy, self._trust, self._login()) as client:
-            yield client
+        login = self._login()
+        try:
+            with imap_session(self._account.legacy, self._trust, login) as client:
+                yield client
+        except LegacyRefusedLogin as error:
+            if isinstance(login, UserLogin):
+                raise
+            # It says nothing about the user's own password.
+            raise CopyLoginRefused(error.message, hint="Tell it anew: bascule copy-login.") from error
 
     def _login(self) -> Login:
         account = self._account

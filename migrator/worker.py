@@ -95,7 +95,7 @@ class Worker:
             except psycopg.Error as error:
                 self._failed(connection, account, translated(error).message)
             except LegacyRefusedLogin as error:
-                self._failed(connection, account, error.message, refused=account.copy_login == "user")
+                self._failed(connection, account, error.message, refused=True)
             except LegacyBusy as error:
                 wait = BUSY.get(error.code, SHORT)
                 self._failed(connection, account, f"{error.message}; next try in {wait} s or later", at_least=wait)

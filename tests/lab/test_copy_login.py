@@ -48,8 +48,12 @@ def test_a_mailbox_is_copied_by_a_master_user(
     lab: Lab, ledger: Ledger, random: Random, request_move: Request, await_state: Await
 ) -> None:
     fill_mailbox(lab.legacy, "mastered", ledger, random, messages=20)
-    with copied_as(lab, "master", DOMAIN, MASTER, secret=lab.legacy.master_password):
+    with copied_as(lab, "master", DOMAIN, MASTER, secret="not the master's"):
         request_move("mastered")
+        query = "SELECT problem FROM bascule.mailboxes WHERE address = %s AND problem LIKE '%%refuses the login%%'"
+        eventually("the refusal is told", lambda: lab.new.sql(query, f"mastered@{DOMAIN}"))
+    with copied_as(lab, "master", DOMAIN, MASTER, secret=lab.legacy.master_password):
+        assert lab.new.cli("retry", f"mastered@{DOMAIN}").returncode == 0
         await_state("mastered")
         insist_on_all(lab, "mastered", ledger)
         eventually("by the master user", lambda: any("master" in line for line in logins(lab, "mastered")) or None)
