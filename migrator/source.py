@@ -26,7 +26,7 @@ EVERYTHING = b"(UID FLAGS RFC822.SIZE INTERNALDATE)"  # but the body
 BUT_SIZES = b"(UID FLAGS INTERNALDATE)"
 
 _FETCH = re.compile(rb"\d+ FETCH \(", re.IGNORECASE)
-_ITEM = re.compile(rb'([A-Z0-9.-\[\]<>]+) (\([^()]*\)|"(?:[^"\\]|\\.)*"|~?\{\d+\+?\}|[^ ()]+)', re.IGNORECASE)
+_ITEM = re.compile(rb'([A-Z0-9.\[\]<>-]+) (\([^()]*\)|"(?:[^"\\]|\\.)*"|~?\{\d+\+?\}|[^ ()]+)', re.IGNORECASE)
 _CODE = re.compile(rb"^OK \[(UIDVALIDITY|UIDNEXT|HIGHESTMODSEQ) (\d+)\]", re.IGNORECASE)
 _STATUS = re.compile(rb"(MESSAGES|UIDNEXT|UIDVALIDITY|HIGHESTMODSEQ) (\d+)", re.IGNORECASE)
 _DATE = re.compile(rb'"([ \d]\d)-([A-Za-z]{3})-(\d{4}) (\d\d):(\d\d):(\d\d) ([+-])(\d\d)(\d\d)"')
@@ -315,8 +315,7 @@ class Source:
     def _read_changes(self, changes: Changes, answers: Iterator[Untagged], first: int) -> None:
         for untagged in answers:
             text = untagged.text
-            if (fetch := _FETCH.match(text)) is not None:
-                items = {key.upper(): value for key, value in _ITEM.findall(text, fetch.end())}
+            if (items := _fetched(text)) is not None:
                 if b"UID" not in items or b"FLAGS" not in items:
                     continue  # somebody changes flags meanwhile: the next pass sees it
                 uid, flags = int(items[b"UID"]), self._flags(items[b"FLAGS"])
@@ -403,10 +402,9 @@ class Source:
         receive: Receive,
         keep: Callable[[str, Message, object], None],
     ) -> None:
-        fetch = _FETCH.match(untagged.text)
-        if fetch is None:
+        items = _fetched(untagged.text)
+        if items is None:
             return
-        items = {key.upper(): value for key, value in _ITEM.findall(untagged.text, fetch.end())}
         message = missing.get((folder, int(items.get(b"UID", b"0"))))
         if message is None or b"BODY[]" not in items:
             return
@@ -432,10 +430,9 @@ class Source:
         tags = self._pipeline.send(b"EXAMINE %s" % quoted(folder), b"UID FETCH 1:* (UID X-GUID)")
         found = {}
         for untagged in self._opening(folder, self._pipeline.answers(tags)):
-            if (fetch := _FETCH.match(untagged.text)) is not None:
-                items = {key.upper(): value for key, value in _ITEM.findall(untagged.text, fetch.end())}
-                if b"UID" in items and b"X-GUID" in items:
-                    found[int(items[b"UID"])] = items[b"X-GUID"].strip(b'"').decode()
+            items = _fetched(untagged.text) or {}
+            if b"UID" in items and b"X-GUID" in items:
+                found[int(items[b"UID"])] = items[b"X-GUID"].strip(b'"').decode()
         return found
 
     # Answers --------------------------------------------------------------------
@@ -467,6 +464,12 @@ class Source:
             known = frozenset(_CANONICAL.get(name.lower(), name) for name in names if name.lower() != "\\recent")
             self._interned[raw] = known
         return known
+
+
+def _fetched(text: bytes) -> dict[bytes, bytes] | None:
+    """The items of a FETCH response by name, upper case; None for any other response."""
+    fetch = _FETCH.match(text)
+    return None if fetch is None else {key.upper(): value for key, value in _ITEM.findall(text, fetch.end())}
 
 
 def _insist_on_open(folder: str, refused: CommandRefused | None) -> None:

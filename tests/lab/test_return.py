@@ -58,6 +58,7 @@ def test_a_user_goes_back_with_everything(
     eventually("the last message is written", lambda: _last_message_at(lab, name))
     send(lab.legacy.smtp_port, f"late@{name}.test", name, ledger, random)  # a colleague, inside the legacy server
     eventually("it is swept", lambda: f"late@{name}.test" in _identities(lab, name, here=True))
+    late = _uid_at_legacy(lab, name, f"late@{name}.test")
     use_the_mailbox_here(lab, name, ledger, random)
     eventually("delivered here", lambda: f"came-here@{name}.test" in _identities(lab, name, here=True))
     with lab.new.client(name, lab.legacy.users[name]) as still_open, Traffic(lab.new.smtp_port, [name], ledger):
@@ -76,6 +77,7 @@ def test_a_user_goes_back_with_everything(
     count = ledger.compare({name: _identities(lab, name, here=False)})
     count.insist()
     assert not [each for each in _identities(lab, name, here=False) if each.startswith("bascule-last-")]
+    assert _uid_at_legacy(lab, name, f"late@{name}.test") == late, "what was swept is not appended again"
     with lab.legacy.client(name) as client:
         assert "Made here/below" in [folder for _, _, folder in client.list_sub_folders()]
     # And once more, forward: the copy here is brought into line, not doubled.
@@ -93,6 +95,12 @@ def _identities(lab: Lab, name: str, *, here: bool) -> Counter[str]:
     client = lab.new.client(name, lab.legacy.users[name]) if here else lab.legacy.client(name)
     with client as session:
         return identities(read_mailbox(session))
+
+
+def _uid_at_legacy(lab: Lab, name: str, identity: str) -> list[int]:
+    with lab.legacy.client(name) as client:
+        client.select_folder("INBOX", readonly=True)
+        return list(client.search(["HEADER", "Message-ID", identity]))
 
 
 def test_only_who_has_moved_can_be_returned(lab: Lab) -> None:

@@ -357,3 +357,11 @@ def test_a_large_body_comes_in_pieces() -> None:
     reader.bodies(Wanted([Batch("a", tuple(some(1)))]), receive, lambda *_: None)
     assert sum(pieces) == size
     assert max(pieces) <= 1 << 18
+
+
+def test_guids_are_told_by_uid() -> None:
+    reader, _ = source(
+        b"p1 OK\r\n* 1 FETCH (UID 4 X-GUID 1200.L7.5.0123456789abcdef.bascule,S=66)\r\n"
+        b'* 2 FETCH (X-GUID "f00d" UID 9)\r\np2 OK\r\n'
+    )
+    assert reader.guids("INBOX") == {4: "1200.L7.5.0123456789abcdef.bascule,S=66", 9: "f00d"}
