@@ -25,11 +25,10 @@ TlsMode = Literal["implicit", "starttls", "none"]
 LoginForm = Literal["address", "local_part"]
 CopyLogin = Literal["user", "master", "xoauth2"]
 
-#: Response codes that a server gives with NO to LOGIN or AUTHENTICATE though
-#: the password may be right (RFC 5530 section 3, RFC 9051 section 7.1).
-_TEMPORARY_CODES = (
-    "UNAVAILABLE", "SERVERBUG", "LIMIT", "OVERQUOTA", "INUSE", "THROTTLED", "CONTACTADMIN", "PRIVACYREQUIRED", "ALERT",
-)  # fmt: skip
+#: Response codes with which a server says "not now, or not so much" (RFC 5530 section 3, RFC 9051 section 7.1).
+BUSY_CODES = ("OVERQUOTA", "LIMIT", "INUSE", "UNAVAILABLE", "THROTTLED")
+#: Those that it gives with NO to LOGIN or AUTHENTICATE though the password may be right.
+_TEMPORARY_CODES = (*BUSY_CODES, "SERVERBUG", "CONTACTADMIN", "PRIVACYREQUIRED", "ALERT")
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,24 @@ def load(connection: Connection, mailbox_id: int) -> Account | None:
     )
 
 
+def waived_of(connection: Connection, mailbox_id: int) -> frozenset[tuple[str, int, int]]:
+    """Folder, UIDVALIDITY and UID of the messages that need not come, as an administrator decided."""
+    rows = connection.execute(
+        "SELECT folder, uidvalidity, uid FROM bascule.unreadable_message "
+        "WHERE mailbox_id = %s AND waived_at IS NOT NULL",
+        (mailbox_id,),
+    ).fetchall()
+    return frozenset((folder, uidvalidity, uid) for folder, uidvalidity, uid in rows)
+
+
+def flipped_folders(connection: Connection, mailbox_id: int) -> dict[str, tuple[int, int]]:
+    """UIDVALIDITY and UIDNEXT of each legacy folder, by name, as the final pass saw them."""
+    rows = connection.execute(
+        "SELECT name, uidvalidity, uidnext FROM bascule.mailbox_folder WHERE mailbox_id = %s", (mailbox_id,)
+    ).fetchall()
+    return {name: (uidvalidity, uidnext) for name, uidvalidity, uidnext in rows}
+
+
 @contextmanager
 def exclusively(home: Path) -> Iterator[None]:
     """Be the only worker at a mailbox on this host; the kernel ends it with the process.

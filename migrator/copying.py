@@ -19,8 +19,8 @@ from threading import Lock
 
 from bascule import log
 from bascule.errors import LegacyBusy, LegacyRefusedLogin, LegacyUnavailable
+from bascule.legacy import BUSY_CODES
 from bascule.migrator import maildir
-from bascule.migrator.imap import BUSY_CODES
 from bascule.migrator.source import Changes, Layout, Message, Source, Status, Wanted, batches
 
 #: UIDs given here begin this far above the legacy server's next one, so that no

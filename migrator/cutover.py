@@ -15,7 +15,7 @@ from bascule.credential import Password, Unsealer
 from bascule.database import Connection, translated, value
 from bascule.errors import BasculeError
 from bascule.legacy import Trust, authenticate
-from bascule.migrator.account import Account
+from bascule.migrator.account import Account, waived_of
 from bascule.migrator.copying import Copy, Pass, Progress
 from bascule.migrator.pop3 import uidls
 from bascule.migrator.sessions import Sessions
@@ -140,15 +140,6 @@ def _take_along(account: Account, home: Path, trust: Trust, password: Password, 
         except BasculeError as error:
             notes.append(f"Sieve scripts were not copied: {error.message}")
     return notes
-
-
-def waived_of(connection: Connection, mailbox_id: int) -> frozenset[tuple[str, int, int]]:
-    rows = connection.execute(
-        "SELECT folder, uidvalidity, uid FROM bascule.unreadable_message "
-        "WHERE mailbox_id = %s AND waived_at IS NOT NULL",
-        (mailbox_id,),
-    ).fetchall()
-    return frozenset((folder, uidvalidity, uid) for folder, uidvalidity, uid in rows)
 
 
 def _record_unreadable(connection: Connection, mailbox_id: int, copy: Copy, *, complete: bool) -> None:

@@ -22,11 +22,10 @@ from itertools import count
 from typing import Protocol
 
 from bascule.errors import BasculeError, LegacyBusy, LegacyUnavailable
+from bascule.legacy import BUSY_CODES
 
 PIECE = 1 << 18  # bytes of a body that are in memory at a time
 SMALL_LITERAL = 1 << 16  # bytes; of anything but a body: a folder name, say
-#: Response codes with which a server says "not now, or not so much" (RFC 5530 section 3, RFC 9051 section 7.1).
-BUSY_CODES = ("OVERQUOTA", "LIMIT", "INUSE", "UNAVAILABLE", "THROTTLED")
 
 _LITERAL = re.compile(rb"~?\{(\d+)\+?\}$")
 _BODY = re.compile(rb"\bBODY\[\](?:<\d+>)? ~?\{\d+\}$", re.IGNORECASE)
@@ -87,7 +86,7 @@ class Untagged:
                 closed = stack.pop()
                 stack[-1].append(closed)
             elif token[:1] == b'"':
-                stack[-1].append(_ESCAPED.sub(rb"\1", token[1:-1]))
+                stack[-1].append(unquoted(token))
             elif _LITERAL.fullmatch(token):
                 stack[-1].append(next(literals, b""))
             else:
@@ -112,6 +111,11 @@ def quoted(text: str) -> bytes:
     if "\r" in text or "\n" in text or "\0" in text:
         raise LegacyUnavailable(f"the legacy server has a folder whose name has a line break: {text!r}")
     return b'"' + text.encode().replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'
+
+
+def unquoted(token: bytes) -> bytes:
+    """What a quoted string stands for."""
+    return _ESCAPED.sub(rb"\1", token[1:-1])
 
 
 def uid_set(uids: list[int]) -> bytes:

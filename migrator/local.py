@@ -15,7 +15,6 @@ from pathlib import Path
 
 from bascule.address import Address
 from bascule.errors import BasculeError
-from bascule.migrator.source import Source
 from bascule.migrator.target import Target
 
 LIBEXEC = Path("/usr/lib/dovecot")
@@ -34,17 +33,7 @@ class Local:
         self._config_file = config_file
 
     @contextmanager
-    def open(self, address: Address, *, location: str | None = None) -> Iterator[Source]:
-        """A session of ``address`` that only reads, for the ``with`` block.
-
-        Raises:
-            LocalUnavailable
-        """
-        with self.open_target(address, location=location) as here:
-            yield here
-
-    @contextmanager
-    def open_target(self, address: Address, *, location: str | None = None) -> Iterator[Target]:
+    def open(self, address: Address, *, location: str | None = None) -> Iterator[Target]:
         """A session of ``address``, for the ``with`` block; ``location`` overrides ``mail_location``.
 
         Raises:

@@ -234,9 +234,8 @@ def raise_uidnexts(uidnexts: Mapping[Path, int]) -> None:
         header, _, rest = text.partition("\n")
         raised = re.sub(r" N\d+", f" N{min(uidnext, MAX_UID)}", header, count=1)
         (folder / "dovecot-uidlist.new").write_text(f"{raised}\n{rest}")
-    for folder in uidnexts:
-        flush_file_system(folder)
-        break
+    if uidnexts:
+        flush_file_system(next(iter(uidnexts)))  # all are on one
     for folder in uidnexts:
         (folder / "dovecot-uidlist.new").replace(folder / "dovecot-uidlist")
 

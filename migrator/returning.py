@@ -26,7 +26,7 @@ from bascule.credential import Unsealer
 from bascule.database import Connection, value
 from bascule.errors import BasculeError, LegacyUnavailable
 from bascule.legacy import Trust
-from bascule.migrator.account import Account
+from bascule.migrator.account import Account, flipped_folders, waived_of
 from bascule.migrator.cutover import MAX_PASSES, SMALL_PASS, await_acknowledgements, undo
 from bascule.migrator.imap import PIECE
 from bascule.migrator.local import Local, LocalUnavailable
@@ -121,12 +121,7 @@ def _write(
                 changes += 1
         for name in (set(layout.subscribed) ^ set(theirs.subscribed)) & set(names):
             changes += there.subscribe(name, wanted=name in layout.subscribed)
-        flipped = {
-            name: (uidvalidity, uidnext)
-            for name, uidvalidity, uidnext in connection.execute(
-                "SELECT name, uidvalidity, uidnext FROM bascule.mailbox_folder WHERE mailbox_id = %s", (account.id,)
-            )
-        }
+        flipped = flipped_folders(connection, account.id)
         # Appended first, in all folders; only then is anything removed.
         folders = [
             _Folder(
@@ -197,11 +192,9 @@ class _Folder:
                 "WHERE mailbox_id = %s AND folder = %s"
             )
         }
-        waived = self._rows(
-            "SELECT uid FROM bascule.unreadable_message WHERE mailbox_id = %s AND folder = %s AND waived_at IS NOT NULL"
-        )
+        waived = {uid for folder, _, uid in waived_of(connection, account.id) if folder == name}
         #: What at the legacy server is by us, or was here once: it is removed when it is here no more.
-        self._ours = {uid for uid in self._present if uid < first_new} - {uid for (uid,) in waived}
+        self._ours = {uid for uid in self._present if uid < first_new} - waived
         self._ours |= set(stragglers.values()) | {note.legacy_uid or 0 for note in self._notes.values()}
         #: Legacy UID by UID here, for what is in both places.
         self._there_uid: dict[int, int] = {}

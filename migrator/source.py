@@ -18,7 +18,7 @@ from typing import Self
 from imapclient import IMAPClient
 
 from bascule.errors import BasculeError, LegacyUnavailable
-from bascule.migrator.imap import CommandRefused, Pipeline, Receive, Token, Untagged, Wire, quoted, uid_set
+from bascule.migrator.imap import CommandRefused, Pipeline, Receive, Token, Untagged, Wire, quoted, uid_set, unquoted
 
 AHEAD = 32  # commands that are sent before their turn, at most
 BATCH_MESSAGES, BATCH_BYTES = 100, 4 << 20  # that one FETCH asks for, at most (a larger message comes alone)
@@ -413,7 +413,7 @@ class Source:
             value = items[b"BODY[]"]
             if value.upper() == b"NIL":
                 return
-            text = value[1:-1].replace(b'\\"', b'"').replace(b"\\\\", b"\\")  # a short one may be a quoted string
+            text = unquoted(value)  # a short one may be a quoted string
             body = receive(len(text), iter((text,)))
         del missing[folder, message.uid]
         keep(folder, message, body)

@@ -175,7 +175,7 @@ class Storage:
         if self.is_maildir:
             self._rename(home, layout, folder, message, staged)
             return
-        with self._local.open_target(address) as here:
+        with self._local.open(address) as here:
             if not (again and _holds(here, staged)):
                 names = {each.name for each in here.layout().folders if each.selectable}
                 with staged.open("rb") as body:

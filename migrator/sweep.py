@@ -29,8 +29,7 @@ from bascule.database import Connection, value
 from bascule.errors import BasculeError, LegacyUnavailable
 from bascule.legacy import Trust
 from bascule.migrator import maildir
-from bascule.migrator.account import Account
-from bascule.migrator.cutover import waived_of
+from bascule.migrator.account import Account, flipped_folders, waived_of
 from bascule.migrator.sessions import Sessions
 from bascule.migrator.source import Changes, Layout, Message, Source, Wanted, batches
 from bascule.migrator.storage import Storage, straggler_name
@@ -60,13 +59,7 @@ def sweep(
     sessions.reserve(1)
     with sessions.open() as source:
         layout = source.layout()
-        seen = {
-            name: (uidvalidity, uidnext)
-            for name, uidvalidity, uidnext in connection.execute(
-                "SELECT name, uidvalidity, uidnext FROM bascule.mailbox_folder WHERE mailbox_id = %s",
-                (account.id,),
-            )
-        }
+        seen = flipped_folders(connection, account.id)
         now = source.statuses([folder.name for folder in layout.folders if folder.selectable])
         first: dict[str, int] = {}
         for name, status in now.items():

@@ -81,7 +81,10 @@ class Target(Source):
 
     def with_message_id(self, message_id: str, first: int) -> set[int]:
         """The messages of the folder that is open with this Message-ID, from a UID on."""
-        found = self._pipeline.run(b"UID SEARCH UID %d:* HEADER Message-ID %s" % (first, quoted(message_id)))
+        return self._search(b"UID %d:* HEADER Message-ID %s" % (first, quoted(message_id)))
+
+    def _search(self, criteria: bytes) -> set[int]:
+        found = self._pipeline.run(b"UID SEARCH %s" % criteria)
         return {int(uid) for each in found if each.text[:6].upper() == b"SEARCH" for uid in each.text.split()[1:]}
 
     def store(self, uids: Sequence[int], flags: frozenset[str]) -> None:
@@ -102,11 +105,7 @@ class Target(Source):
                 self._pipeline.run(b"UID EXPUNGE %s" % uid_set(batch))
         if "UIDPLUS" in self._capabilities:
             return
-        found = self._pipeline.run(b"UID SEARCH DELETED")
-        others = {
-            int(uid) for each in found if each.text[:6].upper() == b"SEARCH" for uid in each.text.split()[1:]
-        } - set(uids)
-        if others:
+        if self._search(b"DELETED") - set(uids):
             raise LegacyUnavailable(
                 "the legacy server cannot expunge single messages (no UIDPLUS), and others are marked deleted",
                 hint="Expunge them there, or unmark them.",
