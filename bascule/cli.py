@@ -22,7 +22,7 @@ from bascule.credential import Password, Sealer, create_keys
 from bascule.database import Connection, connect, value
 from bascule.errors import BasculeError
 from bascule.legacy import LegacySettings, Trust
-from bascule.program import settings_option, spoken
+from bascule.program import keep_memory_private, settings_option, spoken
 
 ROLE = "admin"
 
@@ -50,6 +50,7 @@ def main(context: click.Context, path: Path) -> None:
       bascule status example.org          who has moved, who moves, who is forgotten
       bascule close example.org           refused while anybody would be forgotten
     """
+    keep_memory_private()
     context.obj = path
 
 

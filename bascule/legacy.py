@@ -6,6 +6,7 @@ or anything else went wrong, which is always temporary (:class:`LegacyUnavailabl
 
 from __future__ import annotations
 
+import functools
 import socket
 import ssl
 from collections.abc import Iterator
@@ -66,7 +67,13 @@ class Trust:
     timeout: float = 20
 
     def context(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cafile=None if self.ca_file is None else str(self.ca_file))
+        return _context(self.ca_file)
+
+
+@functools.cache
+def _context(ca_file: Path | None) -> ssl.SSLContext:
+    """Made once: to read all of a system's trust anchors takes longer than a login."""
+    return ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
 
 
 #: The columns of ``routing_domain`` (or ``domain``) that :func:`from_row` takes, in its order.

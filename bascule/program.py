@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from bascule import log, settings
 from bascule.errors import BadSettings, BasculeError
 
 MIN_SECRET = 32  # characters
+_PR_SET_DUMPABLE = 4  # linux/prctl.h
 
 settings_option = click.option(
     "--settings",
@@ -47,10 +50,17 @@ def command(part: str, purpose: str, run: Callable[[settings.Settings], None]) -
     @click.command(cls=Spoken, help=purpose)
     @settings_option
     def main(path: Path) -> None:
+        keep_memory_private()
         log.configure(part)
         run(settings.load(path))
 
     return main
+
+
+def keep_memory_private() -> None:
+    """Let no password of this process end in a core dump, nor be read by a debugger of the same user (prctl(2))."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def read_secret(path: Path, what: str) -> bytes:

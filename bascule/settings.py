@@ -9,10 +9,11 @@ own, and the database is reached by the operating system's authentication or a
 from __future__ import annotations
 
 import tomllib
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, ValidationError
 
 from bascule.errors import BadSettings
 
@@ -20,6 +21,9 @@ DEFAULT_PATH = Path("/etc/bascule/bascule.toml")
 
 #: ``unix:/path`` or ``inet:host:port``, as Postfix writes them.
 Endpoint = Annotated[str, Field(pattern=r"^(unix:/.+|inet:[^:]+:\d+)$")]
+
+#: ``host:port``. Metrics are for Prometheus, without authentication: on a loopback or inner address only.
+Listen = Annotated[str, Field(pattern=r"^[^:]+:\d+$")]
 
 
 class _Table(BaseModel):
@@ -54,19 +58,38 @@ class PolicyDaemon(_Table):
     #: The next hop of held mail: it always answers 421, so that Postfix keeps the mail.
     hold: Endpoint = "unix:/run/bascule/hold"
     #: The last known routes, for a start while the database is away.
-    snapshot: Path = Path("/var/lib/bascule/routes.json")
+    snapshot: Path = Path("/var/lib/bascule/routes.sqlite")
+    metrics: Listen | None = None
 
 
 class Authenticator(_Table):
     socket: Path = Path("/run/bascule/authenticator")
     #: Seconds that a login waits for the flip of its mailbox.
     cutover_wait: float = Field(default=15, ge=0)
+    #: The last known state, for a start while the database is away.
+    snapshot: Path = Path("/var/lib/bascule/logins.sqlite")
+    #: Networks whose logins come from many people (webmail, Postfix): no limit for the source.
+    trusted_sources: tuple[IPvAnyNetwork, ...] = (ip_network("127.0.0.0/8"), ip_network("::1"))
+    metrics: Listen | None = None
+
+
+class Arc(_Table):
+    """Sealing of relayed mail (RFC 8617): who seals, and the name of the Authentication-Results to be sealed."""
+
+    domain: str
+    selector: str
+    #: RSA or Ed25519, in PEM.
+    key: Path
+    #: The authserv-id (RFC 8601) that the milter before us writes.
+    authserv_id: str
 
 
 class Milter(_Table):
     socket: Endpoint = "unix:/run/bascule/milter"
     #: Key of the stamps; the same on every MX.
     stamp_key: Path = Path("/etc/bascule/stamp.key")
+    metrics: Listen | None = None
+    arc: Arc | None = None
 
 
 class Worker(_Table):
@@ -83,7 +106,7 @@ class Worker(_Table):
 
 
 class Portal(_Table):
-    listen: Annotated[str, Field(pattern=r"^[^:]+:\d+$")] = "127.0.0.1:8025"
+    listen: Listen = "127.0.0.1:8025"
     #: What users see before /m/<token>.
     public_url: str = "https://localhost"
     session_key: Path = Path("/etc/bascule/session.key")

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 #: The owner of all mailboxes in the lab; it has no entry in /etc/passwd, on purpose.
@@ -93,8 +93,10 @@ class Daemon:
         name: str,
         uid: int | None = None,
         gid: int | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.command = list(command)
+        self._environment = dict(environment or {})
         self.name = name
         self.log = folder / f"{name}.log"
         self._notify_path = folder / f"{name}.notify"
@@ -119,7 +121,7 @@ class Daemon:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env=os.environ | {"NOTIFY_SOCKET": str(self._notify_path)},
+                env=os.environ | self._environment | {"NOTIFY_SOCKET": str(self._notify_path)},
                 user=self._uid,
                 group=self._gid,
                 extra_groups=None if self._uid is None else [],

@@ -105,24 +105,46 @@ class Certificate:
     ca: Path
 
 
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Another release of Debian, in a directory. Its programs see the lab's directory where it is."""
+
+    root: Path
+    lab: Path
+
+    def command(self, name: str) -> tuple[str, ...]:
+        """What runs a program of the tree, in a mount namespace of its own; arguments follow."""
+        script = """
+            mount -t tmpfs tmpfs "$1/tmp"; mount -t proc proc "$1/proc"; mount --rbind /dev "$1/dev"
+            mkdir -p "$1$2"; mount --bind "$2" "$1$2"
+            tree=$1 program=$3; shift 3
+            PATH=/usr/sbin:/usr/bin:/sbin:/bin exec chroot "$tree" "$program" "$@"
+        """
+        private = ("unshare", "--mount", "--propagation", "private")
+        return (*private, "sh", "-ec", script, "sh", str(self.root), str(self.lab), name)
+
+
 class Dovecot:
     """A Dovecot with its own configuration, sockets and ports."""
 
-    def __init__(self, folder: Path, kind: str) -> None:
+    def __init__(self, folder: Path, kind: str, tree: Tree | None = None) -> None:
         self.folder = folder
         self.ports = Ports.free()
         self.config = folder / "dovecot.conf"
         self.lmtp_socket = folder / "lmtp"
         self._kind = kind
+        self._tree = tree
 
-    def create(self, certificate: Certificate, smtp_port: int, **variables: object) -> None:
+    def create(
+        self, certificate: Certificate, smtp_port: int, *, template: str | None = None, **variables: object
+    ) -> None:
         self.folder.mkdir()
         self.folder.chmod(0o755)
         (self.folder / "mail").mkdir()
         os.chown(self.folder / "mail", VMAIL, VMAIL)
         write(
             self.config,
-            f"{self._kind}-dovecot.conf.j2",
+            template or f"{self._kind}-dovecot.conf.j2",
             name=f"bascule-lab-{self._kind}",
             folder=self.folder,
             hostname=f"{self._kind}.lab.test",
@@ -140,12 +162,12 @@ class Dovecot:
         )
 
     def start(self) -> None:
-        run(program("dovecot"), "-c", str(self.config))
+        self._run("dovecot")
 
     def stop(self) -> None:
         pid = self.folder / "run" / "master.pid"
         if pid.exists():
-            run(program("dovecot"), "-c", str(self.config), "stop")
+            self._run("doveadm", "stop")
 
     def kill(self) -> None:
         """End the master as a power loss would; return when its children have noticed and are gone."""
@@ -160,7 +182,11 @@ class Dovecot:
             time.sleep(0.05)
 
     def doveadm(self, *arguments: str) -> str:
-        return run(program("doveadm"), "-c", str(self.config), *arguments)
+        return self._run("doveadm", *arguments)
+
+    def _run(self, name: str, *arguments: str) -> str:
+        options = ("-c", str(self.config), *arguments)
+        return run(program(name), *options) if self._tree is None else run(*self._tree.command(name), *options)
 
     def log(self) -> str:
         path = self.folder / "dovecot.log"

@@ -11,9 +11,10 @@ top=$(cd "$(dirname "$0")/.." && pwd)
 # could not enter a checkout in /root.
 venv=${BASCULE_VENV:-/var/cache/bascule/venv-$(printf %s "$top" | cksum | cut -d ' ' -f 1)}
 cyrus=/var/cache/bascule/cyrus
+trixie=/var/cache/bascule/trixie
 packages="postfix dovecot-core dovecot-imapd dovecot-pop3d dovecot-lmtpd dovecot-submissiond dovecot-pgsql
     isync dovecot-managesieved dovecot-sieve cyrus-common sasl2-bin libsasl2-modules libsasl2-modules-db
-    postgresql python3 python3-venv python3-dev gcc libc6-dev libmilter-dev"
+    dovecot-auth-lua lua-socket debootstrap iproute2 postgresql python3 python3-venv python3-dev gcc libc6-dev libmilter-dev"
 
 if [ "$(id -u)" != 0 ]; then
     echo "lab/setup.sh: run this as root: Postfix, Dovecot and PostgreSQL are run as users of their own" >&2
@@ -49,6 +50,30 @@ if [ ! -x "$cyrus/usr/lib/cyrus/bin/imapd" ]; then
     (cd "$cyrus" && apt-get download -qq cyrus-imapd cyrus-pop3d 2>/dev/null >&2 && for package in ./*.deb; do
         dpkg-deb -x "$package" "$cyrus"
     done) >&2
+fi
+
+# Debian 13, for its Dovecot 2.4. Its programs are run in this tree; it is not booted.
+if [ ! -e "$trixie/usr/sbin/dovecot" ]; then
+    echo "unpacking Debian 13 with Dovecot 2.4" >&2
+    mirror=$(sed -n 's/^URIs: *//p; s/^deb *\(\[[^]]*\] *\)\?\(http[^ ]*\).*/\2/p' \
+        /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | grep -v security | head -n 1)
+    rm -rf --one-file-system "$trixie" "$trixie.new"
+    debootstrap --variant=minbase --include=ca-certificates trixie "$trixie.new" "${mirror:-http://deb.debian.org/debian}" >&2
+    printf '#!/bin/sh\nexit 101\n' > "$trixie.new/usr/sbin/policy-rc.d"
+    chmod 755 "$trixie.new/usr/sbin/policy-rc.d"
+    for file in /etc/resolv.conf /etc/hosts /etc/apt/apt.conf.d/99*; do
+        [ -e "$file" ] && cp -L "$file" "$trixie.new$file"
+    done
+    cp -rL /etc/ssl/certs "$trixie.new/etc/ssl/"
+    unshare --mount --propagation private sh -euc '
+        mount -t proc proc "$1/proc"
+        mount --rbind /dev "$1/dev"
+        export DEBIAN_FRONTEND=noninteractive
+        exec chroot "$1" apt-get install -y -qq -o Dpkg::Use-Pty=0 --no-install-recommends dovecot-core dovecot-imapd \
+            dovecot-pop3d dovecot-lmtpd dovecot-submissiond dovecot-pgsql dovecot-managesieved dovecot-sieve \
+            dovecot-auth-lua lua-socket
+    ' sh "$trixie.new" >&2
+    mv "$trixie.new" "$trixie"
 fi
 
 [ -x "$venv/bin/python" ] || /usr/bin/python3 -m venv "$venv" >&2

@@ -199,7 +199,7 @@ class NewSite:
         self.postgres = Postgres(folder / "postgres")
         self.postfix = Postfix(folder / "postfix", self.smtp_port, "new")
         self.dovecot = Dovecot(folder / "dovecot", "new")
-        self._certificate = certificate
+        self.certificate = certificate
         run_folder, etc = folder / "run", folder / "etc"
         self.settings_file = etc / "bascule.toml"
         self.settings = Settings(
@@ -213,9 +213,11 @@ class NewSite:
                 socketmap=f"unix:{run_folder}/socketmap",
                 policy=f"unix:{run_folder}/policy",
                 hold=f"unix:{run_folder}/hold",
-                snapshot=folder / "state" / "routes.json",
+                snapshot=folder / "state" / "routes.sqlite",
             ),
-            authenticator=Authenticator(socket=run_folder / "authenticator"),
+            authenticator=Authenticator(
+                socket=run_folder / "authenticator", snapshot=folder / "state" / "logins.sqlite"
+            ),
             milter=Milter(socket=f"unix:{run_folder}/milter", stamp_key=etc / "stamp.key"),
             worker=Worker(mail_root=folder / "mail"),
             portal=Portal(
@@ -256,7 +258,7 @@ class NewSite:
         self.postgres.create()
         values = self.settings.model_dump()
         self.dovecot.create(
-            self._certificate,
+            self.certificate,
             self.smtp_port,
             dovecot_sql=self.folder / "etc" / "dovecot-sql.conf.ext",
             python=sys.executable,

@@ -14,17 +14,21 @@ import asyncio
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from bascule import log
 from bascule.address import Address
 from bascule.errors import BadAddress, BasculeError
+from bascule.policy_daemon import metrics
 from bascule.policy_daemon.routes import BARRIER_DOMAIN
 
 BARRIER_TIMEOUT = 10.0  # seconds
 POLL = 0.05  # seconds between looks at the active queue; Postfix offers no event for it
+
+T = TypeVar("T")
 
 
 class QueueError(BasculeError):
@@ -40,31 +44,56 @@ class Queued:
     recipient: Address
 
 
+class Shared(Generic[T]):
+    """An action whose one run serves all who asked before it began.
+
+    A thousand mailboxes may flip together; one barrier, and one look at the
+    queue, is enough for all of them.
+    """
+
+    def __init__(self, action: Callable[[], Awaitable[T]]) -> None:
+        self._action = action
+        self._running: asyncio.Task[T] | None = None
+        self._next: asyncio.Task[T] | None = None
+
+    async def __call__(self) -> T:
+        """The outcome of a run that began after the call, errors included."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._after(self._running))
+        return await asyncio.shield(self._next)
+
+    async def _after(self, before: asyncio.Task[T] | None) -> T:
+        if before is not None:
+            await asyncio.wait([before])
+        self._running, self._next = self._next, None
+        return await self._action()
+
+
 class PostfixQueue:
     """The queue of the Postfix instance with this configuration directory."""
 
-    def __init__(self, config_directory: Path) -> None:
+    def __init__(self, config_directory: Path, delimiter: str) -> None:
+        self._delimiter = delimiter
         # sendmail's -C is not honoured for an unprivileged caller; MAIL_CONFIG is (postfix(1)).
         self._environment = os.environ | {"MAIL_CONFIG": str(config_directory)}
         self._barriers: dict[str, asyncio.Event] = {}
+        #: Returns when every later resolution of a recipient asks us anew; raises QueueError.
+        self.barrier = Shared(self._barrier)
+        self._listing = Shared(self._list)
 
     def barrier_seen(self, nonce: str) -> None:
         """The transport lookup of a barrier's recipient has arrived."""
         if nonce in self._barriers:
             self._barriers[nonce].set()
 
-    async def barrier(self) -> None:
-        """Return when every later resolution of a recipient asks us anew.
-
-        Raises:
-            QueueError: Postfix did not take or did not resolve the message.
-        """
+    async def _barrier(self) -> None:
         nonce = f"barrier-{secrets.token_hex(8)}"
         seen = self._barriers[nonce] = asyncio.Event()
         try:
             await self._run("sendmail", "-i", "-f", "<>", f"{nonce}@{BARRIER_DOMAIN}", stdin=b"Subject: barrier\n\n")
-            async with asyncio.timeout(BARRIER_TIMEOUT):
-                await seen.wait()
+            with metrics.BARRIER.time():
+                async with asyncio.timeout(BARRIER_TIMEOUT):
+                    await seen.wait()
         except TimeoutError as error:
             raise QueueError(
                 "Postfix did not resolve the barrier in time", hint="Is the queue manager running?"
@@ -72,25 +101,31 @@ class PostfixQueue:
         finally:
             del self._barriers[nonce]
 
-    async def drain(self, about: Address, delimiter: str) -> None:
+    async def drain(self, about: Address) -> None:
         """Wait until the messages for ``about`` that are active now have left the active queue."""
-        waiting = {each.queue_id for each in await self._messages(about, delimiter) if each.queue_name == "active"}
+        waiting = {each.queue_id for each in await self._messages(about) if each.queue_name == "active"}
         while waiting:
             await asyncio.sleep(POLL)
-            waiting &= {each.queue_id for each in await self._messages(about, delimiter) if each.queue_name == "active"}
+            waiting &= {each.queue_id for each in await self._messages(about) if each.queue_name == "active"}
 
-    async def flush(self, about: Address, delimiter: str) -> int:
+    async def flush(self, about: Address) -> int:
         """Have the deferred messages for ``about`` delivered now; how many there were."""
-        deferred = {each.queue_id for each in await self._messages(about, delimiter) if each.queue_name == "deferred"}
+        deferred = {each.queue_id for each in await self._messages(about) if each.queue_name == "deferred"}
         for queue_id in deferred:
             await self._run("postqueue", "-i", queue_id)
         if deferred:
             log.get().info("held mail released", address=str(about), messages=len(deferred))
         return len(deferred)
 
-    async def _messages(self, about: Address, delimiter: str) -> list[Queued]:
+    async def _messages(self, about: Address) -> list[Queued]:
+        """What is in the queue for an address, with any detail."""
+        base = about.without_detail(self._delimiter)
+        return [each for each in (await self._listing()).get(base, []) if about in {base, each.recipient}]
+
+    async def _list(self) -> dict[Address, list[Queued]]:
+        """The queue, by recipient without detail."""
         listing = await self._run("postqueue", "-j")
-        return [each for each in _parse(listing) if about in {each.recipient, each.recipient.without_detail(delimiter)}]
+        return await asyncio.to_thread(_parse, listing, self._delimiter)  # it may be long
 
     async def _run(self, *command: str, stdin: bytes = b"") -> bytes:
         process = await asyncio.create_subprocess_exec(
@@ -111,12 +146,16 @@ class PostfixQueue:
         return output
 
 
-def _parse(listing: bytes) -> Iterator[Queued]:
+def _parse(listing: bytes, delimiter: str) -> dict[Address, list[Queued]]:
     """postqueue(1) -j: one JSON object a line, one for each message."""
+    found: dict[Address, list[Queued]] = {}
     for line in listing.decode(errors="replace").splitlines():
         message = json.loads(line)
         for recipient in message["recipients"]:
             try:
-                yield Queued(message["queue_name"], message["queue_id"], Address.parse(recipient["address"]))
+                address = Address.parse(recipient["address"])
             except BadAddress:
                 continue  # a recipient without a domain is never one of ours
+            queued = Queued(message["queue_name"], message["queue_id"], address)
+            found.setdefault(address.without_detail(delimiter), []).append(queued)
+    return found

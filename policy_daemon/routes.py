@@ -7,11 +7,12 @@ a lookup that fails into a default would send a migrated user's mail astray.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from bascule.address import Address
-from bascule.directory import Directory
+from bascule.address import Address, domain_name
+from bascule.directory import Directory, Domain, Mailbox
 from bascule.errors import BadAddress
 
 #: Recipients of this domain are the barrier's; .invalid is never in the DNS (RFC 6761).
@@ -39,10 +40,22 @@ NOT_FOUND = Reply("NOTFOUND")
 _TEMPORARY = Reply("TEMP", NOT_LOADED)
 
 
-def _address(key: str) -> Address | None:
-    try:
-        return Address.parse(key)
-    except BadAddress:
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """What a key says: a recipient of a domain, or a domain. ``address`` is None for a domain, and for a local part
+    that no mailbox can have."""
+
+    domain: str
+    address: Address | None
+
+    @classmethod
+    def parse(cls, key: str) -> _Key | None:
+        """None: no address and no domain."""
+        with suppress(BadAddress):
+            address = Address.parse(key)
+            return cls(address.domain, address)
+        with suppress(BadAddress):
+            return cls(domain_name(key.rpartition("@")[2]), None)
         return None
 
 
@@ -57,6 +70,7 @@ class Routes:
             "transport": self.transport,
             "domains": self.domains,
             "aliases": self.aliases,
+            "route": self.route,
         }
 
     def lookup(self, map_name: str, key: str) -> Reply:
@@ -68,16 +82,15 @@ class Routes:
 
     def transport(self, key: str) -> Reply:
         """transport(5): the transport and next hop of an address or a domain."""
-        address = _address(key)
-        if address is not None and address.domain == BARRIER_DOMAIN:
-            self._on_barrier(address.local_part)
+        asked = _Key.parse(key)
+        if asked is not None and asked.address is not None and asked.domain == BARRIER_DOMAIN:
+            self._on_barrier(asked.address.local_part)
             return Reply("OK", "discard:bascule barrier")
         if not self._directory.loaded:
             return _TEMPORARY
-        domain = self._directory.domains.get(key.lower() if address is None else address.domain)
+        domain, mailbox = self._find(asked)
         if domain is None:
             return NOT_FOUND
-        mailbox = None if address is None else self._directory.mailbox(address)
         if mailbox is not None:
             if mailbox.state == "local":
                 return Reply("OK", f"{LOCAL_TRANSPORT}:{mailbox.lmtp_next_hop}")
@@ -90,23 +103,45 @@ class Routes:
         """relay_domains: the domains that we take mail for."""
         if not self._directory.loaded:
             return _TEMPORARY
-        return Reply("OK", key) if key.lower() in self._directory.domains else NOT_FOUND
+        domain, _ = self._find(_Key.parse(key))
+        return NOT_FOUND if domain is None or "@" in key else Reply("OK", key)
 
     def aliases(self, key: str) -> Reply:
-        """virtual_alias_maps: the mailbox that an address is another name of."""
+        """virtual_alias_maps: the mailbox that an address is another name of.
+
+        An address whose domain is written in U-labels is another name of itself in
+        A-labels: a server without SMTPUTF8 (RFC 6531) can take that.
+        """
         if not self._directory.loaded:
             return _TEMPORARY
-        address = _address(key)
-        target = None if address is None else self._directory.alias(address)
-        return NOT_FOUND if target is None else Reply("OK", str(target))
+        asked = _Key.parse(key)
+        domain, _ = self._find(asked)
+        if domain is None or asked is None or asked.address is None:
+            return NOT_FOUND
+        target = self._directory.alias(asked.address)
+        if target is not None:
+            return Reply("OK", str(target))
+        local_part, _, name = key.rpartition("@")
+        return NOT_FOUND if name.isascii() else Reply("OK", f"{local_part}@{asked.domain}")
+
+    def route(self, key: str) -> Reply:
+        """For the milter: where mail for a recipient goes now: local, legacy or held."""
+        if not self._directory.loaded:
+            return _TEMPORARY
+        domain, mailbox = self._find(_Key.parse(key))
+        if domain is None:
+            return NOT_FOUND
+        if mailbox is None:
+            return Reply("OK", "legacy")
+        return Reply("OK", "local" if mailbox.state == "local" else "held")
 
     def verification(self, recipient: str) -> str:
         """The access(5) action at RCPT TO: verify at the legacy server what is routed there."""
         if not self._directory.loaded:
             return f"DEFER_IF_PERMIT 4.3.0 {NOT_LOADED}"
-        address = _address(recipient)
-        domain = None if address is None else self._directory.domains.get(address.domain)
-        if address is None or domain is None or self._is_here(address):
+        asked = _Key.parse(recipient)
+        domain, mailbox = self._find(asked)
+        if domain is None or mailbox is not None or self._is_alias(asked):
             return "DUNNO"
         if domain.mode == "closed":
             return "550 5.1.1 no such user here"
@@ -114,11 +149,22 @@ class Routes:
 
     def sighting(self, recipient: str) -> Address | None:
         """The address to be counted when a recipient was accepted: one whose mail goes to the legacy server."""
-        address = _address(recipient)
-        domain = None if address is None else self._directory.domains.get(address.domain)
-        if address is None or domain is None or domain.mode == "closed" or self._is_here(address):
+        asked = _Key.parse(recipient)
+        domain, mailbox = self._find(asked)
+        if domain is None or domain.mode == "closed" or mailbox is not None or self._is_alias(asked):
             return None
-        return address.without_detail(self._directory.delimiter)
+        return (
+            None if asked is None or asked.address is None else asked.address.without_detail(self._directory.delimiter)
+        )
 
-    def _is_here(self, address: Address) -> bool:
-        return self._directory.mailbox(address) is not None or self._directory.alias(address) is not None
+    def _find(self, asked: _Key | None) -> tuple[Domain | None, Mailbox | None]:
+        """The domain of a key, and its mailbox if that is one of the exceptions."""
+        if asked is None:
+            return None, None
+        domain = self._directory.domains.get(asked.domain)
+        if domain is None or asked.address is None:
+            return domain, None
+        return domain, self._directory.mailbox(asked.address)
+
+    def _is_alias(self, asked: _Key | None) -> bool:
+        return asked is not None and asked.address is not None and self._directory.alias(asked.address) is not None

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from bascule import log, program, settings
 from bascule.address import Address
 from bascule.database import AsyncConnection, connect_async
-from bascule.directory import Directory, Follower, Mailbox
+from bascule.directory import Directory, Mailbox
 from bascule.errors import BasculeError
-from bascule.policy_daemon import servers
+from bascule.follower import Follower
+from bascule.metrics import serve, watch
+from bascule.policy_daemon import metrics, servers
 from bascule.policy_daemon.queue import PostfixQueue
 from bascule.policy_daemon.routes import Routes
-from bascule.readiness import ready
+from bascule.serving import Server, until_told
+from bascule.snapshot import Snapshot
 
 PART = "policy_daemon"
-SNAPSHOT_INTERVAL = 1.0  # seconds between two writes of the snapshot, at least
 RETRY = 1.0  # seconds before a change is tried again that Postfix did not take
 
 
@@ -29,46 +30,41 @@ class Service:
         self._settings = configuration
         self._log = log.get()
         self.directory = Directory(delimiter=configuration.dovecot.recipient_delimiter)
-        self.queue = PostfixQueue(configuration.postfix.config_directory)
+        self.queue = PostfixQueue(configuration.postfix.config_directory, self.directory.delimiter)
         self.routes = Routes(self.directory, configuration.policy_daemon.hold, self.queue.barrier_seen)
         self._dsn = configuration.dsn(PART)
         self._changes: dict[Address, asyncio.Task[None]] = {}
         self._sightings: Counter[Address] = Counter()
-        self._unsaved = asyncio.Event()
         self.follower = Follower(
             self.directory,
+            Snapshot(configuration.policy_daemon.snapshot),
             self._dsn,
             node=configuration.node,
             part=PART,
             on_change=self._changed,
-            on_update=self._unsaved.set,
             on_beat=self._beat,
         )
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT; a second signal ends the process at once."""
         mine = self._settings.policy_daemon
-        if self.directory.restore(mine.snapshot):
-            self._log.info("last known routes taken up", mailboxes=len(self.directory.mailboxes))
+        self.follower.restore()
+        watch(self.directory, self.follower)
+        metrics.CHANGES_PENDING.set_function(lambda: len(self._changes))
+        serve(mine.metrics)
         listening = [
-            await servers.listen(mine.socketmap, servers.socketmap(self.routes)),
-            await servers.listen(mine.policy, servers.policy(self.answer)),
-            await servers.listen(mine.hold, servers.hold),
+            Server(mine.socketmap, servers.socketmap(self.routes)),
+            Server(mine.policy, servers.policy(self.answer)),
+            Server(mine.hold, servers.hold),
         ]
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, lambda: _once(loop, stop))
-        background = [asyncio.create_task(self.follower.run()), asyncio.create_task(self._keep_snapshot())]
-        ready()
-        self._log.info("serving", socketmap=mine.socketmap, policy=mine.policy)
-        await stop.wait()
         for server in listening:
-            server.close()
-        background += self._changes.values()
-        for task in background:
+            await server.start()
+        self._log.info("serving", socketmap=mine.socketmap, policy=mine.policy)
+        await until_told(self.follower.run())
+        for server in listening:
+            await server.stop()
+        for task in list(self._changes.values()):
             task.cancel()
-        await asyncio.gather(*background, return_exceptions=True)
         await self._sign_off()
 
     async def _sign_off(self) -> None:
@@ -85,10 +81,13 @@ class Service:
         """The policy service: ``policy_context`` says which of its two questions is asked."""
         recipient = attributes.get("recipient", "")
         if attributes.get("policy_context") != "accepted":
-            return self.routes.verification(recipient)
+            action = self.routes.verification(recipient)
+            metrics.VERIFICATIONS.labels(action.partition(" ")[0]).inc()
+            return action
         seen = self.routes.sighting(recipient)
         if seen is not None:
             self._sightings[seen] += 1
+            metrics.SIGHTINGS.inc()
         return "DUNNO"
 
     # Changes of state --------------------------------------------------------
@@ -130,27 +129,15 @@ class Service:
 
     async def _align_queue(self, address: Address, mailbox: Mailbox | None) -> None:
         await self.queue.barrier()
-        await self.queue.drain(address, self.directory.delimiter)
+        await self.queue.drain(address)
         if mailbox is None or mailbox.state == "local":
-            await self.queue.flush(address, self.directory.delimiter)
+            await self.queue.flush(address)
 
     # Heartbeat -----------------------------------------------------------------
 
     async def _beat(self, connection: AsyncConnection) -> None:
         await connection.execute("SELECT bascule.undo_overdue_cutovers()")
         await self._record_sightings(connection)
-
-    async def _keep_snapshot(self) -> None:
-        """Save the routes soon after each change, for a start while the database is away."""
-        while True:
-            await self._unsaved.wait()
-            self._unsaved.clear()
-            try:
-                await asyncio.to_thread(self.directory.save, self._settings.policy_daemon.snapshot)
-            except OSError as error:
-                self._unsaved.set()
-                self._log.warning("the routes could not be saved for a start without the database", reason=str(error))
-            await asyncio.sleep(SNAPSHOT_INTERVAL)
 
     async def _record_sightings(self, connection: AsyncConnection) -> None:
         while self._sightings:
@@ -160,12 +147,6 @@ class Service:
             except BaseException:
                 self._sightings[address] += count
                 raise
-
-
-def _once(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-    stop.set()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.remove_signal_handler(number)
 
 
 def _run(configuration: settings.Settings) -> None:

@@ -358,12 +358,14 @@ COMMENT ON FUNCTION record_login IS
     'A login that the legacy server accepted: a request if the domain''s policy says so, or the new password that a mailbox waits for';
 
 CREATE OR REPLACE FUNCTION login_state(address text)
-RETURNS TABLE (state mailbox_state, password_hash text) LANGUAGE sql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-    SELECT mailbox.state, CASE WHEN mailbox.state = 'local' THEN mailbox.password_hash END
-      FROM mailbox JOIN domain ON domain.id = mailbox.domain_id
+RETURNS TABLE (state mailbox_state, password_hash text, store text, store_host text)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+    SELECT mailbox.state, CASE WHEN mailbox.state = 'local' THEN mailbox.password_hash END, store.name, store.login_host
+      FROM mailbox JOIN domain ON domain.id = mailbox.domain_id JOIN store ON store.name = mailbox.store
      WHERE domain.name = lower(substring(address FROM '@([^@]+)$')) AND mailbox.local_part = local_part_of(address)
 $$;
-COMMENT ON FUNCTION login_state IS 'For the authenticator: where a login is to be checked. No row: legacy.';
+COMMENT ON FUNCTION login_state IS
+    'For the authenticator: where a login is to be checked, and which store has the mailbox. No row: legacy.';
 
 CREATE OR REPLACE FUNCTION portal_domain(token text)
 RETURNS SETOF domain LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$

@@ -77,7 +77,7 @@ BEGIN
       FROM domain WHERE domain.id = NEW.domain_id;
     -- The reason belongs to this change only, not to a later one in the same transaction.
     PERFORM set_config('bascule.reason', '', true);
-    PERFORM pg_notify('bascule_mailbox', NEW.id::text);
+    PERFORM pg_notify('bascule_mailbox', mailbox_address(NEW));
     IF NEW.state = 'requested' OR (NEW.state = 'copying' AND OLD.state = 'cutover') THEN
         PERFORM enqueue('migrate', NEW.id, NEW.store, NEW.next_try);
     ELSIF NEW.state = 'local' AND OLD.state = 'cutover' THEN

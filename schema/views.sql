@@ -116,7 +116,7 @@ CREATE VIEW dovecot_user AS
 SELECT mailbox.local_part || '@' || domain.name AS "user", mailbox.state,
        CASE WHEN mailbox.state = 'local' THEN mailbox.password_hash END AS password,
        home_of(domain.name, mailbox.local_part) AS home, mailbox.hierarchy_separator, mailbox.namespace_prefix,
-       mailbox.special_uses
-  FROM mailbox JOIN domain ON domain.id = mailbox.domain_id
+       mailbox.special_uses, mailbox.store, store.login_host
+  FROM mailbox JOIN domain ON domain.id = mailbox.domain_id JOIN store ON store.name = mailbox.store
  WHERE mailbox.state <> 'legacy';
 COMMENT ON VIEW dovecot_user IS 'For Dovecot''s passdb (state local only) and userdb';

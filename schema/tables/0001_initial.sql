@@ -30,15 +30,18 @@ COMMENT ON TYPE copy_login IS
 
 CREATE TABLE store (
     name          text PRIMARY KEY,
-    lmtp_next_hop text NOT NULL CHECK (lmtp_next_hop ~ '^(unix|inet):.+')
+    lmtp_next_hop text NOT NULL CHECK (lmtp_next_hop ~ '^(unix|inet):.+'),
+    login_host    text CHECK (login_host <> '')
 );
 COMMENT ON TABLE store IS 'A Dovecot host that keeps mailboxes; its name is also the name of its workers'' queue';
 COMMENT ON COLUMN store.lmtp_next_hop IS 'As in transport(5) after "lmtp:", e.g. unix:private/dovecot-lmtp or inet:store1:24';
+COMMENT ON COLUMN store.login_host IS
+    'Where Dovecot on other hosts proxies the store''s users to, at the usual ports with STARTTLS; null: there is one store';
 
 
 CREATE TABLE domain (
     id                   bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    name                 text NOT NULL UNIQUE CHECK (name = lower(name) AND name ~ '^[^@\s]+\.[^@\s.]+$'),
+    name                 text NOT NULL UNIQUE CHECK (name = lower(name) AND name ~ '^[a-z0-9._-]+\.[a-z0-9-]+$'),
     mode                 domain_mode NOT NULL DEFAULT 'prepared',
     store                text NOT NULL REFERENCES store (name),
     imap_host            text NOT NULL CHECK (imap_host <> ''),
@@ -72,6 +75,7 @@ CREATE TABLE domain (
     CHECK (mode <> 'active' OR url_token IS NOT NULL)
 );
 COMMENT ON TABLE domain IS 'A mail domain in migration, and how its legacy server is reached';
+COMMENT ON COLUMN domain.name IS 'In A-labels (RFC 5890): xn--exmple-cua.test, not exämple.test';
 COMMENT ON COLUMN domain.smtp_host IS 'Next hop for mail of users who have not moved; an MX is never looked up for it';
 COMMENT ON COLUMN domain.pop3_port IS 'Legacy POP3, on imap_host; null: POP3 is not proxied';
 COMMENT ON COLUMN domain.submission_port IS 'Legacy submission, on imap_host; null: submission is not proxied';
@@ -90,7 +94,7 @@ COMMENT ON COLUMN domain.url_token IS 'The secret part of the users'' URL; rotat
 CREATE TABLE mailbox (
     id                 bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     domain_id          bigint NOT NULL REFERENCES domain (id),
-    local_part         text NOT NULL CHECK (local_part <> '' AND local_part = lower(local_part)),
+    local_part         text NOT NULL CHECK (local_part <> '' AND local_part = lower(local_part) AND local_part !~ '[\s[:cntrl:]"]'),
     state              mailbox_state NOT NULL DEFAULT 'legacy',
     epoch              bigint NOT NULL DEFAULT 0,
     store              text NOT NULL REFERENCES store (name),

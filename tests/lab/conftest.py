@@ -16,6 +16,7 @@ NAMES = (
     "raced", "expired", "aliased", "faithful", "stayed", "held", "rekeyed", "returned", "unreturned",
     "stranded", "halfway", "undecided", "clientele", "cached", "mastered", "tokened", "limited", "unreadable",
     "kept-in-mdbox", "kept-in-sdbox", "reaped-1", "reaped-2", "reaped-3",
+    "fronted-2.3", "fronted-2.4",
 )  # fmt: skip
 
 

@@ -99,7 +99,7 @@ def test_without_the_database_logins_and_mail_go_on(
         # A policy daemon that starts now takes up the last known routes.
         new.policy_daemon.stop()
         new.policy_daemon.start()
-        assert "last known routes taken up" in new.policy_daemon.tail()
+        assert "last known state taken up" in new.policy_daemon.tail()
         send(new.smtp_port, "after-restart@test", "stayed", ledger, random)
     finally:
         new.postgres.start()

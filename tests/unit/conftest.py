@@ -22,7 +22,12 @@ def domain(name: str, mode: Mode) -> Domain:
 
 @pytest.fixture
 def directory() -> Directory:
-    modes: dict[str, Mode] = {"active.test": "active", "closed.test": "closed", "prepared.test": "prepared"}
+    modes: dict[str, Mode] = {
+        "active.test": "active",
+        "closed.test": "closed",
+        "prepared.test": "prepared",
+        "xn--mlut-moa5l.test": "active",  # ümläut
+    }
     made = Directory(loaded=True)
     made.domains = {name: domain(name, mode) for name, mode in modes.items()}
     boxes: list[tuple[str, State]] = [
@@ -30,6 +35,7 @@ def directory() -> Directory:
         ("moving@active.test", "cutover"),
         ("leaving@active.test", "returning"),
         ("here@closed.test", "local"),
+        ("here@ümläut.test", "local"),
     ]
     for number, (address, state) in enumerate(boxes):
         parsed = Address.parse(address)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bascule.policy_daemon import netstring
-from bascule.policy_daemon.netstring import BadLength, MissingComma, NetstringError, Parser
+from bascule import netstring
+from bascule.netstring import BadLength, MissingComma, NetstringError, Parser
 
 READ_SIZES = (1, 16, 128, 4096)
 

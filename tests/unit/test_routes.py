@@ -37,6 +37,16 @@ NOT_FOUND = "NOTFOUND "
         ("", NOT_FOUND),
         ("no domain@", NOT_FOUND),
         ('"quoted local"@elsewhere.test', NOT_FOUND),
+        ('"quoted local"@active.test', RELAY),
+        ('"here"@active.test', LOCAL),
+        ('"HERE+tag"@active.test', LOCAL),
+        ("no such address @active.test", RELAY),
+        ("x" * 400 + "@active.test", RELAY),
+        ("here@\u00dcml\u00e4ut.test", LOCAL),
+        ("anybody@xn--mlut-moa5l.TEST", RELAY),
+        ("anybody@\u2024.test", NOT_FOUND),
+        ("\udcff\udcfe@elsewhere.test", NOT_FOUND),
+        ("\udcff\udcfe@active.test", RELAY),
     ],
 )
 def test_transport(routes: Routes, key: str, reply: str) -> None:
@@ -66,17 +76,33 @@ def test_domains(routes: Routes, key: str, reply: str) -> None:
         ("here@active.test", NOT_FOUND),
         ("@active.test", NOT_FOUND),
         ("info", NOT_FOUND),
+        ("here@xn--mlut-moa5l.test", NOT_FOUND),
+        ("Here+x@\u00dcml\u00e4ut.test", "OK Here+x@xn--mlut-moa5l.test"),
+        ("here@\u00fcbel.test", NOT_FOUND),
     ],
 )
 def test_aliases(routes: Routes, key: str, reply: str) -> None:
     assert str(routes.lookup("aliases", key)) == reply
 
 
+@pytest.mark.parametrize(
+    ("key", "reply"),
+    [
+        ("anybody@active.test", "OK legacy"),
+        ("here+tag@active.test", "OK local"),
+        ("moving@active.test", "OK held"),
+        ("anybody@elsewhere.test", NOT_FOUND),
+    ],
+)
+def test_the_route_that_the_milter_names(routes: Routes, key: str, reply: str) -> None:
+    assert str(routes.lookup("route", key)) == reply
+
+
 def test_an_unknown_map_is_a_permanent_error(routes: Routes) -> None:
     assert str(routes.lookup("nonsense", "key")).startswith("PERM ")
 
 
-@pytest.mark.parametrize("map_name", ["transport", "domains", "aliases"])
+@pytest.mark.parametrize("map_name", ["transport", "domains", "aliases", "route"])
 @pytest.mark.parametrize("key", ["here@active.test", "active.test", "somebody@elsewhere.test"])
 def test_before_the_first_load_everything_is_temporary(unloaded: Routes, map_name: str, key: str) -> None:
     assert str(unloaded.lookup(map_name, key)).startswith("TEMP ")
@@ -98,6 +124,8 @@ def test_the_barrier_is_seen_even_before_the_first_load(unloaded: Routes, barrie
         ("moving@active.test", "DUNNO"),
         ("info@active.test", "DUNNO"),
         ("anybody@closed.test", "550 5.1.1 no such user here"),
+        ('"quoted local"@active.test', "reject_unverified_recipient"),
+        ("no such address @active.test", "reject_unverified_recipient"),
         ("somebody@elsewhere.test", "DUNNO"),
         ("postmaster", "DUNNO"),
         ("", "DUNNO"),

@@ -8,25 +8,27 @@ from pathlib import Path
 
 import pytest
 
-from bascule.policy_daemon import netstring, servers
+from bascule import netstring, serving
+from bascule.policy_daemon import servers
 from bascule.policy_daemon.routes import Routes
 
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[bytes]]
 
 
-def converse(tmp_path: Path, handler: servers.Handler, talk: Talk) -> bytes:
+def converse(tmp_path: Path, handler: serving.Handler, talk: Talk) -> bytes:
     """Start the server, hold one conversation, stop."""
 
     async def run() -> bytes:
         endpoint = f"unix:{tmp_path / 'socket'}"
-        server = await servers.listen(endpoint, handler)
+        server = serving.Server(endpoint, handler)
+        await server.start()
         reader, writer = await asyncio.open_unix_connection(tmp_path / "socket")
         try:
             async with asyncio.timeout(10):
                 return await talk(reader, writer)
         finally:
             writer.close()
-            server.close()
+            await server.stop()
 
     return asyncio.run(run())
 
@@ -54,7 +56,7 @@ SOCKETMAP_REPLIES = b"".join(
         b"OK bascule-lmtp:unix:/run/lmtp",
         b"NOTFOUND ",
         b"OK here@active.test",
-        b"PERM bascule has no map 'nonsense'; it has transport, domains, aliases",
+        b"PERM bascule has no map 'nonsense'; it has transport, domains, aliases, route",
     )
 )
 
@@ -99,13 +101,58 @@ def test_a_client_that_does_not_speak_policy_is_dropped(tmp_path: Path, data: by
 
 
 def test_half_a_request_is_given_up(routes: Routes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(servers, "REQUEST_TIMEOUT", 0.1)
+    monkeypatch.setattr(serving, "REQUEST_TIMEOUT", 0.1)
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
         writer.write(b"30:transport here")
         return await reader.read()  # ends when the server gives up; the client never does
 
     assert converse(tmp_path, servers.socketmap(routes), talk) == b""
+
+
+def test_what_was_asked_is_answered_before_the_end(tmp_path: Path) -> None:
+    """A stop does not cut off who is being answered, nor wait for who is idle."""
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await serving.read(reader, pending=False):
+            asked.set()
+            await answer.wait()
+            writer.write(data.upper())
+            await writer.drain()
+
+    async def run() -> tuple[bytes, bytes]:
+        server = serving.Server(f"unix:{tmp_path / 'socket'}", slowly)
+        await server.start()
+        idle, idle_writer = await asyncio.open_unix_connection(tmp_path / "socket")
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "socket")
+        writer.write(b"hello")
+        await asked.wait()
+        stopping = asyncio.create_task(server.stop())
+        assert await idle.read() == b""
+        with pytest.raises(ConnectionError):
+            await asyncio.open_unix_connection(tmp_path / "socket")
+        answer.set()
+        answered = await reader.read()
+        await stopping
+        for each in (idle_writer, writer):
+            each.close()
+        return answered, await reader.read()
+
+    assert asyncio.run(run()) == (b"HELLO", b"")
+
+
+def test_who_never_stops_asking_does_not_stop_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "ANSWER_TIMEOUT", 0.1)
+
+    async def never(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    async def talk(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> bytes:
+        await asyncio.sleep(0)
+        return b""
+
+    assert converse(tmp_path, never, talk) == b""
 
 
 def test_held_mail_is_always_told_to_come_back(tmp_path: Path) -> None:

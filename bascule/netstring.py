@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from bascule.serving import BadRequest
+
 MAX_LENGTH = 100_000  # bytes; socketmap_table(5), "PROTOCOL"
 _MAX_DIGITS = len(str(MAX_LENGTH))
 
 
-class NetstringError(Exception):
+class NetstringError(BadRequest):
     """The peer does not speak netstrings; the connection is of no more use."""
 
 

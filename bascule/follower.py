@@ -1,0 +1,201 @@
+"""Keeps a :class:`Directory` equal to the database by LISTEN/NOTIFY, and signs this node's heartbeat."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from bascule import legacy, log
+from bascule.address import Address
+from bascule.database import AsyncConnection, connect_async
+from bascule.directory import Directory, Domain, Mailbox
+from bascule.errors import BasculeError
+from bascule.snapshot import Snapshot
+
+HEARTBEAT = 5.0  # seconds; schema/functions.sql, unacknowledged(), waits for three of them
+RECONNECT = 1.0  # seconds between attempts to reach the database
+BATCH = 2000  # mailboxes that are read before other work has its turn
+
+OnChange = Callable[[Mailbox | None, Mailbox | None], None]
+
+
+class Follower:
+    """
+    ``on_change(before, after)`` is called for each mailbox whose place in the
+    directory changed, after the directory holds the change; None stands for
+    "mail goes to the legacy server". A load of everything after a time without
+    the database is such a change for each mailbox that differs; the very first
+    load only for those that are being moved at the time. ``on_update`` is
+    called after any change of the directory, those of domains and aliases too.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        snapshot: Snapshot,
+        dsn: str,
+        *,
+        node: str,
+        part: str,
+        on_change: OnChange,
+        on_update: Callable[[], None] = lambda: None,
+        on_beat: Callable[[AsyncConnection], Awaitable[None]] | None = None,
+    ) -> None:
+        self._directory = directory
+        self._snapshot = snapshot
+        self._dsn = dsn
+        self._node, self._part = node, part
+        self._on_change = on_change
+        self._on_update = on_update
+        self._on_beat = on_beat
+        #: Whether the directory is known to be what the database says.
+        self.connected = False
+        self._log = log.get()
+
+    def restore(self) -> None:
+        """Take up the last known state, if there is one; before anybody is served."""
+        if self._snapshot.restore(self._directory):
+            gc.freeze()  # see _load
+            self._log.info("last known state taken up", mailboxes=len(self._directory.mailboxes))
+
+    async def run(self) -> None:
+        """Follow until cancelled; reconnect for ever."""
+        saving = asyncio.create_task(self._snapshot.keep(self._directory))
+        try:
+            while True:
+                try:
+                    async with connect_async(self._dsn) as connection:
+                        await self._follow(connection)
+                except BasculeError as error:
+                    self._log.warning("database lost, going on with the last known state", reason=error.message)
+                self.connected = False
+                await asyncio.sleep(RECONNECT)
+        finally:
+            saving.cancel()
+
+    async def acknowledge(self, mailbox: Mailbox) -> None:
+        """Say that this node has put the mailbox's present state into force.
+
+        Raises:
+            DatabaseUnavailable, BasculeError: it is not said.
+        """
+        async with connect_async(self._dsn) as connection:
+            await connection.execute(
+                "SELECT bascule.acknowledge(%s, %s, %s, %s)",
+                (mailbox.id, self._node, self._part, mailbox.epoch),
+            )
+
+    async def sign_off(self, connection: AsyncConnection) -> None:
+        """Say that this node stops in good order, so that no cutover waits for it."""
+        await connection.execute("SELECT bascule.sign_off(%s, %s)", (self._node, self._part))
+
+    async def _follow(self, connection: AsyncConnection) -> None:
+        # Listen first, then load: a change in between is seen twice, never missed.
+        await connection.execute("LISTEN bascule_mailbox; LISTEN bascule_domain")
+        await self._load(connection)
+        self.connected = True
+        self._log.info(
+            "directory loaded", domains=len(self._directory.domains), mailboxes=len(self._directory.mailboxes)
+        )
+        loop = asyncio.get_running_loop()
+        next_beat = loop.time()
+        while True:
+            if loop.time() >= next_beat:
+                await connection.execute("SELECT bascule.beat(%s, %s)", (self._node, self._part))
+                if self._on_beat is not None:
+                    await self._on_beat(connection)
+                next_beat = loop.time() + HEARTBEAT
+            # The connection is free for queries only after the generator has ended.
+            timeout = max(0.0, next_beat - loop.time())
+            told = [each async for each in connection.notifies(timeout=timeout, stop_after=1)]
+            if any(each.channel == "bascule_domain" for each in told):
+                await self._take_domains(connection)
+            for each in told:
+                if each.channel == "bascule_mailbox":
+                    await self._take(connection, each.payload)
+
+    async def _take_domains(self, connection: AsyncConnection) -> None:
+        self._directory.domains, self._directory.aliases = await self._domains(connection)
+        self._snapshot.domains_changed()
+        self._on_update()
+
+    async def _take(self, connection: AsyncConnection, text: str) -> None:
+        local_part, _, name = text.rpartition("@")  # as it is in the database
+        domain = self._directory.domains.get(name)
+        if domain is None:
+            return  # its own notification is under way
+        cursor = await connection.execute(
+            "SELECT id, state, epoch, lmtp_next_hop FROM bascule.routing_mailbox "
+            "WHERE domain_id = %s AND local_part = %s",
+            (domain.id, local_part),
+        )
+        row = await cursor.fetchone()
+        address = Address(local_part, domain.legacy.domain)
+        before = self._directory.mailboxes.pop(address, None)
+        after = None
+        if row is not None:
+            after = self._directory.mailboxes[address] = _mailbox(address, *row)
+        self._snapshot.mailbox_changed(address)
+        self._on_update()
+        self._on_change(before, after)
+
+    async def _load(self, connection: AsyncConnection) -> None:
+        domains, aliases = await self._domains(connection)
+        known = self._directory.mailboxes
+        mailboxes: dict[Address, Mailbox] = {}
+        changed: list[Address] = []
+        async for mailbox in self._mailboxes(connection, domains):
+            before = known.get(mailbox.address)
+            if before is not None and before == mailbox:
+                mailboxes[before.address] = before  # the same object: two loads take no more memory than one
+            else:
+                mailboxes[mailbox.address] = mailbox
+                changed.append(mailbox.address)
+        changed += [address for address in known if address not in mailboxes]
+        first = not self._directory.loaded
+        # Put into force together: no lookup sees a domain without its migrated users.
+        self._directory.domains, self._directory.aliases = domains, aliases
+        self._directory.mailboxes = mailboxes
+        self._directory.loaded = True
+        # All this stays: the collector need not look through it again and again, and hold up lookups meanwhile.
+        gc.freeze()
+        self._snapshot.domains_changed()
+        for address in changed:
+            self._snapshot.mailbox_changed(address)
+        self._on_update()
+        for address in changed:
+            after = mailboxes.get(address)
+            if not (first and after is not None and after.state == "local"):
+                self._on_change(known.get(address), after)
+
+    @staticmethod
+    async def _domains(connection: AsyncConnection) -> tuple[dict[str, Domain], dict[Address, Address]]:
+        cursor = await connection.execute(f"SELECT id, mode, {legacy.COLUMNS} FROM bascule.routing_domain".encode())
+        domains = {row[2]: Domain(row[0], row[1], legacy.from_row(*row[2:])) for row in await cursor.fetchall()}
+        names = {domain.id: name for name, domain in domains.items()}
+        cursor = await connection.execute("SELECT domain_id, local_part, target FROM bascule.routing_alias")
+        aliases = {
+            Address(local_part, names[domain_id]): Address.parse(target)
+            for domain_id, local_part, target in await cursor.fetchall()
+            if domain_id in names
+        }
+        return domains, aliases
+
+    @staticmethod
+    async def _mailboxes(connection: AsyncConnection, domains: dict[str, Domain]) -> AsyncIterator[Mailbox]:
+        """All that are exceptions, a batch at a time, so that lookups go on meanwhile."""
+        names = {domain.id: name for name, domain in domains.items()}
+        async with connection.transaction(), connection.cursor("routing_mailbox") as cursor:
+            await cursor.execute(
+                "SELECT domain_id, local_part, id, state, epoch, lmtp_next_hop FROM bascule.routing_mailbox"
+            )
+            while rows := await cursor.fetchmany(BATCH):
+                for domain_id, local_part, *rest in rows:
+                    if domain_id in names:
+                        yield _mailbox(Address(local_part, names[domain_id]), *rest)
+
+
+def _mailbox(address: Address, id_: int, state: str, epoch: int, lmtp_next_hop: str) -> Mailbox:
+    return Mailbox(id_, address, sys.intern(state), epoch, sys.intern(lmtp_next_hop))  # type: ignore[arg-type]

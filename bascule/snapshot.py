@@ -1,0 +1,159 @@
+"""The last known state of a directory, on disk, for a start while the database is away.
+
+An SQLite file, in which a change writes only what it changes, whole or not at
+all: a million mailboxes are not written anew because one of them moves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from bascule import log
+from bascule.address import Address
+from bascule.directory import Directory, Domain, Mailbox
+from bascule.errors import BasculeError
+from bascule.legacy import LegacySettings, Service
+
+INTERVAL = 1.0  # seconds between two writes, at least
+_VERSION = 1  # of the layout below
+_LAYOUT = f"""
+    PRAGMA user_version = {_VERSION};
+    CREATE TABLE domain (content TEXT NOT NULL);
+    CREATE TABLE alias (alias TEXT PRIMARY KEY, target TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE mailbox (
+        local_part TEXT, domain TEXT, id INTEGER NOT NULL, state TEXT NOT NULL, epoch INTEGER NOT NULL,
+        lmtp_next_hop TEXT NOT NULL, PRIMARY KEY (domain, local_part)
+    ) WITHOUT ROWID;
+"""
+
+
+class Snapshot:
+    """Writes what was told to have changed, soon after, in a thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._mailboxes: set[Address] = set()
+        self._domains = False
+        self._changed = asyncio.Event()
+        #: Set when all that was told is on the disk.
+        self.saved = asyncio.Event()
+
+    def mailbox_changed(self, address: Address) -> None:
+        self._mailboxes.add(address)
+        self._tell()
+
+    def domains_changed(self) -> None:
+        """Domains or aliases."""
+        self._domains = True
+        self._tell()
+
+    def _tell(self) -> None:
+        self.saved.clear()
+        self._changed.set()
+
+    async def keep(self, directory: Directory) -> None:
+        """Write changes until cancelled. What cannot be written is tried again."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            addresses, self._mailboxes = self._mailboxes, set()
+            with_domains, self._domains = self._domains, False
+            try:
+                await asyncio.to_thread(
+                    self._write,
+                    ((address, directory.mailboxes.get(address)) for address in addresses),
+                    (list(directory.domains.values()), list(directory.aliases.items())) if with_domains else None,
+                )
+            except (OSError, sqlite3.Error) as error:
+                self._mailboxes |= addresses
+                self._domains = self._domains or with_domains
+                self._changed.set()
+                log.get().warning(
+                    "the routes could not be saved for a start without the database",
+                    path=str(self._path),
+                    reason=str(error),
+                )
+            if not self._changed.is_set():
+                self.saved.set()
+            await asyncio.sleep(INTERVAL)
+
+    def _write(
+        self,
+        mailboxes: Iterable[tuple[Address, Mailbox | None]],
+        others: tuple[list[Domain], list[tuple[Address, Address]]] | None,
+    ) -> None:
+        with self._open() as database, database:
+            if others is not None:
+                domains, aliases = others
+                database.execute("DELETE FROM domain")
+                database.execute("DELETE FROM alias")
+                database.executemany(
+                    "INSERT INTO domain VALUES (?)", ((json.dumps(asdict(domain)),) for domain in domains)
+                )
+                database.executemany(
+                    "INSERT INTO alias VALUES (?, ?)", ((str(alias), str(target)) for alias, target in aliases)
+                )
+            for address, box in mailboxes:
+                key = (address.local_part, address.domain)
+                if box is None:
+                    database.execute("DELETE FROM mailbox WHERE local_part = ? AND domain = ?", key)
+                else:
+                    database.execute(
+                        "INSERT OR REPLACE INTO mailbox VALUES (?, ?, ?, ?, ?, ?)",
+                        (*key, box.id, box.state, box.epoch, box.lmtp_next_hop),
+                    )
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        with closing(sqlite3.connect(self._path)) as database:
+            version = database.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                database.executescript(_LAYOUT)
+            elif version != _VERSION:
+                raise sqlite3.DatabaseError(f"layout {version}, not {_VERSION}; remove the file")
+            yield database
+
+    def restore(self, directory: Directory) -> bool:
+        """Fill ``directory`` with the last known state; False, and nothing done, if there is none that can be read."""
+        if not self._path.exists():
+            return False
+        try:
+            with self._open() as database:
+                domains = dict(_domain(*row) for row in database.execute("SELECT content FROM domain"))
+                aliases = {
+                    Address.parse(alias): Address.parse(target)
+                    for alias, target in database.execute("SELECT alias, target FROM alias")
+                }
+                rows = database.execute("SELECT local_part, domain, id, state, epoch, lmtp_next_hop FROM mailbox")
+                mailboxes = {box.address: box for box in _mailboxes(rows)}
+        except (OSError, ValueError, KeyError, TypeError, sqlite3.Error, BasculeError) as error:
+            log.get().warning("snapshot cannot be used, set aside", path=str(self._path), reason=str(error))
+            with suppress(OSError):
+                self._path.replace(self._path.with_suffix(".unusable"))
+            return False
+        if not domains:
+            return False
+        directory.domains, directory.aliases, directory.mailboxes = domains, aliases, mailboxes
+        directory.loaded = True
+        return True
+
+
+def _domain(content: str) -> tuple[str, Domain]:
+    values = json.loads(content)
+    settings = values["legacy"]
+    for port in ("imap", "pop3", "submission", "sieve"):
+        settings[port] = Service(**settings[port]) if settings.get(port) else None
+    return settings["domain"], Domain(values["id"], values["mode"], LegacySettings(**settings))
+
+
+def _mailboxes(rows: Iterable[tuple[str, str, int, str, int, str]]) -> Iterator[Mailbox]:
+    for local_part, domain, id_, state, epoch, lmtp_next_hop in rows:
+        address = Address(local_part, sys.intern(domain))
+        yield Mailbox(id_, address, sys.intern(state), epoch, sys.intern(lmtp_next_hop))  # type: ignore[arg-type]

@@ -1,0 +1,92 @@
+"""More Dovecots in front of the same store: with the Lua passdb, and Debian 13's Dovecot 2.4."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+
+from psycopg.conninfo import conninfo_to_dict
+
+from bascule import hooks
+from bascule.config_templates import render
+from bascule.lab.process import VMAIL, Daemon
+from bascule.lab.servers import Dovecot, Tree
+from bascule.lab.sites import NewSite, executable
+from bascule.settings import Authenticator
+
+#: Made by lab/setup.sh.
+TRIXIE = Path("/var/cache/bascule/trixie")
+
+
+class Front:
+    """A Dovecot, and an authenticator of its own that ends its proxied sessions; use it in a ``with`` statement."""
+
+    def __init__(self, new: NewSite, version: str) -> None:
+        self._new = new
+        self.folder = new.folder / f"front-{version}"
+        self._tree = Tree(TRIXIE, new.folder.parent) if version == "2.4" else None
+        self.version = version
+        self.dovecot = Dovecot(self.folder / "dovecot", "new", self._tree)
+
+    def __enter__(self) -> Front:
+        self.folder.mkdir()
+        self.folder.chmod(0o755)
+        passdb = self.folder / "passdb.lua"
+        shutil.copy(Path(hooks.__file__).parent / "passdb.lua", passdb)
+        stub = self.folder / "bascule.lua"
+        new = self._new
+        settings = new.settings.model_copy(
+            update={
+                "node": f"front-{self.version}",
+                "dovecot": new.settings.dovecot.model_copy(update={"config_file": self.dovecot.config}),
+                "authenticator": Authenticator(
+                    socket=self.folder / "authenticator", snapshot=self.folder / "logins.sqlite"
+                ),
+            }
+        )
+        values = settings.model_dump()
+        stub.write_text(render("dovecot/passdb.lua.j2", passdb_lua=passdb, **values))
+        toml = self.folder / "bascule.toml"
+        toml.write_text(render("bascule.toml.j2", **values))
+        self.dovecot.create(
+            new.certificate,
+            new.smtp_port,
+            template="new-dovecot.conf.j2" if self._tree is None else "new-dovecot-2.4.conf.j2",
+            dovecot_sql=new.folder / "etc" / "dovecot-sql.conf.ext",
+            passdb_lua_stub=stub,
+            database_parameters=conninfo_to_dict(settings.database),
+            vmail_uid=VMAIL,
+            vmail_gid=VMAIL,
+            **values,
+        )
+        # As root: it has to use the doveadm of another tree.
+        programs = self.folder / "bin"
+        programs.mkdir()
+        if self._tree is not None:
+            self._wrap(programs / "doveadm", self._tree)
+        self.authenticator = Daemon(
+            [executable("bascule-authenticator"), "--settings", str(toml)],
+            folder=self.folder,
+            name="authenticator",
+            environment={"PATH": f"{programs}:/usr/sbin:/usr/bin:/sbin:/bin"},
+        )
+        self._stack = ExitStack()
+        self._stack.callback(self.dovecot.stop)
+        self._stack.callback(self.authenticator.stop)
+        try:
+            self.authenticator.start()
+            self.dovecot.start()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    @staticmethod
+    def _wrap(path: Path, tree: Tree) -> None:
+        path.write_text(f'#!/bin/sh\nexec {shlex.join(tree.command("doveadm"))} "$@"\n')
+        path.chmod(0o755)
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()

@@ -1,0 +1,166 @@
+"""What hooks and authenticator say to each other, and logins at a legacy server that does not answer."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bascule import netstring
+from bascule.address import Address
+from bascule.credential import Password
+from bascule.errors import LegacyUnavailable
+from bascule.hooks.legacy_logins import AT_ONE_SERVER, LegacyLogins
+from bascule.hooks.protocol import MAX_FIELD, Reply, Request
+from bascule.legacy import LegacySettings, Service, Trust
+from bascule.serving import BadRequest
+
+CHECKPASSWORD = Path(__file__).resolve().parents[2] / "hooks" / "bascule-checkpassword"
+#: Stands for Dovecot's own: it prints what it would return.
+REPLY = """#!/bin/sh
+echo "user=$USER extra=$EXTRA"
+for name in $EXTRA; do eval echo "$name=\\$$name"; done
+"""
+
+
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=200))
+def test_a_request_is_read_as_it_was_made(text: str) -> None:
+    request = Request.decode(f"{text}\0{text}\0imap\x00192.0.2.1".encode())
+    assert (request.user, request.password.secret) == (text, text)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"a\0b", b"a\0b\0c\0d\0e", b"\xff\0b\0c\0d", b"a\0" + b"s3cret" * MAX_FIELD + b"\0imap\0"],
+)
+def test_what_is_no_request_is_refused_and_not_quoted(payload: bytes) -> None:
+    with pytest.raises(BadRequest) as error:
+        Request.decode(payload)
+    assert "s3cret" not in str(error.value)
+    assert error.value.__cause__ is None
+
+
+@contextmanager
+def answering(path: Path, answer: bytes) -> Iterator[list[bytes]]:
+    """An authenticator that says one thing; what it was asked."""
+    asked: list[bytes] = []
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+
+        def serve() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                parser = netstring.Parser()
+                while not asked:
+                    asked.extend(parser.feed(connection.recv(4096)))
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield asked
+
+
+def checkpassword(tmp_path: Path, given: bytes) -> subprocess.CompletedProcess[bytes]:
+    """Run the script as Dovecot does."""
+    program = tmp_path / "checkpassword-reply"
+    program.write_text(REPLY)
+    program.chmod(0o755)
+    secrets = tmp_path / "descriptor-3"
+    secrets.write_bytes(given)
+    command = f'exec {sys.executable} -IS {CHECKPASSWORD} {tmp_path / "socket"} {program} 3<"{secrets}"'
+    environment = {"SERVICE": "imap", "TCPREMOTEIP": "192.0.2.1", "PATH": "/usr/bin:/bin"}
+    return subprocess.run(["/bin/sh", "-c", command], env=environment, capture_output=True, timeout=30, check=False)
+
+
+@pytest.mark.parametrize(
+    ("reply", "code", "printed"),
+    [
+        (Reply("ok"), 0, "user=Al extra=\n"),
+        (Reply("ok", {"user": "al@a.test"}), 0, "user=al@a.test extra=\n"),
+        (
+            Reply("ok", {"proxy": "y", "host": "old.test", "user": "al@a.test"}),
+            0,
+            "user=al@a.test extra=proxy host\nproxy=y\nhost=old.test\n",
+        ),
+        (Reply("refused"), 1, ""),
+        (Reply("unknown"), 1, ""),
+        (Reply("temporary"), 111, ""),
+    ],
+)
+def test_checkpassword(tmp_path: Path, reply: Reply, code: int, printed: str) -> None:
+    with answering(tmp_path / "socket", reply.encode()) as asked:
+        done = checkpassword(tmp_path, "Al\0pässword\0001\0".encode())
+    assert (done.returncode, done.stdout.decode(), done.stderr.decode()) == (code, printed, "")
+    assert asked == ["Al\0pässword\0imap\x00192.0.2.1".encode()]
+
+
+@pytest.mark.parametrize("answer", [b"", b"2:o", b"junk", b"2:ok", b"99:ok,", b"4:maybe,", b"5:maybe,"])
+def test_half_an_answer_is_no_answer(tmp_path: Path, answer: bytes) -> None:
+    with answering(tmp_path / "socket", answer):
+        assert checkpassword(tmp_path, b"al\0s3cret\0001\0").returncode == 111
+
+
+def test_without_the_authenticator_it_is_temporary(tmp_path: Path) -> None:
+    done = checkpassword(tmp_path, b"al\0s3cret\0001\0")
+    assert done.returncode == 111
+    assert b"does not answer" in done.stderr
+    assert b"s3cret" not in done.stderr
+
+
+def test_a_password_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    assert checkpassword(tmp_path, b"al\0\xff\xfe\0001\0").returncode == 1
+
+
+# A legacy server that does not answer ------------------------------------------------
+
+
+@contextmanager
+def silent_server() -> Iterator[int]:
+    """Takes connections and says nothing."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(1024)
+        yield listening.getsockname()[1]
+
+
+def settings_for(port: int) -> LegacySettings:
+    return LegacySettings("a.test", "127.0.0.1", Service(port, "none"), "127.0.0.1", 25)
+
+
+def test_a_silent_legacy_server_has_its_share_and_no_more() -> None:
+    async def run() -> None:
+        logins = LegacyLogins(Trust(timeout=1))
+        with silent_server() as port, silent_server() as other:
+            alice, password = Address("alice", "a.test"), Password("x")
+
+            async def reason(number: int) -> str:
+                with pytest.raises(LegacyUnavailable) as error:
+                    await logins.check(settings_for(number), alice, password)
+                return error.value.message
+
+            first = [asyncio.create_task(reason(port)) for _ in range(AT_ONE_SERVER + 1)]
+            # One too many: answered at once, while the others still wait; those of another server are not in the way.
+            done, waiting = await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+            assert [re.sub(r".*:\d+ ", "", task.result()) for task in done] == ["is slow, too many logins wait for it"]
+            assert len(waiting) == AT_ONE_SERVER
+            elsewhere = asyncio.create_task(reason(other))
+            await asyncio.wait([*first, elsewhere])
+            assert "does not answer in time" in elsewhere.result()
+            # It is known to be down: one login tries, the others are told so at once.
+            again = [asyncio.create_task(reason(port)) for _ in range(20)]
+            reasons = sorted(await asyncio.gather(*again))
+            assert sum("did not answer lately" in each for each in reasons) == 19
+            assert sum("does not answer in time" in each for each in reasons) == 1
+
+    asyncio.run(run())
