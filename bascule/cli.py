@@ -17,10 +17,10 @@ import click
 import psycopg
 
 from bascule import __version__, check, legacy, schema, settings
-from bascule.address import Address
+from bascule.address import Address, domain_name
 from bascule.credential import Password, Sealer, create_keys
 from bascule.database import Connection, connect, value
-from bascule.errors import BasculeError
+from bascule.errors import BadAddress, BasculeError
 from bascule.legacy import LegacySettings, Trust
 from bascule.program import keep_memory_private, settings_option, spoken
 
@@ -33,6 +33,20 @@ class Cli(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         with spoken():
             return super().invoke(ctx)
+
+
+class _DomainName(click.ParamType[str]):
+    name = "domain"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return domain_name(value)
+        except BadAddress as error:
+            self.fail(error.message, param, ctx)
+
+
+#: A domain as a person writes it, in A-labels.
+DOMAIN = _DomainName()
 
 
 @click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -66,7 +80,7 @@ def _address(text: str) -> Address:
 def _legacy_of(connection: Connection, domain: str) -> LegacySettings:
     row = connection.execute(
         f"SELECT {legacy.COLUMNS} FROM bascule.domain WHERE name = %s".encode(),
-        (domain.lower(),),
+        (domain,),
     ).fetchone()
     if row is None:
         raise BasculeError(f"no domain {domain} is known here", hint="Tell its legacy server first: bascule prepare.")
@@ -144,7 +158,7 @@ TLS = click.Choice(["implicit", "starttls", "none"])
 
 
 @main.command()
-@click.argument("domain")
+@click.argument("domain", type=DOMAIN)
 @click.option("--imap-host", required=True, help="The legacy IMAP server; also its POP3 and submission, if given.")
 @click.option("--imap-port", type=click.IntRange(1, 65535), default=993, show_default=True)
 @click.option("--imap-tls", type=TLS, default="implicit", show_default=True)
@@ -206,7 +220,7 @@ def prepare(context: click.Context, /, domain: str, **values: object) -> None:
             connection.execute(
                 f"INSERT INTO bascule.domain (name, {columns}) VALUES (%s, {places}) "
                 f"ON CONFLICT (name) DO UPDATE SET {updates}".encode(),
-                (domain.lower(), *values.values()),
+                (domain, *values.values()),
             )
     except BasculeError as error:
         cause = error.__cause__
@@ -217,11 +231,11 @@ def prepare(context: click.Context, /, domain: str, **values: object) -> None:
         if isinstance(cause, psycopg.errors.CheckViolation) and cause.diag.constraint_name == "domain_name_check":
             raise BasculeError(f"{domain!r} is not a domain name") from error
         raise
-    click.echo(f"{domain.lower()} is prepared. Next: bascule check {domain.lower()}")
+    click.echo(f"{domain} is prepared. Next: bascule check {domain}")
 
 
 @main.command("check")
-@click.argument("domain")
+@click.argument("domain", type=DOMAIN)
 @click.option("--user", help="An address whose legacy password you know: logs in and lists its folders.")
 @password_file
 @click.pass_context
@@ -251,7 +265,7 @@ def _new_url(loaded: settings.Settings) -> tuple[str, str]:
 
 
 @main.command()
-@click.argument("domain")
+@click.argument("domain", type=DOMAIN)
 @click.option("--days", type=click.IntRange(1, 3650), default=90, show_default=True, help="How long the URL works.")
 @click.pass_context
 def activate(context: click.Context, domain: str, days: int) -> None:
@@ -270,7 +284,7 @@ def activate(context: click.Context, domain: str, days: int) -> None:
 
 
 @main.command("rotate-url")
-@click.argument("domain")
+@click.argument("domain", type=DOMAIN)
 @click.option("--days", type=click.IntRange(1, 3650), default=90, show_default=True, help="How long the URL works.")
 @click.pass_context
 def rotate_url(context: click.Context, domain: str, days: int) -> None:
@@ -404,13 +418,13 @@ def _set_copy_login(loaded: settings.Settings, domain: str, method: str, told: d
         _legacy_of(connection, domain)
         connection.execute(
             "UPDATE bascule.domain SET copy_login = %s, sealed_copy_login = %s WHERE name = %s",
-            (method, sealed, domain.lower()),
+            (method, sealed, domain),
         )
-    click.echo(f"the mailboxes of {domain.lower()} are copied by: {method}")
+    click.echo(f"the mailboxes of {domain} are copied by: {method}")
 
 
 @copy_login.command("user")
-@click.argument("domain")
+@click.argument("domain", type=DOMAIN)
 @click.pass_context
 def copy_login_user(context: click.Context, domain: str) -> None:
     """As each user, with the user's own password; this is how it begins."""
@@ -418,7 +432,7 @@ def copy_login_user(context: click.Context, domain: str) -> None:
 
 
 @copy_login.command("master")
-@click.argument("domain")
+@click.argument("domain", type=DOMAIN)
 @click.argument("name")
 @password_file
 @click.pass_context
@@ -429,7 +443,7 @@ def copy_login_master(context: click.Context, domain: str, name: str, password_f
 
 
 @copy_login.command("xoauth2")
-@click.argument("domain")
+@click.argument("domain", type=DOMAIN)
 @click.option("--token-url", required=True, help="The token endpoint; it must be https.")
 @click.option("--client-id", required=True)
 @click.option("--scope", default="", help="As the provider wants it.")
@@ -460,7 +474,7 @@ def copy_login_xoauth2(
 
 
 @main.command()
-@click.argument("domain", required=False)
+@click.argument("domain", type=DOMAIN, required=False)
 @click.pass_context
 def status(context: click.Context, domain: str | None) -> None:
     """Show the domains, or who of DOMAIN has moved, moves, or is forgotten."""
@@ -489,14 +503,14 @@ def status(context: click.Context, domain: str | None) -> None:
                 "FROM bascule.forgotten WHERE domain = %s ORDER BY 1",
             ),
         ):
-            rows = connection.execute(query.encode(), (domain.lower(),)).fetchall()
+            rows = connection.execute(query.encode(), (domain,)).fetchall()
             click.echo(f"{title}: {len(rows) or 'nobody'}")
             for address, text in rows:
                 click.echo(f"  {address}  {text}")
 
 
 @main.command()
-@click.argument("domain")
+@click.argument("domain", type=DOMAIN)
 @click.option("--force", is_flag=True, help="Close though somebody is forgotten; they are named in the journal.")
 @click.option("--reason", default="", help="Why; required with --force.")
 @click.pass_context
@@ -504,7 +518,7 @@ def close(context: click.Context, domain: str, force: bool, reason: str) -> None
     """End the migration of DOMAIN: no relay any more, passwords erased. Refused while anybody would be forgotten."""
     with connect(_settings(context).dsn(ROLE)) as connection:
         value(connection, "SELECT bascule.close_domain(%s, %s, %s)", domain, force, reason)
-    click.echo(f"{domain.lower()} is closed: the legacy server is no longer used")
+    click.echo(f"{domain} is closed: the legacy server is no longer used")
 
 
 if __name__ == "__main__":

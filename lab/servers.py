@@ -65,6 +65,10 @@ class Postfix:
         if pid.exists():
             run(program("postfix"), "-c", str(self.folder), "stop")
 
+    def reload(self) -> None:
+        """Read the tables anew: the queue manager would go on with the old ones."""
+        run(program("postfix"), "-c", str(self.folder), "reload")
+
     def queue(self) -> list[dict[str, object]]:
         """Every message in the queue, as postqueue -j gives it."""
         listing = run(program("postqueue"), "-c", str(self.folder), "-j")

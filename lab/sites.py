@@ -46,12 +46,21 @@ from bascule.settings import Dovecot as DovecotSettings
 from bascule.settings import Postfix as PostfixSettings
 
 DOMAIN = "lab.test"
+#: bücher.test; its users are named with it.
+IDN_DOMAIN = "xn--bcher-kva.test"
+#: Whose mail the legacy server takes for any recipient, and gives to one.
+CATCH_ALL_DOMAIN = "catchall.test"
 #: The owner of the parts that neither store mail nor touch Postfix's queue.
 SERVICE = 5001
 #: The master user of the legacy Dovecot.
 MASTER = "master"
 
 T = TypeVar("T")
+
+
+def full(name: str) -> str:
+    """The address of a user, who is of DOMAIN if the name does not say another one."""
+    return name if "@" in name else f"{name}@{DOMAIN}"
 
 
 def eventually(what: str, probe: Callable[[], T | None], timeout: float = 60) -> T:
@@ -107,14 +116,22 @@ class LegacySite:
         self.folder.chmod(0o755)
         self.dovecot.create(self._certificate, self.smtp_port)
         self._create_other_logins()
-        self.postfix.create(hostname="legacy.lab.test", domain=DOMAIN, lmtp_socket=self.dovecot.lmtp_socket)
+        self._create_postfix(self.dovecot.lmtp_socket)
         self.set_users(users, aliases)
+
+    def _create_postfix(self, lmtp_socket: Path) -> None:
+        self.postfix.create(hostname="legacy.lab.test", domains=f"{DOMAIN}, {IDN_DOMAIN}", lmtp_socket=lmtp_socket)
+        self.send_back({})
 
     def set_users(self, users: dict[str, str], aliases: dict[str, str]) -> None:
         self.users, self.aliases = dict(users), dict(aliases)
         self._set_passwords()
-        self.postfix.map("mailboxes", {f"{name}@{DOMAIN}": "x" for name in users})
-        self.postfix.map("aliases", {f"{name}@{DOMAIN}": f"{to}@{DOMAIN}" for name, to in aliases.items()})
+        self.postfix.map("mailboxes", {full(name): "x" for name in users})
+        self.postfix.map("aliases", {full(name): full(to) for name, to in aliases.items()})
+
+    def send_back(self, users: dict[str, int]) -> None:
+        """Have the mail of some users forwarded to another SMTP port, unchanged."""
+        self.postfix.map("transport", {full(name): f"smtp:[127.0.0.1]:{port}" for name, port in users.items()})
 
     def _create_other_logins(self) -> None:
         """A master user, and a key that access tokens are signed with."""
@@ -139,7 +156,7 @@ class LegacySite:
         return f"{signed}.{encoded(hmac.digest(self.token_key, signed.encode(), 'sha256'))}"
 
     def _set_passwords(self) -> None:
-        lines = [f"{name}@{DOMAIN}:{{PLAIN}}{password}\n" for name, password in self.users.items()]
+        lines = [f"{full(name)}:{{PLAIN}}{password}\n" for name, password in self.users.items()]
         (self.dovecot.folder / "users").write_text("".join(lines))
 
     def start(self) -> None:
@@ -155,7 +172,7 @@ class LegacySite:
         return self.dovecot.ports
 
     def client(self, name: str, password: str | None = None) -> AbstractContextManager[IMAPClient]:
-        return imap(self.ports.imap, f"{name}@{DOMAIN}", password or self.users[name])
+        return imap(self.ports.imap, full(name), password or self.users[name])
 
 
 class CyrusSite(LegacySite):
@@ -169,7 +186,7 @@ class CyrusSite(LegacySite):
         self.folder.mkdir()
         self.folder.chmod(0o755)
         self.cyrus.create(self._certificate)
-        self.postfix.create(hostname="legacy.lab.test", domain=DOMAIN, lmtp_socket=self.cyrus.lmtp_socket)
+        self._create_postfix(self.cyrus.lmtp_socket)
         self.set_users(users, aliases)
 
     def start(self) -> None:
@@ -303,11 +320,11 @@ class NewSite:
             return cursor.fetchall() if cursor.description else []
 
     def state(self, name: str) -> str | None:
-        rows = self.sql("SELECT state FROM bascule.mailboxes WHERE address = %s", f"{name}@{DOMAIN}")
+        rows = self.sql("SELECT state FROM bascule.mailboxes WHERE address = %s", full(name))
         return str(rows[0][0]) if rows else None
 
     def client(self, name: str, password: str) -> AbstractContextManager[IMAPClient]:
-        return imap(self.dovecot.ports.imap, f"{name}@{DOMAIN}", password)
+        return imap(self.dovecot.ports.imap, full(name), password)
 
 
 class Lab:

@@ -128,9 +128,13 @@ class Routes:
         """For the milter: where mail for a recipient goes now: local, legacy or held."""
         if not self._directory.loaded:
             return _TEMPORARY
-        domain, mailbox = self._find(_Key.parse(key))
+        asked = _Key.parse(key)
+        domain, mailbox = self._find(asked)
         if domain is None:
             return NOT_FOUND
+        if mailbox is None and asked is not None and asked.address is not None:
+            target = self._directory.alias(asked.address)
+            mailbox = None if target is None else self._directory.mailbox(target)
         if mailbox is None:
             return Reply("OK", "legacy")
         return Reply("OK", "local" if mailbox.state == "local" else "held")

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from bascule.lab.mail import Ledger
-from bascule.lab.sites import DOMAIN, Lab, LegacySite, NewSite, eventually
+from bascule.lab.sites import CATCH_ALL_DOMAIN, DOMAIN, IDN_DOMAIN, Lab, LegacySite, NewSite, eventually, full
 
 #: Who is whose is said in the tests.
 NAMES = (
@@ -16,7 +16,9 @@ NAMES = (
     "raced", "expired", "aliased", "faithful", "stayed", "held", "rekeyed", "returned", "unreturned",
     "stranded", "halfway", "undecided", "clientele", "cached", "mastered", "tokened", "limited", "unreadable",
     "kept-in-mdbox", "kept-in-sdbox", "reaped-1", "reaped-2", "reaped-3",
-    "fronted-2.3", "fronted-2.4",
+    "fronted-2.3", "fronted-2.4", "signed-here", "signed-there", "sealed", "circled", "overtaken",
+    "shared-here", "shared-there", "shared-moving", "limited-guesser", "scripted", "relaying-here", "relaying-there",
+    f"buch@{IDN_DOMAIN}",
 )  # fmt: skip
 
 
@@ -24,7 +26,10 @@ NAMES = (
 def lab() -> Iterator[Lab]:
     """Both sites, with the domain active; a first login moves nobody here."""
     with Lab() as running:
-        running.create({name: f"password of {name}" for name in NAMES}, {"alias": "aliased"})
+        running.create(
+            {name: f"password of {name}" for name in NAMES},
+            {"alias": "aliased", f"@{CATCH_ALL_DOMAIN}": "relaying-there"},
+        )
         running.prepare("--no-first-login")
         activated = running.new.cli("activate", DOMAIN)
         assert activated.returncode == 0, activated.stdout
@@ -61,7 +66,7 @@ def request_move(new: NewSite, legacy: LegacySite) -> Request:
     """Ask for a user to be moved, as an administrator."""
 
     def ask(name: str) -> None:
-        done = new.cli("request", f"{name}@{DOMAIN}", "--password-file", "-", stdin=legacy.users[name] + "\n")
+        done = new.cli("request", full(name), "--password-file", "-", stdin=legacy.users[name] + "\n")
         assert done.returncode == 0, done.stdout
 
     return ask

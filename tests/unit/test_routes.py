@@ -91,6 +91,7 @@ def test_aliases(routes: Routes, key: str, reply: str) -> None:
         ("anybody@active.test", "OK legacy"),
         ("here+tag@active.test", "OK local"),
         ("moving@active.test", "OK held"),
+        ("info@active.test", "OK local"),
         ("anybody@elsewhere.test", NOT_FOUND),
     ],
 )
