@@ -139,15 +139,19 @@ def keys_create(public: Path, private: Path) -> None:
 @main.command()
 @click.argument("name")
 @click.argument("lmtp_next_hop")
+@click.option(
+    "--login-host", help="Where Dovecot on other hosts proxies its users to; needed if there are several stores."
+)
 @click.pass_context
-def store(context: click.Context, name: str, lmtp_next_hop: str) -> None:
+def store(context: click.Context, name: str, lmtp_next_hop: str, login_host: str | None) -> None:
     """Tell the Dovecot store NAME, reached by LMTP_NEXT_HOP (unix:private/dovecot-lmtp, inet:host:24)."""
     with connect(_settings(context).dsn(ROLE)) as connection:
         try:
             connection.execute(
-                "INSERT INTO bascule.store (name, lmtp_next_hop) VALUES (%s, %s) "
-                "ON CONFLICT (name) DO UPDATE SET lmtp_next_hop = excluded.lmtp_next_hop",
-                (name, lmtp_next_hop),
+                "INSERT INTO bascule.store (name, lmtp_next_hop, login_host) VALUES (%s, %s, %s) "
+                "ON CONFLICT (name) DO UPDATE SET lmtp_next_hop = excluded.lmtp_next_hop, "
+                "login_host = excluded.login_host",
+                (name, lmtp_next_hop, login_host),
             )
         except psycopg.errors.CheckViolation as error:
             raise BasculeError(f"{lmtp_next_hop!r} is not unix:path or inet:host:port") from error
@@ -326,6 +330,17 @@ def request(context: click.Context, address: str, first_name: str, last_name: st
             last_name,
         )
     click.echo(f"{wanted} will be moved")
+
+
+@main.command()
+@click.argument("address")
+@click.argument("store")
+@click.pass_context
+def place(context: click.Context, address: str, store: str) -> None:
+    """Have the mailbox of ADDRESS kept at STORE, not at its domain's; before it moves."""
+    with connect(_settings(context).dsn(ROLE)) as connection:
+        value(connection, "SELECT bascule.place(%s, %s)", str(_address(address)), store)
+    click.echo(f"{address} will be kept at {store}")
 
 
 @main.command()

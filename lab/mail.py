@@ -208,7 +208,7 @@ def fill_mailbox(legacy: LegacySite, name: str, ledger: Ledger, random: Random, 
         ("\\Draft",),
         ("\\Seen", "$Forwarded", "todo"),
     ]
-    with imap(legacy.ports.imap, f"{name}@{DOMAIN}", legacy.users[name]) as client:
+    with legacy.client(name) as client:
         for folder in folders[1:]:
             client.create_folder(folder)
             client.subscribe_folder(folder)
@@ -223,7 +223,7 @@ def fill_mailbox(legacy: LegacySite, name: str, ledger: Ledger, random: Random, 
 def put_large_message(legacy: LegacySite, name: str, ledger: Ledger, random: Random) -> None:
     """One message of more than 20 MB in the Archive."""
     identity = ledger.give(f"large-{name}@filled.test", name)
-    with imap(legacy.ports.imap, f"{name}@{DOMAIN}", legacy.users[name]) as client:
+    with legacy.client(name) as client:
         client.append("Archive", message(identity, f"{name}@{DOMAIN}", random, size=LARGE), ("\\Seen",))
 
 
@@ -289,7 +289,16 @@ class Traffic:
             raise LabError("traffic from outside was not taken") from self.failure
 
 
-def send(port: int, identity: str, name: str, ledger: Ledger, random: Random, *, recipient: str | None = None) -> None:
+def send(
+    port: int,
+    identity: str,
+    name: str,
+    ledger: Ledger,
+    random: Random,
+    *,
+    recipient: str | None = None,
+    host: str = "127.0.0.1",
+) -> None:
     """Send a message to ``recipient`` (default: the user's address), for the mailbox of ``name``.
 
     A 4xx reply is answered as every mail server answers it, by another attempt.
@@ -302,7 +311,7 @@ def send(port: int, identity: str, name: str, ledger: Ledger, random: Random, *,
     deadline = time.monotonic() + 120
     while True:
         try:
-            with smtplib.SMTP("127.0.0.1", port, timeout=60) as smtp:
+            with smtplib.SMTP(host, port, timeout=60) as smtp:
                 smtp.sendmail("sender@elsewhere.test", [to], body)
                 return
         except (smtplib.SMTPRecipientsRefused, smtplib.SMTPResponseException) as error:

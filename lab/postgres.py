@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psycopg
 
-from bascule.lab.process import LabError, run
+from bascule.lab.process import LOCALHOST, Host, LabError, run
 from bascule.schema import upgrade
 
 
@@ -21,9 +21,12 @@ def _bin(name: str) -> str:
 class Postgres:
     """One cluster. ``dsn(role)`` connects to its database ``bascule``."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: Host = LOCALHOST) -> None:
         self.folder = folder
+        self.host = host
         self._data = folder / "data"
+        #: libpq's connection string, without the role.
+        self.conninfo = f"host={host.address if host.enter else folder} dbname=bascule"
 
     def create(self) -> None:
         """Make the cluster, start it and install the schema."""
@@ -31,7 +34,7 @@ class Postgres:
         shutil.chown(self.folder, "postgres", "postgres")
         self.folder.chmod(0o755)
         # No password on this socket: only this run knows its directory.
-        run(
+        self._run(
             _bin("initdb"),
             "-D",
             str(self._data),
@@ -42,9 +45,10 @@ class Postgres:
             "--no-sync",
             "--encoding=UTF8",
             "--locale=C.UTF-8",
-            user="postgres",
-            cwd=self.folder,
         )
+        if self.host.enter:
+            with (self._data / "pg_hba.conf").open("a") as rules:
+                rules.write("host all all samenet trust\n")
         self.start()
         with psycopg.connect(self.dsn("postgres", database="postgres"), autocommit=True) as connection:
             connection.execute("CREATE DATABASE bascule")
@@ -54,8 +58,9 @@ class Postgres:
         return f"host={self.folder} dbname={database} user={role}"
 
     def start(self) -> None:
-        options = f"-c listen_addresses= -c unix_socket_directories={self.folder} -c max_connections=200"
-        run(
+        listen = self.host.address if self.host.enter else ""
+        options = f"-c listen_addresses={listen} -c unix_socket_directories={self.folder} -c max_connections=200"
+        self._run(
             _bin("pg_ctl"),
             "-D",
             str(self._data),
@@ -65,8 +70,6 @@ class Postgres:
             "-o",
             options,
             "start",
-            user="postgres",
-            cwd=self.folder,
         )
 
     def kill(self) -> None:
@@ -75,7 +78,7 @@ class Postgres:
 
     def stop(self, mode: str = "fast") -> None:
         if (self._data / "postmaster.pid").exists():
-            run(
+            self._run(
                 _bin("pg_ctl"),
                 "-D",
                 str(self._data),
@@ -83,6 +86,7 @@ class Postgres:
                 "-m",
                 mode,
                 "stop",
-                user="postgres",
-                cwd=self.folder,
             )
+
+    def _run(self, *command: str) -> None:
+        run(*self.host.command(*command, user="postgres"), cwd=self.folder)

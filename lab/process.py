@@ -11,11 +11,30 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 #: The owner of all mailboxes in the lab; it has no entry in /etc/passwd, on purpose.
 VMAIL = 5000
 FIRST_PORT = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Where servers run: this machine's loopback, or a network namespace."""
+
+    name: str = "localhost"
+    address: str = "127.0.0.1"
+    #: What comes before a command so that it runs there.
+    enter: tuple[str, ...] = ()
+
+    def command(self, *command: str, user: str | int | None = None, group: str | int | None = None) -> tuple[str, ...]:
+        """``command``, there, as ``user``; to be run by root. What is executed on the way keeps the process's id."""
+        become = () if user is None else ("setpriv", f"--reuid={user}", f"--regid={group or user}", "--clear-groups")
+        return (*self.enter, *become, *command)
+
+
+LOCALHOST = Host()
 
 
 class LabError(Exception):
@@ -50,7 +69,7 @@ def program(name: str, *places: str) -> str:
     return found
 
 
-def run(*command: str, user: str | None = None, cwd: Path | None = None, timeout: float = 60) -> str:
+def run(*command: str, cwd: Path | None = None, timeout: float = 60) -> str:
     """Run a command to its end and give its standard output.
 
     Raises:
@@ -60,9 +79,6 @@ def run(*command: str, user: str | None = None, cwd: Path | None = None, timeout
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         done = subprocess.run(
             command,
-            user=user,
-            group=user,
-            extra_groups=[] if user else None,
             cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -94,8 +110,10 @@ class Daemon:
         uid: int | None = None,
         gid: int | None = None,
         environment: Mapping[str, str] | None = None,
+        host: Host = LOCALHOST,
     ) -> None:
         self.command = list(command)
+        self._host = host
         self._environment = dict(environment or {})
         self.name = name
         self.log = folder / f"{name}.log"
@@ -116,15 +134,12 @@ class Daemon:
             self._notify_path.chmod(0o666)
             notify.settimeout(0.1)
             self._process = subprocess.Popen(
-                self.command,
+                self._host.command(*self.command, user=self._uid, group=self._gid),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
                 env=os.environ | self._environment | {"NOTIFY_SOCKET": str(self._notify_path)},
-                user=self._uid,
-                group=self._gid,
-                extra_groups=None if self._uid is None else [],
             )
             deadline = time.monotonic() + timeout
             while time.monotonic() < deadline:

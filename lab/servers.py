@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bascule.config_templates import environment
-from bascule.lab.process import VMAIL, LabError, free_ports, program, run
+from bascule.lab.process import LOCALHOST, VMAIL, Host, LabError, free_ports, program, run
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
@@ -24,18 +24,19 @@ def write(path: Path, template: str, **variables: object) -> Path:
     return path
 
 
-def _listens(where: int | Path) -> bool:
-    """Whether somebody accepts connections at a port of 127.0.0.1 or a Unix socket."""
+def _listens(address: str, where: int | Path) -> bool:
+    """Whether somebody accepts connections at a port of an address, or a Unix socket."""
     with socket.socket(socket.AF_INET if isinstance(where, int) else socket.AF_UNIX) as probe:
-        return probe.connect_ex(("127.0.0.1", where) if isinstance(where, int) else str(where)) == 0
+        return probe.connect_ex((address, where) if isinstance(where, int) else str(where)) == 0
 
 
 class Postfix:
     """A Postfix with its own configuration, queue and port."""
 
-    def __init__(self, folder: Path, port: int, kind: str) -> None:
+    def __init__(self, folder: Path, port: int, kind: str, host: Host = LOCALHOST) -> None:
         self.folder = folder
         self.port = port
+        self._host = host
         self._kind = kind  # legacy or new: which templates
 
     def create(self, **variables: object) -> None:
@@ -44,11 +45,19 @@ class Postfix:
         for part, owner in (("queue", "root"), ("data", "postfix"), ("log", "root")):
             (self.folder / part).mkdir()
             shutil.chown(self.folder / part, owner)
-        write(self.folder / "main.cf", f"{self._kind}-main.cf.j2", folder=self.folder, **variables)
+        write(
+            self.folder / "main.cf",
+            f"{self._kind}-main.cf.j2",
+            folder=self.folder,
+            address=self._host.address,
+            **variables,
+        )
         write(
             self.folder / "master.cf",
             f"{self._kind}-master.cf.j2" if self._kind == "new" else "postfix-master.cf.j2",
+            address=self._host.address,
             port=self.port,
+            **variables,
         )
 
     def map(self, name: str, entries: dict[str, str]) -> None:
@@ -58,7 +67,7 @@ class Postfix:
         run(program("postmap"), "-c", str(self.folder), f"hash:{path}")
 
     def start(self) -> None:
-        run(program("postfix"), "-c", str(self.folder), "start")
+        run(*self._host.enter, program("postfix"), "-c", str(self.folder), "start")
 
     def stop(self) -> None:
         pid = self.folder / "queue" / "pid" / "master.pid"
@@ -131,16 +140,24 @@ class Tree:
 class Dovecot:
     """A Dovecot with its own configuration, sockets and ports."""
 
-    def __init__(self, folder: Path, kind: str, tree: Tree | None = None) -> None:
+    def __init__(self, folder: Path, kind: str, tree: Tree | None = None, host: Host = LOCALHOST) -> None:
         self.folder = folder
-        self.ports = Ports.free()
+        self.host = host
+        # In a namespace of its own, a server is at the ports where it is looked for.
+        self.ports = Ports(143, 993, 110, 587, 4190) if host.enter else Ports.free()
         self.config = folder / "dovecot.conf"
         self.lmtp_socket = folder / "lmtp"
         self._kind = kind
         self._tree = tree
 
     def create(
-        self, certificate: Certificate, smtp_port: int, *, template: str | None = None, **variables: object
+        self,
+        certificate: Certificate,
+        smtp_port: int,
+        *,
+        smtp_host: str | None = None,
+        template: str | None = None,
+        **variables: object,
     ) -> None:
         self.folder.mkdir()
         self.folder.chmod(0o755)
@@ -151,6 +168,7 @@ class Dovecot:
             template or f"{self._kind}-dovecot.conf.j2",
             name=f"bascule-lab-{self._kind}",
             folder=self.folder,
+            address=self.host.address,
             hostname=f"{self._kind}.lab.test",
             vmail=VMAIL,
             certificate=certificate.chain,
@@ -160,6 +178,7 @@ class Dovecot:
             pop3_port=self.ports.pop3,
             submission_port=self.ports.submission,
             sieve_port=self.ports.sieve,
+            smtp_host=smtp_host or self.host.address,
             smtp_port=smtp_port,
             lmtp_socket=self.lmtp_socket,
             **variables,
@@ -180,7 +199,7 @@ class Dovecot:
         pid.unlink()  # the dead master stays a zombie for as long as init pleases
         doors = (self.ports.imap, self.ports.imaps, self.ports.pop3, self.ports.submission, self.lmtp_socket)
         deadline = time.monotonic() + 30
-        while any(_listens(door) for door in doors):
+        while any(_listens(self.host.address, door) for door in doors):
             if time.monotonic() > deadline:
                 raise LabError("Dovecot's processes outlive their master")
             time.sleep(0.05)
@@ -190,7 +209,8 @@ class Dovecot:
 
     def _run(self, name: str, *arguments: str) -> str:
         options = ("-c", str(self.config), *arguments)
-        return run(program(name), *options) if self._tree is None else run(*self._tree.command(name), *options)
+        command = (program(name),) if self._tree is None else self._tree.command(name)
+        return run(*self.host.enter, *command, *options)
 
     def log(self) -> str:
         path = self.folder / "dovecot.log"

@@ -30,7 +30,7 @@ from bascule.config_templates import render
 from bascule.credential import create_keys
 from bascule.lab.cyrus import Cyrus
 from bascule.lab.postgres import Postgres
-from bascule.lab.process import VMAIL, Daemon, LabError, free_ports
+from bascule.lab.process import LOCALHOST, VMAIL, Daemon, Host, LabError, free_ports
 from bascule.lab.servers import Certificate, Dovecot, Ports, Postfix, write
 from bascule.settings import (
     Authenticator,
@@ -86,9 +86,9 @@ def executable(name: str) -> str:
 
 
 @contextmanager
-def imap(port: int, user: str, password: str, *, ssl: bool = False) -> Iterator[IMAPClient]:
-    """A mail client on 127.0.0.1, logged in."""
-    client = IMAPClient("127.0.0.1", port, ssl=ssl, timeout=30)
+def imap(port: int, user: str, password: str, *, host: str = "127.0.0.1") -> Iterator[IMAPClient]:
+    """A mail client, logged in."""
+    client = IMAPClient(host, port, ssl=False, timeout=30)
     try:
         client.plain_login(user, password)
         yield client
@@ -96,14 +96,26 @@ def imap(port: int, user: str, password: str, *, ssl: bool = False) -> Iterator[
         client.shutdown()
 
 
+def make_certificate(folder: Path, *names: str) -> Certificate:
+    """One for servers of these names, from an authority of this lab's own."""
+    authority = trustme.CA()
+    issued = authority.issue_cert(*names)
+    chain, key, ca = (folder / each for each in ("chain.pem", "key.pem", "ca.pem"))
+    chain.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    issued.private_key_pem.write_to_path(str(key))
+    authority.cert_pem.write_to_path(str(ca))
+    return Certificate(chain, key, ca)
+
+
 class LegacySite:
     """The old mail server: Postfix and Dovecot with plain Maildir++ and a password file."""
 
-    def __init__(self, folder: Path, certificate: Certificate) -> None:
+    def __init__(self, folder: Path, certificate: Certificate, host: Host = LOCALHOST) -> None:
         self.folder = folder
+        self.host = host
         self.smtp_port = free_ports(1)[0]
-        self.postfix = Postfix(folder / "postfix", self.smtp_port, "legacy")
-        self.dovecot = Dovecot(folder / "dovecot", "legacy")
+        self.postfix = Postfix(folder / "postfix", self.smtp_port, "legacy", host)
+        self.dovecot = Dovecot(folder / "dovecot", "legacy", host=host)
         self._certificate = certificate
         self.master_password = secrets.token_hex(8)
         self.token_key = secrets.token_bytes(32)
@@ -172,14 +184,14 @@ class LegacySite:
         return self.dovecot.ports
 
     def client(self, name: str, password: str | None = None) -> AbstractContextManager[IMAPClient]:
-        return imap(self.ports.imap, full(name), password or self.users[name])
+        return imap(self.ports.imap, full(name), password or self.users[name], host=self.host.address)
 
 
 class CyrusSite(LegacySite):
     """An old mail server with Cyrus in Dovecot's place."""
 
-    def __init__(self, folder: Path, certificate: Certificate) -> None:
-        super().__init__(folder, certificate)
+    def __init__(self, folder: Path, certificate: Certificate, host: Host = LOCALHOST) -> None:
+        super().__init__(folder, certificate, host)
         self.cyrus = Cyrus(folder / "cyrus", DOMAIN)
 
     def create(self, users: dict[str, str], aliases: dict[str, str]) -> None:
@@ -210,18 +222,28 @@ class CyrusSite(LegacySite):
 class NewSite:
     """The new server: PostgreSQL, Postfix, Dovecot, and every part of bascule, plugged in by its own templates."""
 
-    def __init__(self, folder: Path, certificate: Certificate) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        certificate: Certificate,
+        *,
+        host: Host = LOCALHOST,
+        node: str = "new.lab.test",
+        store: str = "local",
+        postgres: Postgres | None = None,
+    ) -> None:
         self.folder = folder
+        self.host = host
         self.smtp_port, self.portal_port = free_ports(2)
-        self.postgres = Postgres(folder / "postgres")
-        self.postfix = Postfix(folder / "postfix", self.smtp_port, "new")
-        self.dovecot = Dovecot(folder / "dovecot", "new")
+        self.postgres = postgres or Postgres(folder / "postgres")
+        self.postfix = Postfix(folder / "postfix", self.smtp_port, "new", host)
+        self.dovecot = Dovecot(folder / "dovecot", "new", host=host)
         self.certificate = certificate
         run_folder, etc = folder / "run", folder / "etc"
         self.settings_file = etc / "bascule.toml"
         self.settings = Settings(
-            database=f"host={self.postgres.folder} dbname=bascule",
-            node="new.lab.test",
+            database=self.postgres.conninfo,
+            node=node,
             keys=Keys(public=etc / "seal.pub", private=etc / "seal.key"),
             legacy=Legacy(ca_file=certificate.ca, timeout=10),
             postfix=PostfixSettings(config_directory=self.postfix.folder),
@@ -236,7 +258,7 @@ class NewSite:
                 socket=run_folder / "authenticator", snapshot=folder / "state" / "logins.sqlite"
             ),
             milter=Milter(socket=f"unix:{run_folder}/milter", stamp_key=etc / "stamp.key"),
-            worker=Worker(mail_root=folder / "mail"),
+            worker=Worker(mail_root=folder / "mail", store=store),
             portal=Portal(
                 listen=f"127.0.0.1:{self.portal_port}",
                 public_url=f"http://127.0.0.1:{self.portal_port}",
@@ -256,9 +278,17 @@ class NewSite:
 
     def _daemon(self, name: str, uid: int, gid: int) -> Daemon:
         command = [executable(f"bascule-{name}"), "--settings", str(self.settings_file)]
-        return Daemon(command, folder=self.folder / "log", name=name, uid=uid, gid=gid)
+        return Daemon(command, folder=self.folder / "log", name=name, uid=uid, gid=gid, host=self.host)
 
     def create(self) -> None:
+        self.create_files()
+        self.create_keys()
+        self.postgres.create()
+        self.create_dovecot()
+        self.create_postfix()
+
+    def create_files(self) -> None:
+        """The directories, and the settings."""
         self.folder.mkdir()
         self.folder.chmod(0o755)
         for part, owner in (("run", SERVICE), ("state", SERVICE), ("mail", VMAIL), ("log", 0), ("etc", 0)):
@@ -266,25 +296,32 @@ class NewSite:
             (self.folder / part).chmod(0o755)
             os.chown(self.folder / part, owner, owner)
         self.settings_file.write_text(render("bascule.toml.j2", **self.settings.model_dump()))
+
+    def create_keys(self) -> None:
         create_keys(self.settings.keys.public, self.settings.keys.private)
         os.chown(self.settings.keys.private, VMAIL, VMAIL)
         for key in (self.settings.milter.stamp_key, self.settings.portal.session_key):
             key.write_text(secrets.token_hex(32))
             key.chmod(0o400)
             os.chown(key, SERVICE, SERVICE)
-        self.postgres.create()
+
+    def create_dovecot(self, *, smtp_host: str | None = None, **variables: object) -> None:
+        """``variables`` are for the lab's own templates."""
         values = self.settings.model_dump()
         self.dovecot.create(
             self.certificate,
             self.smtp_port,
+            smtp_host=smtp_host,
             dovecot_sql=self.folder / "etc" / "dovecot-sql.conf.ext",
             python=sys.executable,
             checkpassword=executable("bascule-checkpassword"),
-            **values,
+            **(values | variables),
         )
         sql = self.folder / "etc" / "dovecot-sql.conf.ext"
         sql.write_text(render("dovecot-2.3/sql.conf.ext.j2", vmail_uid=VMAIL, vmail_gid=VMAIL, **values))
-        self.postfix.create(hostname="new.lab.test", **values)
+
+    def create_postfix(self) -> None:
+        self.postfix.create(hostname=self.settings.node, **self.settings.model_dump())
 
     def start(self) -> None:
         for daemon in self.daemons[:-1]:
@@ -324,7 +361,7 @@ class NewSite:
         return str(rows[0][0]) if rows else None
 
     def client(self, name: str, password: str) -> AbstractContextManager[IMAPClient]:
-        return imap(self.dovecot.ports.imap, full(name), password)
+        return imap(self.dovecot.ports.imap, full(name), password, host=self.host.address)
 
 
 class Lab:
@@ -333,19 +370,10 @@ class Lab:
     def __init__(self, legacy: type[LegacySite] = LegacySite) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="bascule-lab-"))
         self.folder.chmod(0o755)
-        authority = trustme.CA()
-        certificate = self._certificate(authority, "localhost")
+        certificate = make_certificate(self.folder, "localhost")
         self.legacy = legacy(self.folder / "legacy", certificate)
         self.new = NewSite(self.folder / "new", certificate)
         self.url = ""  # of the users, once the domain is active
-
-    def _certificate(self, authority: trustme.CA, name: str) -> Certificate:
-        issued = authority.issue_cert(name)
-        chain, key, ca = (self.folder / each for each in ("chain.pem", "key.pem", "ca.pem"))
-        chain.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
-        issued.private_key_pem.write_to_path(str(key))
-        authority.cert_pem.write_to_path(str(ca))
-        return Certificate(chain, key, ca)
 
     def create(self, users: dict[str, str], aliases: dict[str, str]) -> None:
         """Make both sides and start them."""

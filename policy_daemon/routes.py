@@ -19,8 +19,8 @@ from bascule.errors import BadAddress
 BARRIER_DOMAIN = "barrier.bascule.invalid"
 #: The clone of lmtp(8) in master.cf whose next hop defers everything.
 HOLD_TRANSPORT = "bascule-hold"
-#: The clone of lmtp(8) in master.cf that keeps what a store refuses.
-LOCAL_TRANSPORT = "bascule-lmtp"
+#: The clones of lmtp(8) in master.cf that keep what a store refuses, by how the store is reached.
+LOCAL_TRANSPORTS = {"unix": "bascule-lmtp", "inet": "bascule-lmtp-tls"}
 
 NOT_LOADED = "bascule: the routes are not loaded yet"
 
@@ -93,7 +93,8 @@ class Routes:
             return NOT_FOUND
         if mailbox is not None:
             if mailbox.state == "local":
-                return Reply("OK", f"{LOCAL_TRANSPORT}:{mailbox.lmtp_next_hop}")
+                transport = LOCAL_TRANSPORTS[mailbox.lmtp_next_hop.partition(":")[0]]
+                return Reply("OK", f"{transport}:{mailbox.lmtp_next_hop}")
             return Reply("OK", self._hold)
         if domain.mode == "closed":
             return Reply("OK", "error:5.1.1 no such user here")

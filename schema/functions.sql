@@ -115,6 +115,26 @@ END
 $$;
 COMMENT ON FUNCTION assign_alias IS 'Make an address another name of a mailbox: its mail goes where that mailbox is';
 
+CREATE OR REPLACE FUNCTION place(address text, store_name text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    the_domain domain := domain_of(address);
+BEGIN
+    IF NOT EXISTS (SELECT FROM store WHERE name = store_name) THEN
+        RAISE EXCEPTION 'no store % is known', store_name USING ERRCODE = 'BA003', HINT = 'Tell it first: bascule store.';
+    END IF;
+    INSERT INTO mailbox AS box (domain_id, local_part, store)
+    VALUES (the_domain.id, local_part_of(address), store_name)
+    ON CONFLICT (domain_id, local_part) DO UPDATE SET store = excluded.store WHERE box.state = 'legacy';
+    IF NOT FOUND THEN
+        RAISE EXCEPTION '% moves or has moved: it stays at its store', address USING ERRCODE = 'BA002';
+    END IF;
+    INSERT INTO journal (domain, address, event, reason)
+    VALUES (the_domain.name, lower(address), 'placed', 'at ' || store_name);
+END
+$$;
+COMMENT ON FUNCTION place IS 'Have a mailbox kept at another store than its domain''s; before it moves';
+
 CREATE OR REPLACE FUNCTION waive_address(address text, reason text)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 DECLARE

@@ -36,7 +36,7 @@ GRANT INSERT (name, store, imap_host, imap_port, imap_tls, smtp_host, smtp_port,
 GRANT UPDATE (store, imap_host, imap_port, imap_tls, smtp_host, smtp_port, pop3_port, pop3_tls, submission_port,
     submission_tls, sieve_port, sieve_tls, login_form, copy_login, sealed_copy_login, connections,
     connections_per_mailbox, bytes_per_second, first_login_migrates, cutover_budget, sweep_interval) ON domain TO bascule_admin;
-GRANT EXECUTE ON FUNCTION activate_domain, rotate_url, assign_alias, waive_address, retry, give_up, return_mailbox,
+GRANT EXECUTE ON FUNCTION activate_domain, rotate_url, place, assign_alias, waive_address, retry, give_up, return_mailbox,
     cancel_return, waive_messages, close_domain, request_migration TO bascule_admin;
 
 GRANT SELECT ON domain, mailbox, mailbox_folder, straggler, unreadable_message, returned_message, routing_domain

@@ -40,6 +40,8 @@ def directory() -> Directory:
     for number, (address, state) in enumerate(boxes):
         parsed = Address.parse(address)
         made.mailboxes[parsed] = Mailbox(number, parsed, state, 1, "unix:/run/lmtp")
+    afar = Address.parse("afar@active.test")
+    made.mailboxes[afar] = Mailbox(99, afar, "local", 1, "inet:store2.test:24")
     made.aliases[Address.parse("info@active.test")] = Address.parse("here@active.test")
     return made
 

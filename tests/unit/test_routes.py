@@ -29,6 +29,7 @@ NOT_FOUND = "NOTFOUND "
         ("moving+tag@active.test", HELD),
         ("leaving@active.test", HELD),
         ("here@closed.test", LOCAL),
+        ("afar@active.test", "OK bascule-lmtp-tls:inet:store2.test:24"),
         ("anybody@closed.test", "OK error:5.1.1 no such user here"),
         ("somebody@elsewhere.test", NOT_FOUND),
         ("elsewhere.test", NOT_FOUND),
