@@ -10,8 +10,12 @@
 -- fails is an internal failure to Dovecot: a temporary one to the user.
 
 local connect = require "socket.unix"
+local sleep = require "socket".sleep
 
 local TIMEOUT = 60 -- seconds; the authenticator answers sooner by itself
+-- Postfix (3.7 to 3.10) tells a client "wrong password" (535) when Dovecot says that it cannot say now, and the
+-- truth (454) when Dovecot says nothing for ten seconds.
+local SILENCE_FOR_POSTFIX = 12 -- seconds
 
 local function ask(...)
   local payload = table.concat({...}, "\0")
@@ -42,14 +46,18 @@ local RESULTS = {
 }
 
 function auth_password_verify(request, password)
-  local answered, reply = pcall(ask, request.user, password, request.protocol or request.service or "", request.remote_ip or request.rip or "")
+  local service = request.protocol or request.service or ""
+  local answered, reply = pcall(ask, request.user, password, service, request.remote_ip or request.rip or "")
   if not answered then
     dovecot.i_error("bascule: the authenticator does not answer: " .. tostring(reply))
-    return dovecot.auth.PASSDB_RESULT_INTERNAL_FAILURE, "the authenticator does not answer"
+    reply = "temporary"
   end
   local result = reply:match("^[^%z]*")
   if result == "ok" then
     return dovecot.auth.PASSDB_RESULT_OK, fields_of(reply)
+  end
+  if not RESULTS[result] and service == "smtp" then
+    sleep(SILENCE_FOR_POSTFIX)
   end
   return RESULTS[result] or dovecot.auth.PASSDB_RESULT_INTERNAL_FAILURE, result
 end

@@ -312,7 +312,8 @@ class Nodes:
             if name == "cora":
                 self._await_delivery(name, identity)
         self.tell("it is back")
-        (self.postgres.folder / "data" / "postmaster.pid").unlink()
+        for lock in (self.postgres.folder / "data" / "postmaster.pid", *self.postgres.folder.glob(".s.PGSQL*")):
+            lock.unlink()  # as a boot does; another process may have the number of the dead one
         self.postgres.start()
         for name, identity in sent:
             self._await_delivery(name, identity, 180)

@@ -64,34 +64,37 @@ class Postfix:
         """Write a hash: table."""
         path = self.folder / name
         path.write_text("".join(f"{key} {value}\n" for key, value in entries.items()))
-        run(program("postmap"), "-c", str(self.folder), f"hash:{path}")
+        self._run("postmap", f"hash:{path}")
 
     def start(self) -> None:
-        run(*self._host.enter, program("postfix"), "-c", str(self.folder), "start")
+        self._run("postfix", "start")
 
     def stop(self) -> None:
         pid = self.folder / "queue" / "pid" / "master.pid"
         if pid.exists():
-            run(program("postfix"), "-c", str(self.folder), "stop")
+            self._run("postfix", "stop")
 
     def reload(self) -> None:
         """Read the tables anew: the queue manager would go on with the old ones."""
-        run(program("postfix"), "-c", str(self.folder), "reload")
+        self._run("postfix", "reload")
 
     def queue(self) -> list[dict[str, object]]:
         """Every message in the queue, as postqueue -j gives it."""
-        listing = run(program("postqueue"), "-c", str(self.folder), "-j")
+        listing = self._run("postqueue", "-j")
         return [json.loads(line) for line in listing.splitlines()]
 
     def is_empty(self) -> bool:
         return not self.queue()
 
     def flush(self) -> None:
-        run(program("postqueue"), "-c", str(self.folder), "-f")
+        self._run("postqueue", "-f")
 
     def log(self) -> str:
         path = self.folder / "log" / "mail.log"
         return path.read_text(errors="replace") if path.exists() else ""
+
+    def _run(self, name: str, *arguments: str) -> str:
+        return run(*self._host.enter, program(name), "-c", str(self.folder), *arguments)
 
 
 @dataclass(frozen=True, slots=True)

@@ -240,6 +240,7 @@ class NewSite:
         self.dovecot = Dovecot(folder / "dovecot", "new", host=host)
         self.certificate = certificate
         run_folder, etc = folder / "run", folder / "etc"
+        metrics = [f"127.0.0.1:{port}" for port in free_ports(3)]
         self.settings_file = etc / "bascule.toml"
         self.settings = Settings(
             database=self.postgres.conninfo,
@@ -253,11 +254,12 @@ class NewSite:
                 policy=f"unix:{run_folder}/policy",
                 hold=f"unix:{run_folder}/hold",
                 snapshot=folder / "state" / "routes.sqlite",
+                metrics=metrics[0],
             ),
             authenticator=Authenticator(
-                socket=run_folder / "authenticator", snapshot=folder / "state" / "logins.sqlite"
+                socket=run_folder / "authenticator", snapshot=folder / "state" / "logins.sqlite", metrics=metrics[1]
             ),
-            milter=Milter(socket=f"unix:{run_folder}/milter", stamp_key=etc / "stamp.key"),
+            milter=Milter(socket=f"unix:{run_folder}/milter", stamp_key=etc / "stamp.key", metrics=metrics[2]),
             worker=Worker(mail_root=folder / "mail", store=store),
             portal=Portal(
                 listen=f"127.0.0.1:{self.portal_port}",
@@ -285,7 +287,7 @@ class NewSite:
         self.create_keys()
         self.postgres.create()
         self.create_dovecot()
-        self.create_postfix()
+        self.create_postfix(sasl_socket=self.dovecot.folder / "sasl")
 
     def create_files(self) -> None:
         """The directories, and the settings."""
@@ -320,8 +322,9 @@ class NewSite:
         sql = self.folder / "etc" / "dovecot-sql.conf.ext"
         sql.write_text(render("dovecot-2.3/sql.conf.ext.j2", vmail_uid=VMAIL, vmail_gid=VMAIL, **values))
 
-    def create_postfix(self) -> None:
-        self.postfix.create(hostname=self.settings.node, **self.settings.model_dump())
+    def create_postfix(self, **variables: object) -> None:
+        """``variables`` are for the lab's own templates."""
+        self.postfix.create(hostname=self.settings.node, **self.settings.model_dump(), **variables)
 
     def start(self) -> None:
         for daemon in self.daemons[:-1]:
