@@ -146,13 +146,14 @@ class Follower:
         known = self._directory.mailboxes
         mailboxes: dict[Address, Mailbox] = {}
         changed: list[Address] = []
-        async for mailbox in self._mailboxes(connection, domains):
-            before = known.get(mailbox.address)
-            if before is not None and before == mailbox:
-                mailboxes[before.address] = before  # the same object: two loads take no more memory than one
-            else:
-                mailboxes[mailbox.address] = mailbox
-                changed.append(mailbox.address)
+        async for batch in self._mailboxes(connection, domains):
+            for mailbox in batch:
+                before = known.get(mailbox.address)
+                if before is not None and before == mailbox:
+                    mailboxes[before.address] = before  # the same object: two loads take no more memory than one
+                else:
+                    mailboxes[mailbox.address] = mailbox
+                    changed.append(mailbox.address)
         changed += [address for address in known if address not in mailboxes]
         first = not self._directory.loaded
         # Put into force together: no lookup sees a domain without its migrated users.
@@ -184,17 +185,19 @@ class Follower:
         return domains, aliases
 
     @staticmethod
-    async def _mailboxes(connection: AsyncConnection, domains: dict[str, Domain]) -> AsyncIterator[Mailbox]:
+    async def _mailboxes(connection: AsyncConnection, domains: dict[str, Domain]) -> AsyncIterator[list[Mailbox]]:
         """All that are exceptions, a batch at a time, so that lookups go on meanwhile."""
         names = {domain.id: name for name, domain in domains.items()}
-        async with connection.transaction(), connection.cursor("routing_mailbox") as cursor:
+        async with connection.transaction(), connection.cursor("routing_mailbox", binary=True) as cursor:
             await cursor.execute(
-                "SELECT domain_id, local_part, id, state, epoch, lmtp_next_hop FROM bascule.routing_mailbox"
+                "SELECT domain_id, local_part, id, state::text, epoch, lmtp_next_hop FROM bascule.routing_mailbox"
             )
             while rows := await cursor.fetchmany(BATCH):
-                for domain_id, local_part, *rest in rows:
-                    if domain_id in names:
-                        yield _mailbox(Address(local_part, names[domain_id]), *rest)
+                yield [
+                    _mailbox(Address(local_part, names[domain_id]), id_, state, epoch, next_hop)
+                    for domain_id, local_part, id_, state, epoch, next_hop in rows
+                    if domain_id in names
+                ]
 
 
 def _mailbox(address: Address, id_: int, state: str, epoch: int, lmtp_next_hop: str) -> Mailbox:

@@ -74,10 +74,10 @@ def main() -> None:
             peak = memory(lab.new.worker.pid, "VmHWM")
             held = re.findall(r"held_ms=(\d+)", lab.new.worker.log.read_text())[-1]
             passes = re.findall(r"pass done.*?changes=(\d+)", lab.new.worker.log.read_text())
-        print(f"{options.messages} messages in {FOLDERS} folders, {size / 1e6:.0f} MB, {options.round_trip:.0f} ms: ")  # noqa: T201
-        print(f"  moved in {took:.1f} s, passes of {', '.join(passes)} changes")  # noqa: T201
-        print(f"  held {int(held) / 1000:.2f} s")  # noqa: T201
-        print(f"  worker's memory: {idle:.0f} MiB idle, {peak:.0f} MiB at its peak: {peak - idle:.0f} MiB over")  # noqa: T201
+        print(f"{options.messages} messages in {FOLDERS} folders, {size / 1e6:.0f} MB, {options.round_trip:.0f} ms: ")
+        print(f"  moved in {took:.1f} s, passes of {', '.join(passes)} changes")
+        print(f"  held {int(held) / 1000:.2f} s")
+        print(f"  worker's memory: {idle:.0f} MiB idle, {peak:.0f} MiB at its peak: {peak - idle:.0f} MiB over")
 
 
 if __name__ == "__main__":

@@ -30,12 +30,16 @@ Pool = AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a login is to be checked now; the hash and the store only for a user in state local."""
+    """Where a login is to be checked now; the hash only for a user in state local.
+
+    Whether the credential is wanted is not known without the database.
+    """
 
     state: State
     password_hash: str | None = None
     store: str = ""
     store_host: str | None = None
+    wants_credential: bool = True
 
 
 def proxy_fields(domain: Domain, service_name: str, address: Address) -> dict[str, str] | None:
@@ -130,7 +134,7 @@ class Authenticator:
                 if not await self._wait_for_change(deadline):
                     return Reply("temporary")
                 continue
-            reply = await self._check_at_legacy(domain, address, request)
+            reply = await self._check_at_legacy(domain, standing, address, request)
             # The cutover may have begun while the legacy server was asked: then look again.
             if reply.result != "ok" or address not in self._directory.mailboxes:
                 return reply
@@ -141,7 +145,8 @@ class Authenticator:
         with contextlib.suppress(psycopg.Error, PoolTimeout, TimeoutError):
             async with asyncio.timeout(DATABASE_TIMEOUT), self._pool.connection() as connection:
                 cursor = await connection.execute(
-                    "SELECT state, password_hash, store, store_host FROM bascule.login_state(%s)", (str(address),)
+                    "SELECT state, password_hash, store, store_host, wants_credential FROM bascule.login_state(%s)",
+                    (str(address),),
                 )
                 row = await cursor.fetchone()
                 return Standing("legacy") if row is None else Standing(*row)
@@ -178,7 +183,7 @@ class Authenticator:
                 await self._state_changed.wait()
         return True
 
-    async def _check_at_legacy(self, domain: Domain, address: Address, request: Request) -> Reply:
+    async def _check_at_legacy(self, domain: Domain, standing: Standing, address: Address, request: Request) -> Reply:
         fields = proxy_fields(domain, request.service, address)
         if fields is None:
             return Reply("unknown")
@@ -197,7 +202,7 @@ class Authenticator:
         except LegacyUnavailable as error:
             self._log.warning("login cannot be checked now", address=str(address), reason=error.message)
             return Reply("temporary")
-        if await self._record(address, password):
+        if not standing.wants_credential or await self._record(address, password):
             self._attempts.succeeded(address, password, request.source)
         return Reply("ok", fields)
 

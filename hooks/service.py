@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Coroutine
 
 import psycopg
+import uvloop
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
@@ -154,7 +155,7 @@ class Resident:
 
 
 def _run(configuration: settings.Settings) -> None:
-    asyncio.run(Resident(configuration).run())
+    uvloop.run(Resident(configuration).run())
 
 
 main = program.command(PART, "Decide the logins of users who have not moved.", _run)

@@ -6,6 +6,8 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
+import uvloop
+
 from bascule import log, program, settings
 from bascule.address import Address
 from bascule.database import AsyncConnection, connect_async
@@ -52,9 +54,9 @@ class Service:
         watch(self.directory, self.follower)
         metrics.CHANGES_PENDING.set_function(lambda: len(self._changes))
         serve(mine.metrics)
-        listening = [
-            Server(mine.socketmap, servers.socketmap(self.routes)),
-            Server(mine.policy, servers.policy(self.answer)),
+        listening: list[Server | servers.PromptServer] = [
+            servers.PromptServer(mine.socketmap, lambda: servers.Socketmap(self.routes)),
+            servers.PromptServer(mine.policy, lambda: servers.Policy(self.answer)),
             Server(mine.hold, servers.hold),
         ]
         for server in listening:
@@ -150,7 +152,7 @@ class Service:
 
 
 def _run(configuration: settings.Settings) -> None:
-    asyncio.run(Service(configuration).run())
+    uvloop.run(Service(configuration).run())
 
 
 main = program.command(PART, "Answer Postfix's socketmaps and policy requests from memory.", _run)

@@ -378,14 +378,18 @@ COMMENT ON FUNCTION record_login IS
     'A login that the legacy server accepted: a request if the domain''s policy says so, or the new password that a mailbox waits for';
 
 CREATE OR REPLACE FUNCTION login_state(address text)
-RETURNS TABLE (state mailbox_state, password_hash text, store text, store_host text)
+RETURNS TABLE (state mailbox_state, password_hash text, store text, store_host text, wants_credential boolean)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-    SELECT mailbox.state, CASE WHEN mailbox.state = 'local' THEN mailbox.password_hash END, store.name, store.login_host
-      FROM mailbox JOIN domain ON domain.id = mailbox.domain_id JOIN store ON store.name = mailbox.store
-     WHERE domain.name = lower(substring(address FROM '@([^@]+)$')) AND mailbox.local_part = local_part_of(address)
+    SELECT coalesce(mailbox.state, 'legacy'), CASE WHEN mailbox.state = 'local' THEN mailbox.password_hash END,
+           store.name, store.login_host,
+           CASE WHEN mailbox.needs_credential THEN mailbox.state IN ('requested', 'copying')
+                ELSE domain.first_login_migrates AND coalesce(mailbox.state, 'legacy') = 'legacy' END
+      FROM domain LEFT JOIN mailbox ON mailbox.domain_id = domain.id AND mailbox.local_part = local_part_of(address)
+           JOIN store ON store.name = coalesce(mailbox.store, domain.store)
+     WHERE domain.name = lower(substring(address FROM '@([^@]+)$'))
 $$;
 COMMENT ON FUNCTION login_state IS
-    'For the authenticator: where a login is to be checked, and which store has the mailbox. No row: legacy.';
+    'For the authenticator: where a login is to be checked, which store has the mailbox, and whether record_login() has a use for the credential';
 
 CREATE OR REPLACE FUNCTION portal_domain(token text)
 RETURNS SETOF domain LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from bascule import netstring, serving
 from bascule.policy_daemon import servers
@@ -15,12 +16,26 @@ from bascule.policy_daemon.routes import Routes
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[bytes]]
 
 
-def converse(tmp_path: Path, handler: serving.Handler, talk: Talk) -> bytes:
+MakeServer = Callable[[str], serving.Server | servers.PromptServer]
+
+
+def socketmap(routes: Routes) -> MakeServer:
+    return lambda endpoint: servers.PromptServer(endpoint, lambda: servers.Socketmap(routes))
+
+
+def policy(decide: Callable[[dict[str, str]], str]) -> MakeServer:
+    return lambda endpoint: servers.PromptServer(endpoint, lambda: servers.Policy(decide))
+
+
+def streams(handler: serving.Handler) -> MakeServer:
+    return lambda endpoint: serving.Server(endpoint, handler)
+
+
+def converse(tmp_path: Path, make: MakeServer, talk: Talk) -> bytes:
     """Start the server, hold one conversation, stop."""
 
     async def run() -> bytes:
-        endpoint = f"unix:{tmp_path / 'socket'}"
-        server = serving.Server(endpoint, handler)
+        server = make(f"unix:{tmp_path / 'socket'}")
         await server.start()
         reader, writer = await asyncio.open_unix_connection(tmp_path / "socket")
         try:
@@ -30,7 +45,7 @@ def converse(tmp_path: Path, handler: serving.Handler, talk: Talk) -> bytes:
             writer.close()
             await server.stop()
 
-    return asyncio.run(run())
+    return uvloop.run(run())
 
 
 def sending(data: bytes, size: int = 4096) -> Talk:
@@ -63,19 +78,19 @@ SOCKETMAP_REPLIES = b"".join(
 
 @pytest.mark.parametrize("size", [1, 16, 128, 4096])
 def test_socketmap(routes: Routes, tmp_path: Path, size: int) -> None:
-    assert converse(tmp_path, servers.socketmap(routes), sending(SOCKETMAP_REQUESTS, size)) == SOCKETMAP_REPLIES
+    assert converse(tmp_path, socketmap(routes), sending(SOCKETMAP_REQUESTS, size)) == SOCKETMAP_REPLIES
 
 
 @pytest.mark.parametrize(
     "data", [b"100001:", b"GET / HTTP/1.0\r\n\r\n", netstring.encode(b"transport"), b"5:hello;", b"\xff" * 50]
 )
 def test_a_client_that_does_not_speak_socketmap_is_dropped(routes: Routes, tmp_path: Path, data: bytes) -> None:
-    assert converse(tmp_path, servers.socketmap(routes), sending(data)) == b""
+    assert converse(tmp_path, socketmap(routes), sending(data)) == b""
 
 
 def test_keys_that_are_not_text_are_not_found(routes: Routes, tmp_path: Path) -> None:
     request = netstring.encode(b"transport \xff\xfe@elsewhere.test")
-    assert converse(tmp_path, servers.socketmap(routes), sending(request)) == netstring.encode(b"NOTFOUND ")
+    assert converse(tmp_path, socketmap(routes), sending(request)) == netstring.encode(b"NOTFOUND ")
 
 
 REQUEST = b"request=smtpd_access_policy\nprotocol_state=RCPT\nrecipient=%s\n\n"
@@ -88,7 +103,7 @@ def test_policy(routes: Routes, tmp_path: Path, size: int) -> None:
     def answer(attributes: dict[str, str]) -> str:
         return routes.verification(attributes["recipient"])
 
-    replies = converse(tmp_path, servers.policy(answer), sending(data, size))
+    replies = converse(tmp_path, policy(answer), sending(data, size))
     assert replies == b"action=reject_unverified_recipient\n\naction=DUNNO\n\n"
 
 
@@ -97,17 +112,17 @@ def test_a_client_that_does_not_speak_policy_is_dropped(tmp_path: Path, data: by
     def never(_: dict[str, str]) -> str:
         raise AssertionError("must not be asked")
 
-    assert converse(tmp_path, servers.policy(never), sending(data)) == b""
+    assert converse(tmp_path, policy(never), sending(data)) == b""
 
 
 def test_half_a_request_is_given_up(routes: Routes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "REQUEST_TIMEOUT", 0.1)
+    monkeypatch.setattr(servers, "REQUEST_TIMEOUT", 0.1)
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
         writer.write(b"30:transport here")
         return await reader.read()  # ends when the server gives up; the client never does
 
-    assert converse(tmp_path, servers.socketmap(routes), talk) == b""
+    assert converse(tmp_path, socketmap(routes), talk) == b""
 
 
 def test_what_was_asked_is_answered_before_the_end(tmp_path: Path) -> None:
@@ -139,7 +154,7 @@ def test_what_was_asked_is_answered_before_the_end(tmp_path: Path) -> None:
             each.close()
         return answered, await reader.read()
 
-    assert asyncio.run(run()) == (b"HELLO", b"")
+    assert uvloop.run(run()) == (b"HELLO", b"")
 
 
 def test_who_never_stops_asking_does_not_stop_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,8 +167,20 @@ def test_who_never_stops_asking_does_not_stop_the_end(tmp_path: Path, monkeypatc
         await asyncio.sleep(0)
         return b""
 
-    assert converse(tmp_path, never, talk) == b""
+    assert converse(tmp_path, streams(never), talk) == b""
+
+
+def test_a_client_that_does_not_read_is_not_listened_to(routes: Routes, tmp_path: Path) -> None:
+    """Its requests pile up on its own side; when it reads, it gets every reply."""
+    request, count = netstring.encode(b"domains elsewhere.test"), 60_000
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        writer.write(request * count)
+        writer.write_eof()
+        return await reader.read()
+
+    assert converse(tmp_path, socketmap(routes), talk) == netstring.encode(b"NOTFOUND ") * count
 
 
 def test_held_mail_is_always_told_to_come_back(tmp_path: Path) -> None:
-    assert converse(tmp_path, servers.hold, sending(b"")).startswith(b"421 4.2.1 ")
+    assert converse(tmp_path, streams(servers.hold), sending(b"")).startswith(b"421 4.2.1 ")
