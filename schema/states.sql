@@ -50,6 +50,10 @@ BEGIN
         IF NEW.state <> 'legacy' THEN
             RAISE EXCEPTION 'a mailbox begins in state legacy, not %', NEW.state USING ERRCODE = 'BA002';
         END IF;
+        IF NEW.local_part ~ '[\s[:cntrl:]"]' THEN
+            RAISE EXCEPTION '% cannot move: Dovecot takes no such name of a user', NEW.local_part
+                USING ERRCODE = 'BA002', HINT = 'Its mail goes to the legacy server. Waive it, or make it an alias.';
+        END IF;
         RETURN NEW;
     END IF;
     IF NEW.state = OLD.state THEN

@@ -94,7 +94,7 @@ COMMENT ON COLUMN domain.url_token IS 'The secret part of the users'' URL; rotat
 CREATE TABLE mailbox (
     id                 bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     domain_id          bigint NOT NULL REFERENCES domain (id),
-    local_part         text NOT NULL CHECK (local_part <> '' AND local_part = lower(local_part) AND local_part !~ '[\s[:cntrl:]"]'),
+    local_part         text NOT NULL CHECK (local_part <> '' AND local_part = lower(local_part)),
     state              mailbox_state NOT NULL DEFAULT 'legacy',
     epoch              bigint NOT NULL DEFAULT 0,
     store              text NOT NULL REFERENCES store (name),

@@ -258,3 +258,42 @@ def test_a_new_legacy_password_is_taken_for_the_sweeps(owner: Connection) -> Non
     )
     with pytest.raises(psycopg.Error, match="has already moved"):
         owner.execute("SELECT request_migration('alice@lab.test', 'administrator', 'other')")
+
+
+def test_a_mailbox_is_placed_before_it_moves(owner: Connection) -> None:
+    owner.execute("INSERT INTO store VALUES ('second', 'inet:store2.test:24', 'store2.test')")
+    owner.execute("SELECT place('Alice@lab.test', 'second')")
+    owner.execute("SELECT place('alice@lab.test', 'second')")
+    mailbox = value(owner, "SELECT request_migration('alice@lab.test', 'portal', 'sealed')")
+    assert value(owner, "SELECT store FROM mailbox WHERE id = %s", mailbox) == "second"
+    assert value(owner, "SELECT queue_name FROM queue.procrastinate_jobs") == "second"
+    with pytest.raises(psycopg.Error, match="it stays at its store"):
+        owner.execute("SELECT place('alice@lab.test', 'local')")
+    with pytest.raises(psycopg.Error, match="no store nowhere is known"):
+        owner.execute("SELECT place('bob@lab.test', 'nowhere')")
+    assert value(owner, "SELECT count(*) FROM mailbox") == 1
+
+
+@pytest.mark.parametrize("address", ['"john doe"@lab.test', "a b@lab.test", "a\tb@lab.test"])
+def test_a_local_part_that_must_be_quoted_stays(owner: Connection, address: str) -> None:
+    """Dovecot takes no such name of a user."""
+    with pytest.raises(psycopg.Error, match="Dovecot takes no such name of a user"):
+        owner.execute("SELECT request_migration(%s, 'administrator', 'sealed')", (address,))
+
+
+LOGIN_STATE = "SELECT state::text, store, store_host, wants_credential FROM login_state('alice@lab.test')"
+
+
+def test_what_the_authenticator_is_told(owner: Connection) -> None:
+    def told() -> object:
+        return owner.execute(LOGIN_STATE.encode()).fetchall()
+
+    assert told() == [("legacy", "local", None, True)]
+    owner.execute("UPDATE domain SET first_login_migrates = false")
+    assert told() == [("legacy", "local", None, False)]
+    mailbox = value(owner, "SELECT request_migration('alice@lab.test', 'portal', 'sealed')")
+    assert told() == [("requested", "local", None, False)]
+    owner.execute("SELECT begin_copy(%s)", (mailbox,))
+    owner.execute("UPDATE mailbox SET needs_credential = true")
+    assert told() == [("copying", "local", None, True)]
+    assert owner.execute("SELECT * FROM login_state('alice@elsewhere.test')").fetchall() == []

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 import uvloop
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bascule import netstring, serving
+from bascule.directory import Directory
 from bascule.policy_daemon import servers
 from bascule.policy_daemon.routes import Routes
 
@@ -123,6 +126,29 @@ def test_half_a_request_is_given_up(routes: Routes, tmp_path: Path, monkeypatch:
         return await reader.read()  # ends when the server gives up; the client never does
 
     assert converse(tmp_path, socketmap(routes), talk) == b""
+
+
+@given(st.binary(max_size=400), st.integers(min_value=1, max_value=60))
+def test_any_bytes_are_answered_or_refused(data: bytes, size: int) -> None:
+    """Whatever comes, in whatever pieces, neither protocol fails otherwise."""
+    for conversation in (
+        servers.Socketmap(Routes(Directory(), "unix:/run/hold", lambda _: None)),
+        servers.Policy(lambda _: "DUNNO"),
+    ):
+        try:
+            for start in range(0, len(data), size):
+                assert isinstance(conversation.answer(data[start : start + size]), bytes)
+        except serving.BadRequest as error:
+            assert str(error)
+
+
+@given(
+    st.binary(max_size=100).filter(lambda key: b"," not in key), st.sampled_from(["transport", "domains", "aliases"])
+)
+def test_any_key_gets_one_reply(key: bytes, map_name: str) -> None:
+    conversation = servers.Socketmap(Routes(Directory(loaded=True), "unix:/run/hold", lambda _: None))
+    reply = conversation.answer(netstring.encode(map_name.encode() + b" " + key))
+    assert [each.split(b" ")[0] for each in netstring.Parser().feed(reply)] == [b"NOTFOUND"]
 
 
 def test_what_was_asked_is_answered_before_the_end(tmp_path: Path) -> None:

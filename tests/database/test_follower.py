@@ -1,0 +1,204 @@
+"""A directory that follows a real database: loads, changes, a lost connection, and the snapshot."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from bascule import follower
+from bascule.address import Address
+from bascule.database import Connection
+from bascule.directory import Directory, Mailbox
+from bascule.follower import BATCH, Follower
+from bascule.lab.postgres import Postgres
+from bascule.snapshot import Snapshot
+
+Change = tuple[str, str | None, str | None]
+
+
+class Followed:
+    """A follower at work, and what it told."""
+
+    def __init__(self, postgres: Postgres, path: Path) -> None:
+        self.directory = Directory()
+        self.changes: list[Change] = []
+        self.snapshot = Snapshot(path)
+        self._told = asyncio.Event()
+        self.follower = Follower(
+            self.directory,
+            self.snapshot,
+            postgres.dsn("bascule_policy_daemon"),
+            node="mx",
+            part="policy_daemon",
+            on_change=self._changed,
+            on_update=self._told.set,
+        )
+
+    def _changed(self, before: Mailbox | None, after: Mailbox | None) -> None:
+        box = after or before
+        assert box is not None
+        states = [None if each is None else each.state for each in (before, after)]
+        self.changes.append((str(box.address), states[0], states[1]))
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not holds():
+                self._told.clear()
+                await self._told.wait()
+
+
+def follow(postgres: Postgres, path: Path, work: Callable[[Followed], Awaitable[None]]) -> Followed:
+    """Do ``work`` while a follower runs."""
+
+    async def run() -> Followed:
+        followed = Followed(postgres, path)
+        followed.follower.restore()
+        running = asyncio.create_task(followed.follower.run())
+        try:
+            await work(followed)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        return followed
+
+    return asyncio.run(run())
+
+
+def insert(owner: Connection, name: str, state: str) -> None:
+    """A mailbox in a state, whatever way it came there."""
+    owner.execute("SET session_replication_role = replica")
+    owner.execute(
+        "INSERT INTO mailbox (domain_id, local_part, store, state, password_hash, sealed_credential, cutover_deadline) "
+        "SELECT id, %s, 'local', %s::mailbox_state, '{ARGON2ID}x', 'x', "
+        "CASE WHEN %s IN ('cutover', 'returning') THEN now() + interval '1 hour' END FROM domain",
+        (name, state, state),
+    )
+    owner.execute("SET session_replication_role = origin")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "snapshot.sqlite"
+
+
+def test_all_that_are_not_at_legacy_are_loaded(postgres: Postgres, owner: Connection, path: Path) -> None:
+    for name, state in (("a", "legacy"), ("b", "cutover"), ("c", "local"), ("d", "returning")):
+        insert(owner, name, state)
+
+    async def work(followed: Followed) -> None:
+        await followed.until(lambda: followed.directory.loaded)
+
+    followed = follow(postgres, path, work)
+    assert {box.address.local_part: box.state for box in followed.directory.mailboxes.values()} == {
+        "b": "cutover",
+        "c": "local",
+        "d": "returning",
+    }
+    # What is settled needs nothing done; what is on the move does.
+    assert sorted(followed.changes) == [("b@lab.test", None, "cutover"), ("d@lab.test", None, "returning")]
+
+
+def test_more_than_one_batch(postgres: Postgres, owner: Connection, path: Path) -> None:
+    owner.execute("SET session_replication_role = replica")
+    owner.execute(
+        "INSERT INTO mailbox (domain_id, local_part, store, state, password_hash) "
+        "SELECT id, 'user' || number, 'local', 'local', '{ARGON2ID}x' FROM domain, generate_series(1, %s) AS number",
+        (2 * BATCH + 1,),
+    )
+    owner.execute("SET session_replication_role = origin")
+
+    async def work(followed: Followed) -> None:
+        await followed.until(lambda: followed.directory.loaded)
+        await followed.snapshot.saved.wait()
+
+    assert len(follow(postgres, path, work).directory.mailboxes) == 2 * BATCH + 1
+    again = Directory()
+    assert Snapshot(path).restore(again)
+    assert len(again.mailboxes) == 2 * BATCH + 1
+
+
+def test_changes_are_followed(postgres: Postgres, owner: Connection, path: Path) -> None:
+    insert(owner, "a", "cutover")
+
+    async def work(followed: Followed) -> None:
+        await followed.until(lambda: followed.directory.loaded)
+        owner.execute("UPDATE mailbox SET state = 'copying', cutover_deadline = NULL, sealed_credential = 'x'")
+        await followed.until(lambda: not followed.directory.mailboxes)
+        owner.execute("UPDATE mailbox SET state = 'cutover', cutover_deadline = now() + interval '1 hour'")
+        await followed.until(lambda: bool(followed.directory.mailboxes))
+        owner.execute("UPDATE mailbox SET state = 'local', cutover_deadline = NULL")
+        await followed.until(lambda: "local" in [box.state for box in followed.directory.mailboxes.values()])
+        await followed.snapshot.saved.wait()
+
+    assert follow(postgres, path, work).changes == [
+        ("a@lab.test", None, "cutover"),
+        ("a@lab.test", "cutover", None),
+        ("a@lab.test", None, "cutover"),
+        ("a@lab.test", "cutover", "local"),
+    ]
+    again = Directory()
+    assert Snapshot(path).restore(again)
+    assert [box.state for box in again.mailboxes.values()] == ["local"]
+
+
+def test_new_domains_and_aliases_are_known(postgres: Postgres, owner: Connection, path: Path) -> None:
+    insert(owner, "a", "local")
+
+    async def work(followed: Followed) -> None:
+        await followed.until(lambda: followed.directory.loaded)
+        owner.execute(
+            "INSERT INTO domain (name, store, imap_host, imap_port, imap_tls, smtp_host, smtp_port) "
+            "VALUES ('second.test', 'local', 'imap.old.test', 993, 'implicit', 'mx.old.test', 25)"
+        )
+        await followed.until(lambda: "second.test" in followed.directory.domains)
+        owner.execute("SELECT assign_alias('info@lab.test', 'a@lab.test')")
+        await followed.until(lambda: Address("info", "lab.test") in followed.directory.aliases)
+
+    follow(postgres, path, work)
+
+
+def test_what_changed_while_the_connection_was_lost(
+    postgres: Postgres, owner: Connection, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "RECONNECT", 0.2)
+    for name in ("kept", "gone", "changed"):
+        insert(owner, name, "local")
+
+    async def work(followed: Followed) -> None:
+        await followed.until(lambda: followed.directory.loaded)
+        kept = followed.directory.mailboxes[Address("kept", "lab.test")]
+        owner.execute("SET session_replication_role = replica")  # so that nobody is told
+        owner.execute("DELETE FROM mailbox WHERE local_part = 'gone'")
+        owner.execute("UPDATE mailbox SET epoch = 5 WHERE local_part = 'changed'")
+        owner.execute("SET session_replication_role = origin")
+        insert(owner, "new", "local")
+        owner.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'bascule_policy_daemon'")
+        await followed.until(lambda: Address("new", "lab.test") in followed.directory.mailboxes)
+        assert followed.directory.mailboxes[Address("kept", "lab.test")] is kept, "no second copy in memory"
+
+    assert sorted(follow(postgres, path, work).changes) == [
+        ("changed@lab.test", "local", "local"),
+        ("gone@lab.test", "local", None),
+        ("new@lab.test", None, "local"),
+    ]
+
+
+def test_a_start_from_the_snapshot_tells_what_differs(postgres: Postgres, owner: Connection, path: Path) -> None:
+    insert(owner, "a", "local")
+
+    async def load(followed: Followed) -> None:
+        await followed.until(lambda: followed.follower.connected)
+        await followed.snapshot.saved.wait()
+
+    follow(postgres, path, load)
+    insert(owner, "b", "local")
+
+    async def again(followed: Followed) -> None:
+        assert followed.directory.loaded
+        assert len(followed.directory.mailboxes) == 1
+        await followed.until(lambda: len(followed.directory.mailboxes) == 2)
+
+    assert follow(postgres, path, again).changes == [("b@lab.test", None, "local")]
