@@ -26,13 +26,14 @@ $$;
 
 -- Put a task for a mailbox on its store's queue, unless the same task is
 -- already waiting there. Two tasks of one mailbox never run at once (lock).
+-- Somebody waits for a move or a return; nobody waits for a sweep.
 CREATE OR REPLACE FUNCTION enqueue(task text, mailbox_id bigint, store text, at timestamptz DEFAULT NULL)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = queue, pg_temp AS $$
 DECLARE
     key text := 'mailbox:' || mailbox_id;
 BEGIN
     PERFORM procrastinate_defer_jobs_v1(ARRAY[
-        ROW(store, task, 0, key, task || ':' || key, jsonb_build_object('mailbox_id', mailbox_id), at)
+        ROW(store, task, CASE task WHEN 'sweep' THEN 0 ELSE 1 END, key, task || ':' || key, jsonb_build_object('mailbox_id', mailbox_id), at)
     ]::procrastinate_job_to_defer_v1[]);
 EXCEPTION WHEN unique_violation THEN
     -- Already waiting; bring it forward if this call wants it sooner.

@@ -57,7 +57,7 @@ def test_a_mailbox_is_copied_by_a_master_user(
         await_state("mastered")
         insist_on_all(lab, "mastered", ledger)
         eventually("by the master user", lambda: any("master" in line for line in logins(lab, "mastered")) or None)
-    sealed = lab.new.sql("SELECT sealed_copy_login FROM bascule.domain", role="postgres")
+    sealed = lab.new.sql("SELECT sealed_copy_login FROM bascule.domain WHERE name = %s", DOMAIN, role="postgres")
     assert sealed == [(None,)]
 
 
@@ -132,7 +132,7 @@ def test_workers_keep_below_the_sessions_that_they_may_have(
     lab: Lab, ledger: Ledger, random: Random, request_move: Request, await_state: Await
 ) -> None:
     fill_mailbox(lab.legacy, "limited", ledger, random, messages=10)
-    domain = lab.new.sql("SELECT id FROM bascule.domain", role="postgres")[0][0]
+    domain = lab.new.sql("SELECT id FROM bascule.domain WHERE name = %s", DOMAIN, role="postgres")[0][0]
     with psycopg.connect(lab.new.postgres.dsn("bascule_worker"), autocommit=True) as other:
         # Another worker has them all; the limit is 20.
         assert other.execute("SELECT bascule.take_connections(%s, 99)", (domain,)).fetchone() == (20,)

@@ -75,7 +75,7 @@ def test_guessing_ends_soon_and_the_owner_is_not_kept_out(new: NewSite, legacy: 
 
 
 def test_a_right_password_is_not_asked_of_the_legacy_server_twice(new: NewSite, legacy: LegacySite) -> None:
-    user, password = full("cached"), legacy.users["cached"]
+    user, password = full("guessed-once"), legacy.users["guessed-once"]
     path = new.settings.authenticator.socket
     assert ask(path, user, password) == "ok"
     legacy.dovecot.stop()
@@ -203,7 +203,7 @@ def test_postfix_takes_submissions_of_people_on_either_side(
         stop()
         try:
             with pytest.raises(smtplib.SMTPAuthenticationError, match="454"):
-                submit(new, "limited", "never tried before", "never@test", random)
+                submit(new, "guessed-once", "never tried before", "never@test", random)
             submit(new, "scripted", legacy.users["scripted"], "sasl-alone@test", random)
         finally:
             start()
