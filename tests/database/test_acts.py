@@ -302,5 +302,7 @@ def test_what_the_authenticator_is_told(owner: Connection) -> None:
 def test_who_waits_for_a_move_does_not_wait_for_sweeps(owner: Connection) -> None:
     for task in ("sweep", "migrate", "return"):
         owner.execute("SELECT enqueue(%s, 1, 'local')", (task,))
-    priorities = dict(owner.execute("SELECT task_name, priority FROM queue.procrastinate_jobs").fetchall())
+    priorities: dict[str, int] = dict(
+        owner.execute("SELECT task_name, priority FROM queue.procrastinate_jobs").fetchall()
+    )
     assert priorities["sweep"] < priorities["migrate"] == priorities["return"]
