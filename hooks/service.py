@@ -26,6 +26,7 @@ from bascule.hooks.protocol import Reply, Request
 from bascule.legacy import Trust
 from bascule.metrics import serve, watch
 from bascule.serving import Server, read, until_told
+from bascule.shared import Shared
 from bascule.snapshot import Snapshot
 
 PART = "authenticator"
@@ -52,6 +53,7 @@ class Resident:
             on_change=self._changed,
             on_update=lambda: self._start(self._authenticator.state_changed()),
         )
+        self._proxied = Shared(self._list)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -134,16 +136,23 @@ class Resident:
 
     async def _kick(self, address: Address) -> bool:
         """End the proxied sessions of ``address``; whether there were any."""
-        command = ["doveadm", "-c", str(self._settings.dovecot.config_file), "proxy"]
-        listing = await self._doveadm(*command, "list")
-        if not any(line.split()[:1] == [str(address)] for line in listing.splitlines()):
+        if str(address) not in await self._proxied():
             return False
-        await self._doveadm(*command, "kick", str(address))
+        await self._doveadm("kick", str(address))
         return True
 
-    async def _doveadm(self, *command: str) -> str:
+    async def _list(self) -> set[str]:
+        """The users who have proxied sessions."""
+        listing = await self._doveadm("list")
+        return {line.split()[0] for line in listing.splitlines() if line.strip()}
+
+    async def _doveadm(self, *arguments: str) -> str:
         process = await asyncio.create_subprocess_exec(
-            *command,
+            "doveadm",
+            "-c",
+            str(self._settings.dovecot.config_file),
+            "proxy",
+            *arguments,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -14,21 +14,18 @@ import asyncio
 import json
 import os
 import secrets
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
 
 from bascule import log
 from bascule.address import Address
 from bascule.errors import BadAddress, BasculeError
 from bascule.policy_daemon import metrics
 from bascule.policy_daemon.routes import BARRIER_DOMAIN
+from bascule.shared import Shared
 
 BARRIER_TIMEOUT = 10.0  # seconds
 POLL = 0.05  # seconds between looks at the active queue; Postfix offers no event for it
-
-T = TypeVar("T")
 
 
 class QueueError(BasculeError):
@@ -42,31 +39,6 @@ class Queued:
     queue_name: str
     queue_id: str
     recipient: Address
-
-
-class Shared(Generic[T]):
-    """An action whose one run serves all who asked before it began.
-
-    A thousand mailboxes may flip together; one barrier, and one look at the
-    queue, is enough for all of them.
-    """
-
-    def __init__(self, action: Callable[[], Awaitable[T]]) -> None:
-        self._action = action
-        self._running: asyncio.Task[T] | None = None
-        self._next: asyncio.Task[T] | None = None
-
-    async def __call__(self) -> T:
-        """The outcome of a run that began after the call, errors included."""
-        if self._next is None:
-            self._next = asyncio.create_task(self._after(self._running))
-        return await asyncio.shield(self._next)
-
-    async def _after(self, before: asyncio.Task[T] | None) -> T:
-        if before is not None:
-            await asyncio.wait([before])
-        self._running, self._next = self._next, None
-        return await self._action()
 
 
 class PostfixQueue:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import traceback
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from bascule.address import Address
 from bascule.config_templates import render
 from bascule.credential import Password, Sealer, Unsealer, create_keys
 from bascule.errors import BadAddress, BadSettings, CannotUnseal
-from bascule.settings import Settings
+from bascule.settings import Arc, Authenticator, Legacy, Milter, PolicyDaemon, Settings, Worker
 
 
 @pytest.mark.parametrize(
@@ -72,9 +73,27 @@ def test_detail() -> None:
     assert str(Address.parse("alice@x.test").without_detail("+")) == "alice@x.test"
 
 
-def test_the_settings_template_gives_settings(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "written",
+    [
+        Settings(database="host=/run dbname=x", node="mx1"),
+        Settings(
+            legacy=Legacy(ca_file=Path("/etc/ca.pem"), timeout=3.5),
+            policy_daemon=PolicyDaemon(metrics="127.0.0.1:9101"),
+            authenticator=Authenticator(
+                metrics="127.0.0.1:9102", trusted_sources=(ip_network("192.0.2.0/24"), ip_network("2001:db8::/32"))
+            ),
+            milter=Milter(
+                metrics="127.0.0.1:9103",
+                arc=Arc(domain="a.test", selector="s", key=Path("/etc/arc.pem"), authserv_id="mx.a.test"),
+            ),
+            worker=Worker(store="store2", mail_location="mdbox:~/mdbox"),
+        ),
+    ],
+    ids=["mostly defaults", "everything that may be left out"],
+)
+def test_the_settings_template_gives_settings(tmp_path: Path, written: Settings) -> None:
     path = tmp_path / "bascule.toml"
-    written = Settings(database="host=/run dbname=x", node="mx1")
     path.write_text(render("bascule.toml.j2", **written.model_dump()))
     assert settings.load(path) == written
 
