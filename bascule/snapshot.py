@@ -22,6 +22,7 @@ from bascule.errors import BasculeError
 from bascule.legacy import LegacySettings, Service
 
 INTERVAL = 1.0  # seconds between two writes, at least
+RETRY = 30.0  # seconds before what could not be written is tried again
 _VERSION = 1  # of the layout below
 _LAYOUT = f"""
     PRAGMA user_version = {_VERSION};
@@ -80,6 +81,7 @@ class Snapshot:
                     path=str(self._path),
                     reason=str(error),
                 )
+                await asyncio.sleep(RETRY)
             if not self._changed.is_set():
                 self.saved.set()
             await asyncio.sleep(INTERVAL)
@@ -89,6 +91,7 @@ class Snapshot:
         mailboxes: Iterable[tuple[Address, Mailbox | None]],
         others: tuple[list[Domain], list[tuple[Address, Address]]] | None,
     ) -> None:
+        self._path.touch(mode=0o600)  # who has which address is nobody else's business
         with self._open() as database, database:
             if others is not None:
                 domains, aliases = others

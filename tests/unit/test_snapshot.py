@@ -49,6 +49,7 @@ def test_the_last_known_state_comes_back(directory: Directory, path: Path) -> No
     after = restored(path)
     assert after is not None
     assert after.loaded
+    assert path.stat().st_mode & 0o777 == 0o600
     assert (after.domains, after.mailboxes, after.aliases) == (
         directory.domains,
         directory.mailboxes,
@@ -104,7 +105,7 @@ def test_no_snapshot_is_no_error(path: Path) -> None:
 def test_what_cannot_be_written_is_written_later(
     directory: Directory, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(snapshot, "INTERVAL", 0.01)
+    monkeypatch.setattr(snapshot, "RETRY", 0.01)
     folder = path.parent / "not-yet"
 
     async def run() -> None:
