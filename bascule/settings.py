@@ -68,8 +68,6 @@ class Authenticator(_Table):
     cutover_wait: float = Field(default=15, ge=0)
     #: The last known state, for a start while the database is away.
     snapshot: Path = Path("/var/lib/bascule/logins.sqlite")
-    #: Networks whose logins come from many people (webmail, Postfix): no limit for the source.
-    trusted_sources: tuple[IPvAnyNetwork, ...] = (ip_network("127.0.0.0/8"), ip_network("::1"))
     metrics: Listen | None = None
 
 
@@ -119,6 +117,8 @@ class Settings(_Table):
     database: str = "dbname=bascule"
     #: The name under which this host signs its heartbeats.
     node: str = "localhost"
+    #: Networks whose logins and requests come from many people (webmail, an office): no limit for the source.
+    trusted_sources: tuple[IPvAnyNetwork, ...] = (ip_network("127.0.0.0/8"), ip_network("::1"))
     keys: Keys = Keys()
     legacy: Legacy = Legacy()
     postfix: Postfix = Postfix()

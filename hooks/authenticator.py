@@ -13,11 +13,11 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from bascule import log
 from bascule.address import Address
+from bascule.attempts import Attempts
 from bascule.credential import Password, Sealer
 from bascule.directory import Directory, Domain, State
 from bascule.errors import BadAddress, LegacyRefusedLogin, LegacyUnavailable
 from bascule.hooks import metrics
-from bascule.hooks.attempts import Attempts
 from bascule.hooks.legacy_logins import LegacyLogins
 from bascule.hooks.protocol import Reply, Request
 from bascule.legacy import Service

@@ -13,13 +13,13 @@ from psycopg_pool import AsyncConnectionPool
 
 from bascule import log, netstring, program, settings
 from bascule.address import Address
+from bascule.attempts import Attempts
 from bascule.credential import Sealer
 from bascule.database import connect_async
 from bascule.directory import Directory, Mailbox
 from bascule.errors import BasculeError
 from bascule.follower import Follower
 from bascule.hooks import metrics
-from bascule.hooks.attempts import Attempts
 from bascule.hooks.authenticator import DATABASE_TIMEOUT, Authenticator
 from bascule.hooks.legacy_logins import LegacyLogins
 from bascule.hooks.protocol import Reply, Request
@@ -75,7 +75,7 @@ class Resident:
                 pool,
                 sealer=Sealer(self._settings.keys.public),
                 legacy_logins=LegacyLogins(Trust(legacy.ca_file, legacy.timeout)),
-                attempts=Attempts(mine.trusted_sources),
+                attempts=Attempts(self._settings.trusted_sources),
                 store=self._settings.worker.store,
                 cutover_wait=mine.cutover_wait,
             )

@@ -13,10 +13,12 @@ from urllib.request import HTTPCookieProcessor, build_opener
 class Visitor:
     """Opens the page, fills in the form, looks at the progress. Keeps cookies."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, forwarded_for: str = "") -> None:
         self.url = url
         self.status = 0
         self._opener = build_opener(HTTPCookieProcessor(CookieJar()))
+        if forwarded_for:  # as the reverse proxy says it
+            self._opener.addheaders.append(("X-Forwarded-For", forwarded_for))
 
     def open(self, url: str | None = None, form: dict[str, str] | None = None) -> str:
         """The text of the page; its HTTP status is in ``status``."""

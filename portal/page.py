@@ -16,6 +16,7 @@ from flask_wtf.csrf import CSRFError, CSRFProtect
 
 from bascule import legacy, log
 from bascule.address import Address
+from bascule.attempts import Attempts
 from bascule.credential import Password, Sealer
 from bascule.database import connect, value
 from bascule.errors import BadAddress, BasculeError, LegacyRefusedLogin, LegacyUnavailable, Refused
@@ -28,12 +29,18 @@ MAX_FORM = 16 * 1024  # bytes
 MAX_FIELD = 320  # characters
 SHOWN_FIELDS = ("email", "first_name", "last_name")
 
+TOO_MANY = "There were too many wrong passwords. Nothing was changed; please try again in ten minutes."
+
 #: One answer for an address that does not exist and for a wrong password.
 WRONG = "The old mail server does not know this e-mail address with this password. Nothing was changed."
 
 
 class BadForm(BasculeError):
-    """What the user filled in cannot be used; nothing was changed."""
+    """What the user filled in cannot be used; nothing was changed. ``status`` is HTTP's."""
+
+    def __init__(self, message: str, *, status: int = 422) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Requests:
@@ -43,6 +50,7 @@ class Requests:
         self._dsn = configuration.dsn(ROLE)
         self._trust = Trust(configuration.legacy.ca_file, configuration.legacy.timeout)
         self._sealer = Sealer(configuration.keys.public)
+        self._attempts = Attempts(configuration.trusted_sources)
 
     def domain_of(self, token: str) -> LegacySettings:
         """The domain of a URL.
@@ -58,8 +66,8 @@ class Requests:
             raise Refused("this link is not known", code="BA003", hint="unknown")
         return legacy.from_row(*row)
 
-    def make(self, domain: LegacySettings, form: Mapping[str, str]) -> int:
-        """Check what the user filled in and make the request; the mailbox's id.
+    def make(self, domain: LegacySettings, form: Mapping[str, str], source: str) -> int:
+        """Check what the user at the IP address ``source`` filled in and make the request; the mailbox's id.
 
         Raises:
             BadForm: with what to tell the user.
@@ -74,15 +82,7 @@ class Requests:
             raise BadForm(f"Please write your whole e-mail address, like name@{domain.domain}.") from error
         if address.domain != domain.domain:
             raise BadForm(f"This page is for addresses that end in @{domain.domain}.")
-        try:
-            authenticate(domain, self._trust, address, password)
-        except LegacyRefusedLogin as error:
-            raise BadForm(WRONG) from error
-        except LegacyUnavailable as error:
-            log.get().warning("request cannot be checked now", domain=domain.domain, reason=error.message)
-            raise BadForm(
-                "The old mail server does not answer now. Nothing was changed; please try again later."
-            ) from error
+        self._check(domain, address, password, source)
         try:
             with connect(self._dsn) as connection:
                 return int(
@@ -97,6 +97,25 @@ class Requests:
                 )
         except Refused as error:
             raise BadForm(f"Nothing was changed: {error.message}.") from error
+
+    def _check(self, domain: LegacySettings, address: Address, password: Password, source: str) -> None:
+        """Whether the legacy server takes the password; who guesses does not reach it for ever."""
+        if self._attempts.answer(address, password) is False:
+            raise BadForm(WRONG)
+        if reason := self._attempts.barred(address, source):
+            log.get().warning("request not checked", address=str(address), source=source, reason=reason)
+            raise BadForm(TOO_MANY, status=429)
+        try:
+            authenticate(domain, self._trust, address, password)
+        except LegacyRefusedLogin as error:
+            self._attempts.failed(address, password, source)
+            raise BadForm(WRONG) from error
+        except LegacyUnavailable as error:
+            log.get().warning("request cannot be checked now", domain=domain.domain, reason=error.message)
+            raise BadForm(
+                "The old mail server does not answer now. Nothing was changed; please try again later."
+            ) from error
+        self._attempts.succeeded(address, password, source)
 
     def progress(self, mailbox_id: int) -> Mapping[str, object] | None:
         """What the progress page shows, or None if the mailbox is gone."""
@@ -138,11 +157,11 @@ def _add_pages(application: Flask, requests: Requests) -> None:
     def submit(token: str) -> ResponseReturnValue:
         domain = requests.domain_of(token)
         try:
-            session["mailbox"] = requests.make(domain, request.form)
+            session["mailbox"] = requests.make(domain, request.form, request.remote_addr or "")
         except BadForm as error:
             filled = {name: request.form.get(name, "") for name in SHOWN_FIELDS}
             page = render_template("request.html", domain=domain.domain, message=error.message, filled=filled)
-            return page, 422
+            return page, error.status
         return redirect(url_for("progress", token=token), 303)
 
     @application.get("/m/<token>/progress")

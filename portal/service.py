@@ -12,7 +12,17 @@ from bascule.settings import Settings
 
 def _run(configuration: Settings) -> None:
     application = create(configuration, program.read_secret(configuration.portal.session_key, "session key"))
-    server = create_server(application, listen=configuration.portal.listen, threads=8, ident=None)
+    # The reverse proxy is on this host, and says whom it speaks for.
+    server = create_server(
+        application,
+        listen=configuration.portal.listen,
+        threads=8,
+        ident=None,
+        trusted_proxy="127.0.0.1",
+        trusted_proxy_count=1,
+        trusted_proxy_headers={"x-forwarded-for"},
+        clear_untrusted_proxy_headers=True,
+    )
     ready()
     server.run()
 

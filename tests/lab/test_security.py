@@ -15,11 +15,12 @@ from urllib.request import urlopen
 import pytest
 
 from bascule import netstring
+from bascule.attempts import PER_ACCOUNT, PER_SOURCE
 from bascule.config_templates import render
-from bascule.hooks.attempts import PER_ACCOUNT
 from bascule.lab.mail import message
 from bascule.lab.process import Daemon
 from bascule.lab.sites import Lab, LegacySite, NewSite, eventually, full
+from bascule.lab.visitor import Visitor
 from bascule.settings import Settings
 
 pytestmark = pytest.mark.lab
@@ -207,3 +208,29 @@ def test_postfix_takes_submissions_of_people_on_either_side(
             submit(new, "scripted", legacy.users["scripted"], "sasl-alone@test", random)
         finally:
             start()
+
+
+def test_guessing_at_the_page_ends_soon(lab: Lab) -> None:
+    visitor = Visitor(lab.url)
+    said = [
+        (visitor.request(full("guessed-page"), f"guess {number}", "X", "Y"), visitor.status)
+        for number in range(PER_ACCOUNT.amount + 2)
+    ]
+    assert {status for _, status in said[: PER_ACCOUNT.amount]} == {422}
+    assert [status for _, status in said[PER_ACCOUNT.amount :]] == [429, 429]
+    assert "too many wrong passwords" in said[-1][0]
+    visitor.request(full("stayed-at-page"), lab.legacy.users["stayed-at-page"], "X", "Y")
+    assert visitor.status == 200
+
+
+def test_a_source_that_guesses_at_the_page_is_kept_out(lab: Lab) -> None:
+    """By what the reverse proxy says of it, the last hop: what the client itself claims does not count."""
+    guesser = Visitor(lab.url, forwarded_for="198.51.100.99, 192.0.2.77")
+    for number in range(PER_SOURCE.amount):
+        guesser.request(full(f"nobody-{number}"), "guess", "X", "Y")
+        assert guesser.status == 422
+    guesser.request(full("stayed"), "guess", "X", "Y")
+    assert guesser.status == 429
+    other = Visitor(lab.url, forwarded_for="192.0.2.77, 198.51.100.99")
+    other.request(full("stayed"), "another guess", "X", "Y")
+    assert other.status == 422

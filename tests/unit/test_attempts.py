@@ -7,8 +7,8 @@ from ipaddress import ip_network
 import pytest
 
 from bascule.address import Address
+from bascule.attempts import PER_ACCOUNT, PER_SOURCE, Attempts
 from bascule.credential import Password
-from bascule.hooks.attempts import PER_ACCOUNT, PER_SOURCE, Attempts
 
 ALICE, BOB = Address("alice", "a.test"), Address("bob", "a.test")
 RIGHT = Password("right")

@@ -80,9 +80,8 @@ def test_detail() -> None:
         Settings(
             legacy=Legacy(ca_file=Path("/etc/ca.pem"), timeout=3.5),
             policy_daemon=PolicyDaemon(metrics="127.0.0.1:9101"),
-            authenticator=Authenticator(
-                metrics="127.0.0.1:9102", trusted_sources=(ip_network("192.0.2.0/24"), ip_network("2001:db8::/32"))
-            ),
+            trusted_sources=(ip_network("192.0.2.0/24"), ip_network("2001:db8::/32")),
+            authenticator=Authenticator(metrics="127.0.0.1:9102"),
             milter=Milter(
                 metrics="127.0.0.1:9103",
                 arc=Arc(domain="a.test", selector="s", key=Path("/etc/arc.pem"), authserv_id="mx.a.test"),

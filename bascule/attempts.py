@@ -2,11 +2,13 @@
 
 Nothing here can be turned back into a password: pairs of name and password are
 kept as keyed hashes, under a key that exists in this process's memory only.
+Threads may share it.
 """
 
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Sequence
 from hashlib import blake2b
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -38,10 +40,12 @@ class Attempts:
         self._answers: TTLCache[bytes, bool] = TTLCache(MOST, REMEMBERED)
         self._at_home: TTLCache[tuple[Address, str], bool] = TTLCache(MOST, AT_HOME)
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        self._lock = threading.Lock()
 
     def answer(self, address: Address, password: Password) -> bool | None:
         """Whether this was just found right or wrong; None: not asked lately."""
-        return self._answers.get(self._digest(address, password))
+        with self._lock:
+            return self._answers.get(self._digest(address, password))
 
     def barred(self, address: Address, source: str) -> str | None:
         """Why this login is not to be tried now, if so.
@@ -49,22 +53,25 @@ class Attempts:
         An account that others guess at stays open to where its owner logs in from.
         """
         site = self._site(source)
-        if site and not self._limiter.test(PER_SOURCE, site):
-            return f"too many wrong passwords from {site}"
-        if (address, site) not in self._at_home and not self._limiter.test(PER_ACCOUNT, str(address)):
-            return f"too many wrong passwords for {address}"
+        with self._lock:
+            if site and not self._limiter.test(PER_SOURCE, site):
+                return f"too many wrong passwords from {site}"
+            if (address, site) not in self._at_home and not self._limiter.test(PER_ACCOUNT, str(address)):
+                return f"too many wrong passwords for {address}"
         return None
 
     def succeeded(self, address: Address, password: Password, source: str) -> None:
-        self._answers[self._digest(address, password)] = True
-        self._at_home[address, self._site(source)] = True
+        with self._lock:
+            self._answers[self._digest(address, password)] = True
+            self._at_home[address, self._site(source)] = True
 
     def failed(self, address: Address, password: Password, source: str) -> None:
         """Count a wrong password; the same one again is no further guess and is not counted."""
-        self._answers[self._digest(address, password)] = False
-        self._limiter.hit(PER_ACCOUNT, str(address))
-        if site := self._site(source):
-            self._limiter.hit(PER_SOURCE, site)
+        with self._lock:
+            self._answers[self._digest(address, password)] = False
+            self._limiter.hit(PER_ACCOUNT, str(address))
+            if site := self._site(source):
+                self._limiter.hit(PER_SOURCE, site)
 
     def _digest(self, address: Address, password: Password) -> bytes:
         return blake2b(f"{address}\0{password.secret}".encode(), key=self._key, digest_size=32).digest()
