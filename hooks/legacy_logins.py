@@ -41,14 +41,16 @@ class LegacyLogins:
             raise LegacyUnavailable(f"{where} {reason}")
         self._under_way[server] += 1
         loop = asyncio.get_running_loop()
+        answered = True  # also by "no" and by "not now"
         try:
             with metrics.LEGACY_LOGIN.time():
                 await loop.run_in_executor(self._threads, authenticate, legacy, self._trust, address, password)
         except LegacyUnavailable as error:
-            # An answer that says "not now" is an answer.
-            if isinstance(error.__cause__, OSError):
-                self._down.add(server)
+            answered = not isinstance(error.__cause__, OSError)
             raise
         finally:
             self._under_way[server] -= 1
-        self._down.discard(server)
+            if answered:
+                self._down.discard(server)
+            else:
+                self._down.add(server)

@@ -68,6 +68,7 @@ class Guard(Milter.Base):  # type: ignore[misc]  # pymilter has no types
 
     def _reset(self) -> None:
         self._recipients: list[str] = []
+        self._routes: list[Route] = []
         self._stamped: set[str] = set()
         self._message: list[bytes] = []
         self._size = 0

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from bascule import netstring
 from bascule.address import Address
 from bascule.credential import Password
-from bascule.errors import LegacyUnavailable
+from bascule.errors import BasculeError, LegacyBusy, LegacyRefusedLogin, LegacyUnavailable
+from bascule.hooks import legacy_logins
 from bascule.hooks.legacy_logins import AT_ONE_SERVER, LegacyLogins
 from bascule.hooks.protocol import MAX_FIELD, Reply, Request
 from bascule.legacy import LegacySettings, Service, Trust
@@ -162,5 +163,35 @@ def test_a_silent_legacy_server_has_its_share_and_no_more() -> None:
             reasons = sorted(await asyncio.gather(*again))
             assert sum("did not answer lately" in each for each in reasons) == 19
             assert sum("does not answer in time" in each for each in reasons) == 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "answer", [LegacyRefusedLogin("wrong password"), LegacyBusy("come back later", code="LIMIT")], ids=["no", "not now"]
+)
+def test_a_server_that_answers_again_is_not_down_any_more(
+    monkeypatch: pytest.MonkeyPatch, answer: BasculeError
+) -> None:
+    """Whatever it answers: the first who asks need not know the password."""
+    outcomes: list[BasculeError] = []
+
+    def scripted(*_: object) -> None:
+        if outcomes:
+            raise outcomes.pop(0)
+
+    monkeypatch.setattr(legacy_logins, "authenticate", scripted)
+    unreachable = LegacyUnavailable("nothing listens")
+    unreachable.__cause__ = ConnectionRefusedError()
+    outcomes += [unreachable, answer]
+
+    async def run() -> None:
+        logins = LegacyLogins(Trust())
+        for expected in (LegacyUnavailable, type(answer)):
+            with pytest.raises(expected):
+                await logins.check(settings_for(143), Address("alice", "a.test"), Password("x"))
+        await asyncio.gather(
+            *(logins.check(settings_for(143), Address("alice", "a.test"), Password("x")) for _ in range(AT_ONE_SERVER))
+        )
 
     asyncio.run(run())
