@@ -66,6 +66,13 @@ class Network:
     def mend(self, host: Host) -> None:
         run("ip", "link", "set", self._link(host.name), "up")
 
+    def hide(self, host: Host, other: Host) -> None:
+        """Let nothing of what ``host`` sends reach ``other``."""
+        run(*host.command("ip", "route", "add", "blackhole", f"{other.address}/32"))
+
+    def show(self, host: Host, other: Host) -> None:
+        run(*host.command("ip", "route", "del", "blackhole", f"{other.address}/32"))
+
     def kill(self, host: Host) -> None:
         """End every process there at once, as when the power goes."""
         holder = self._holders[host.name].pid

@@ -31,9 +31,9 @@ from bascule.lab.process import Daemon, Host, LabError
 from bascule.lab.servers import Certificate
 from bascule.lab.sites import DOMAIN, LegacySite, NewSite, eventually, full, imap, make_certificate
 
-USERS = {name: f"password of {name}" for name in ("anna", "bert", "cora", "dora")}
+USERS = {name: f"password of {name}" for name in ("anna", "bert", "cora", "dora", "emil")}
 #: Where each is kept, once moved; who is not here stays at the legacy server.
-STORES = {"anna": "store1", "bert": "store2", "dora": "store2"}
+STORES = {"anna": "store1", "bert": "store2", "dora": "store2", "emil": "store1"}
 LMTP_PORT = 24
 SMTP_PORT = 25
 
@@ -151,7 +151,8 @@ class Nodes:
     def run(self) -> None:
         for step in (
             self.activate, self.move_two, self.every_way_in, self.every_way_for_mail, self.lose_an_mx,
-            self.lose_a_store, self.lose_the_database, self.nothing_is_left_in_queues, self.count,
+            self.lose_a_store, self.lose_sight_of_the_database, self.lose_the_database,
+            self.nothing_is_left_in_queues, self.count,
         ):  # fmt: skip
             step()
 
@@ -299,6 +300,34 @@ class Nodes:
                 raise LabError(f"{user} logs in though her store is dead")
         except LoginError as error:
             self._insist("UNAVAILABLE" in str(error), f"not taken for a wrong password: {error}")
+
+    def lose_sight_of_the_database(self) -> None:
+        second = self.mx[1]
+        loads = self._loads(second)
+        self.tell("mx2 cannot reach the database, and takes mail all the same; emil moves without its knowing")
+        self.network.hide(second.host, self.postgres.host)
+        stale = "SELECT 1 FROM bascule.node WHERE name = %s AND heartbeat_at < now() - interval '15 seconds'"
+        eventually("mx2 is silent", lambda: self.admin.sql(stale, second.host.name))
+        self.move("emil")
+        name, identity = self._send("emil", second)
+        eventually("it went to the legacy server, by the old route", lambda: self._is_at_legacy(name, identity))
+        self._await_delivery(name, identity)
+        self.tell("that message was swept; mx2 sees the database again")
+        self.network.show(second.host, self.postgres.host)
+        eventually("mx2 has caught up", lambda: self._loads(second) > loads)
+        name, identity = self._send("emil", second)
+        self._await_delivery(name, identity)
+        self._insist(not self._is_at_legacy(name, identity), "mail for emil goes to his store again")
+
+    @staticmethod
+    def _loads(mx: Mx) -> int:
+        """How often its policy daemon has loaded everything."""
+        return mx.policy_daemon.log.read_text().count("directory loaded")
+
+    def _is_at_legacy(self, name: str, identity: str) -> bool:
+        with self.legacy.client(name) as client:
+            client.select_folder("INBOX", readonly=True)
+            return bool(client.search(["HEADER", "Message-ID", identity]))
 
     def lose_the_database(self) -> None:
         self.tell("the database loses its power: mail is taken, who has not moved logs in and gets mail as before")
