@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import random
 import re
+import signal
 import socket
 import sqlite3
 import statistics
@@ -84,7 +85,7 @@ def ask(path: Path, mailboxes: int, rate: float, seconds: float) -> list[float]:
     ]
     for process in processes:
         process.start()
-    latencies = sorted(latency for _ in processes for latency in results.get())
+    latencies = sorted(latency for _ in processes for latency in results.get(timeout=seconds + 60))
     for process in processes:
         process.join()
     return latencies
@@ -135,6 +136,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=5000, help="lookups a second")
     parser.add_argument("--seconds", type=float, default=20)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended from outside, it ends what it started
     with tempfile.TemporaryDirectory(prefix="bascule-bench-") as name:
         folder = Path(name)
         folder.chmod(0o755)
