@@ -1,5 +1,6 @@
 """Dovecot's logins for users who have not moved.
 
-The logic is in the resident ``authenticator``; what Dovecot starts for each
-login, the script ``bascule-checkpassword``, is a thin client of it.
+The logic is in the resident authenticator (``service``, ``authenticator``); what
+Dovecot runs, the script ``bascule-checkpassword`` or ``passdb.lua``, is a thin
+client of it (``protocol``).
 """
