@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bascule import log, readiness
+from bascule.endpoint import address_of
 
 READ_SIZE = 4096
 IDLE_TIMEOUT = 3600.0  # seconds; longer than Postfix keeps an idle connection
@@ -48,15 +49,13 @@ class Server:
 
     async def start(self) -> None:
         """Listen at ``unix:/path`` or ``inet:host:port``. Who may reach a Unix socket is decided by its directory."""
-        kind, _, rest = self._endpoint.partition(":")
-        if kind == "unix":
-            path = Path(rest)
-            path.unlink(missing_ok=True)  # noqa: ASYNC240 (once, before anybody is served)
-            self._server = await asyncio.start_unix_server(self._serve, path)
-            path.chmod(0o666)  # noqa: ASYNC240 (as above)
-            return
-        host, _, port = rest.rpartition(":")
-        self._server = await asyncio.start_server(self._serve, host, int(port))
+        address = address_of(self._endpoint)
+        if isinstance(address, Path):
+            address.unlink(missing_ok=True)
+            self._server = await asyncio.start_unix_server(self._serve, address)
+            address.chmod(0o666)
+        else:
+            self._server = await asyncio.start_server(self._serve, *address)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

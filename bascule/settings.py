@@ -76,7 +76,7 @@ class Arc(_Table):
 
     domain: str
     selector: str
-    #: RSA or Ed25519, in PEM.
+    #: RSA, in PEM.
     key: Path
     #: The authserv-id (RFC 8601) that the milter before us writes.
     authserv_id: str

@@ -6,10 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Coroutine
 
-import psycopg
 import uvloop
-from psycopg.rows import TupleRow
-from psycopg_pool import AsyncConnectionPool
 
 from bascule import log, netstring, program, settings
 from bascule.address import Address
@@ -20,7 +17,7 @@ from bascule.directory import Directory, Mailbox
 from bascule.errors import BasculeError
 from bascule.follower import Follower
 from bascule.hooks import metrics
-from bascule.hooks.authenticator import DATABASE_TIMEOUT, Authenticator
+from bascule.hooks.authenticator import DATABASE_TIMEOUT, Authenticator, Pool
 from bascule.hooks.legacy_logins import LegacyLogins
 from bascule.hooks.protocol import Reply, Request
 from bascule.legacy import Trust
@@ -62,7 +59,7 @@ class Resident:
         self._follower.restore()
         watch(self._directory, self._follower)
         serve(mine.metrics)
-        async with AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]](
+        async with Pool(
             self._dsn,
             min_size=1,
             max_size=4,

@@ -177,6 +177,12 @@ def identities(folders: dict[str, SeenFolder]) -> Counter[str]:
     return Counter(each.message_id for folder in folders.values() for each in folder.messages.values())
 
 
+def copies(client: IMAPClient, identity: str) -> int:
+    """How many messages with this Message-ID are in the INBOX."""
+    client.select_folder("INBOX", readonly=True)
+    return len(client.search(["HEADER", "Message-ID", identity]))
+
+
 def differences(before: dict[str, SeenFolder], after: dict[str, SeenFolder]) -> list[str]:
     """What a client that knew ``before`` would have to fetch or forget to know ``after``; in words."""
     found = []

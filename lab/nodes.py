@@ -24,7 +24,7 @@ from random import Random
 from imapclient import IMAPClient
 from imapclient.exceptions import LoginError
 
-from bascule.lab.mail import Ledger, fill_mailbox, identities, read_mailbox, send
+from bascule.lab.mail import Ledger, copies, fill_mailbox, identities, read_mailbox, send
 from bascule.lab.network import Network
 from bascule.lab.postgres import Postgres
 from bascule.lab.process import Daemon, Host, LabError
@@ -253,8 +253,7 @@ class Nodes:
         store = STORES.get(name, "store1")
         try:
             with self._client(name, store) as client:
-                client.select_folder("INBOX", readonly=True)
-                return bool(client.search(["HEADER", "Message-ID", identity]))
+                return bool(copies(client, identity))
         except (LoginError, OSError):
             return False
 
@@ -326,8 +325,7 @@ class Nodes:
 
     def _is_at_legacy(self, name: str, identity: str) -> bool:
         with self.legacy.client(name) as client:
-            client.select_folder("INBOX", readonly=True)
-            return bool(client.search(["HEADER", "Message-ID", identity]))
+            return bool(copies(client, identity))
 
     def lose_the_database(self) -> None:
         self.tell("the database loses its power: mail is taken, who has not moved logs in and gets mail as before")

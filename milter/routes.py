@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 
 from bascule import netstring
+from bascule.endpoint import connected
 
 TIMEOUT = 2.0  # seconds; it answers from memory
 
@@ -17,10 +17,7 @@ class Routes:
     """Asks at ``endpoint``, ``unix:/path`` or ``inet:host:port``."""
 
     def __init__(self, endpoint: str) -> None:
-        kind, _, rest = endpoint.partition(":")
-        host, _, port = rest.rpartition(":")
-        self._family = socket.AF_UNIX if kind == "unix" else socket.AF_INET
-        self._address: str | tuple[str, int] = rest if kind == "unix" else (host, int(port))
+        self._endpoint = endpoint
 
     def of(self, recipients: Sequence[str]) -> list[Route]:
         """``local``, ``legacy``, ``held`` or ``unknown`` for each recipient, in order; None if it is not ours."""
@@ -32,9 +29,7 @@ class Routes:
     def _ask(self, recipients: Sequence[str]) -> list[Route]:
         parser = netstring.Parser()
         replies: list[bytes] = []
-        with socket.socket(self._family, socket.SOCK_STREAM) as connection:
-            connection.settimeout(TIMEOUT)
-            connection.connect(self._address)
+        with connected(self._endpoint, TIMEOUT) as connection:
             requests = [f"route {recipient}".encode(errors="surrogateescape") for recipient in recipients]
             connection.sendall(b"".join(netstring.encode(request) for request in requests))
             while len(replies) < len(recipients):

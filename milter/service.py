@@ -6,7 +6,6 @@ This folder has no ``__init__.py``, on purpose: pymilter's C extension is called
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import Milter
 
 from bascule import program
+from bascule.endpoint import address_of, connected
 from bascule.metrics import serve
 from bascule.milter.guard import Guard
 from bascule.milter.routes import Routes
@@ -30,29 +30,29 @@ def _run(configuration: Settings) -> None:
     Guard.key = program.read_secret(mine.stamp_key, "stamp key")
     Guard.routes = Routes(configuration.policy_daemon.socketmap)
     Guard.sealer = None if mine.arc is None else Sealer(mine.arc)
-    kind, _, rest = mine.socket.partition(":")
-    if kind == "unix":
-        Path(rest).unlink(missing_ok=True)
-        address = rest
+    address = address_of(mine.socket)
+    if isinstance(address, Path):
+        address.unlink(missing_ok=True)
+        where = str(address)
     else:
-        host, _, port = rest.rpartition(":")
-        address = f"inet:{port}@{host}"
+        host, port = address
+        where = f"inet:{port}@{host}"
     serve(mine.metrics)
     Milter.factory = Guard
     Milter.set_flags(Milter.ADDHDRS)
     # An error of ours stops no mail, like our absence.
     Milter.set_exception_policy(Milter.CONTINUE)
     threading.Thread(target=_watch, args=(mine.socket,), daemon=True).start()
-    Milter.runmilter("bascule", address, timeout=300)
+    Milter.runmilter("bascule", where, timeout=300)
 
 
 def _watch(endpoint: str) -> None:
     """libmilter opens the socket inside of runmilter and tells nobody: try it until it answers, then now and again."""
     while not _answers(endpoint):
         time.sleep(POLL)
-    kind, _, rest = endpoint.partition(":")
-    if kind == "unix":
-        Path(rest).chmod(0o666)  # who may reach it is decided by its directory
+    address = address_of(endpoint)
+    if isinstance(address, Path):
+        address.chmod(0o666)  # who may reach it is decided by its directory
     ready()
     interval = watchdog_interval()
     while interval is not None:
@@ -62,10 +62,11 @@ def _watch(endpoint: str) -> None:
 
 
 def _answers(endpoint: str) -> bool:
-    kind, _, rest = endpoint.partition(":")
-    host, _, port = rest.rpartition(":")
-    with socket.socket(socket.AF_UNIX if kind == "unix" else socket.AF_INET) as probe:
-        return probe.connect_ex(rest if kind == "unix" else (host, int(port))) == 0
+    try:
+        connected(endpoint).close()
+    except OSError:
+        return False
+    return True
 
 
 main = program.command("milter", "Stamp mail and guard against loops.", _run)

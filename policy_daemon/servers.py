@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from bascule import log, netstring
+from bascule.endpoint import address_of
 from bascule.policy_daemon import metrics
 from bascule.policy_daemon.routes import Routes
 from bascule.serving import IDLE_TIMEOUT, REQUEST_TIMEOUT, BadRequest
@@ -161,15 +162,13 @@ class PromptServer:
         def connected() -> _Client:
             return _Client(self, self._converse())
 
-        kind, _, rest = self.endpoint.partition(":")
-        if kind == "unix":
-            path = Path(rest)
-            path.unlink(missing_ok=True)  # noqa: ASYNC240 (once, before anybody is served)
-            self._server: asyncio.Server = await loop.create_unix_server(connected, path)
-            path.chmod(0o666)  # noqa: ASYNC240 (as above)
+        address = address_of(self.endpoint)
+        if isinstance(address, Path):
+            address.unlink(missing_ok=True)
+            self._server: asyncio.Server = await loop.create_unix_server(connected, address)
+            address.chmod(0o666)
         else:
-            host, _, port = rest.rpartition(":")
-            self._server = await loop.create_server(connected, host, int(port))
+            self._server = await loop.create_server(connected, *address)
         self._watching = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 from imapclient.exceptions import LoginError
 
 from bascule.lab.ghost import ghost
-from bascule.lab.mail import message
+from bascule.lab.mail import copies, message
 from bascule.lab.sites import (
     CATCH_ALL_DOMAIN,
     DOMAIN,
@@ -31,8 +31,7 @@ Await = Callable[..., None]
 
 def count(site: LegacySite | NewSite, name: str, password: str, identity: str) -> int:
     with site.client(name, password) as client:
-        client.select_folder("INBOX", readonly=True)
-        return len(client.search(["HEADER", "Message-ID", identity]))
+        return copies(client, identity)
 
 
 def arrived(site: LegacySite | NewSite, name: str, password: str, identity: str) -> bool:

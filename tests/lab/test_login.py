@@ -10,7 +10,7 @@ from random import Random
 import pytest
 from imapclient.exceptions import LoginError
 
-from bascule.lab.mail import Ledger, send, submit
+from bascule.lab.mail import Ledger, copies, send, submit
 from bascule.lab.process import LabError
 from bascule.lab.sites import DOMAIN, Lab, LegacySite, NewSite, eventually, imap
 
@@ -23,8 +23,7 @@ Await = Callable[..., None]
 def received(site: LegacySite | NewSite, name: str, password: str, identity: str) -> int:
     """How many messages with this Message-ID are in the user's INBOX."""
     with site.client(name, password) as client:
-        client.select_folder("INBOX", readonly=True)
-        return len(client.search(["HEADER", "Message-ID", identity]))
+        return copies(client, identity)
 
 
 def test_imap_pop3_and_submission_are_proxied(new: NewSite, legacy: LegacySite, ledger: Ledger, random: Random) -> None:

@@ -19,6 +19,7 @@ from bascule.lab.mail import (
     Count,
     Ledger,
     Traffic,
+    copies,
     delivered_files,
     differences,
     fill_mailbox,
@@ -181,8 +182,7 @@ def test_a_worker_killed_in_the_cutover_holds_nobodys_mail(
 
 def _at(site: LegacySite | NewSite, name: str, password: str, identity: str) -> bool:
     with site.client(name, password) as client:
-        client.select_folder("INBOX", readonly=True)
-        return bool(client.search(["HEADER", "Message-ID", identity]))
+        return bool(copies(client, identity))
 
 
 def test_a_login_in_the_cutover_waits_for_the_flip(
