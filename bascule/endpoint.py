@@ -1,4 +1,4 @@
-"""``unix:/path`` and ``inet:host:port``, as Postfix writes them, for those who listen there and those who ask."""
+"""Where somebody listens: ``unix:/path`` and ``inet:host:port``, as Postfix writes them, or ``host:port``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ def address_of(endpoint: str) -> Path | tuple[str, int]:
     kind, _, rest = endpoint.partition(":")
     if kind == "unix":
         return Path(rest)
-    host, _, port = rest.rpartition(":")
+    return host_and_port(rest)
+
+
+def host_and_port(listen: str) -> tuple[str, int]:
+    """The two parts of ``host:port``."""
+    host, _, port = listen.rpartition(":")
     return host, int(port)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import Gauge, start_http_server
 
 from bascule.directory import Directory
+from bascule.endpoint import host_and_port
 from bascule.follower import Follower
 
 _CONNECTED = Gauge("bascule_database_connected", "Whether the directory is known to be what the database says")
@@ -14,8 +15,8 @@ _MAILBOXES = Gauge("bascule_directory_mailboxes", "Mailboxes that are not at the
 def serve(listen: str | None) -> None:
     """Answer at ``host:port``; None: nobody asks."""
     if listen is not None:
-        host, _, port = listen.rpartition(":")
-        start_http_server(int(port), host)
+        host, port = host_and_port(listen)
+        start_http_server(port, host)
 
 
 def watch(directory: Directory, follower: Follower) -> None:

@@ -45,11 +45,15 @@ class Legacy(_Table):
 
 class Postfix(_Table):
     config_directory: Path = Path("/etc/postfix")
+    #: Where the Postfix of an MX takes mail: for messages to users, and for ``bascule check``.
+    smtp: Listen = "127.0.0.1:25"
 
 
 class Dovecot(_Table):
     config_file: Path = Path("/etc/dovecot/dovecot.conf")
     recipient_delimiter: str = Field(default="+", min_length=1, max_length=1)
+    #: Where this Dovecot takes logins without TLS from this host: for ``bascule check``.
+    imap: Listen = "127.0.0.1:143"
 
 
 class PolicyDaemon(_Table):
@@ -101,6 +105,7 @@ class Worker(_Table):
     )
     #: Mailboxes that are copied at the same time.
     concurrency: int = Field(default=4, ge=1)
+    metrics: Listen | None = None
 
 
 class Portal(_Table):
@@ -108,6 +113,30 @@ class Portal(_Table):
     #: What users see before /m/<token>.
     public_url: str = "https://localhost"
     session_key: Path = Path("/etc/bascule/session.key")
+    #: An SVG or PNG image that stands above the page.
+    logo: Path | None = None
+    metrics: Listen | None = None
+
+
+class Users(_Table):
+    """What users are told, on the page and in messages."""
+
+    #: Who speaks to them.
+    organisation: str = ""
+    #: Whom they may ask: a telephone number, an address.
+    contact: str = ""
+    #: What they must tell their mail programs; TLS is implicit at 993, 995 and 465, else STARTTLS.
+    imap: Listen | None = None
+    pop3: Listen | None = None
+    submission: Listen | None = None
+    #: Templates of the operator's own; see ``config_templates/messages``.
+    templates: Path | None = None
+
+
+class Dns(_Table):
+    """Whom ``bascule check`` asks besides the system's own resolver: the world does not see what we see."""
+
+    resolvers: tuple[str, ...] = ("1.1.1.1", "8.8.8.8", "9.9.9.9")
 
 
 class Settings(_Table):
@@ -128,6 +157,8 @@ class Settings(_Table):
     milter: Milter = Milter()
     worker: Worker = Worker()
     portal: Portal = Portal()
+    users: Users = Users()
+    dns: Dns = Dns()
 
     def dsn(self, role: str) -> str:
         """The connection string for one of the roles of ``schema/roles.sql``."""

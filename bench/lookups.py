@@ -48,8 +48,10 @@ def fill(postgres: Postgres, mailboxes: int) -> None:
         )
         connection.execute("SET session_replication_role = replica")  # no journal of a million moves
         connection.execute(
-            "INSERT INTO mailbox (domain_id, local_part, store, state, password_hash) SELECT domain.id, "
-            "'first.last-' || number, 'local', 'local', '{ARGON2ID}x' FROM domain, generate_series(1, %s) AS number",
+            "INSERT INTO mailbox (domain_id, local_part, full_address, store, state, password_hash) SELECT domain.id, "
+            "'first.last-' || number, "
+            "'first.last-' || number || '@bench.test', 'local', 'local', '{ARGON2ID}x' "
+            "FROM domain, generate_series(1, %s) AS number",
             (mailboxes,),
         )
         connection.execute("ANALYZE mailbox")

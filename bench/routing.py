@@ -43,8 +43,8 @@ def fill(lab: Lab, sink: str, mailboxes: int) -> None:
         connection.execute("INSERT INTO store VALUES ('sink', %s)", (sink,))
         connection.execute("SET session_replication_role = replica")
         connection.execute(
-            "INSERT INTO mailbox (domain_id, local_part, store, state, password_hash) "
-            "SELECT domain.id, number || 'user', 'sink', 'local', '{ARGON2ID}x' "
+            "INSERT INTO mailbox (domain_id, local_part, full_address, store, state, password_hash) "
+            "SELECT domain.id, number || 'user', number || 'user@lab.test', 'sink', 'local', '{ARGON2ID}x' "
             "FROM domain, generate_series(0, %s) AS number",
             (mailboxes,),
         )

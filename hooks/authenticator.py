@@ -117,7 +117,8 @@ class Authenticator:
         if not self._directory.loaded:
             return Reply("temporary")
         domain = self._directory.domains.get(address.domain)
-        if domain is None or domain.mode != "active":
+        # Before the activation users come to the legacy server this way, too; afterwards it is not asked any more.
+        if domain is None or domain.mode == "closed":
             return Reply("unknown")
         reply = await self._decide(domain, address, request)
         if reply.result == "ok" and request.user != str(address):

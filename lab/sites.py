@@ -29,17 +29,20 @@ from psycopg.rows import TupleRow
 from bascule.config_templates import render
 from bascule.credential import create_keys
 from bascule.lab.cyrus import Cyrus
+from bascule.lab.dns import NameServer
 from bascule.lab.postgres import Postgres
 from bascule.lab.process import LOCALHOST, VMAIL, Daemon, Host, LabError, free_ports
 from bascule.lab.servers import Certificate, Dovecot, Ports, Postfix, write
 from bascule.settings import (
     Authenticator,
+    Dns,
     Keys,
     Legacy,
     Milter,
     PolicyDaemon,
     Portal,
     Settings,
+    Users,
     Worker,
 )
 from bascule.settings import Dovecot as DovecotSettings
@@ -240,15 +243,16 @@ class NewSite:
         self.dovecot = Dovecot(folder / "dovecot", "new", host=host)
         self.certificate = certificate
         run_folder, etc = folder / "run", folder / "etc"
-        metrics = [f"127.0.0.1:{port}" for port in free_ports(3)]
+        metrics = [f"127.0.0.1:{port}" for port in free_ports(5)]
+        self.dns = NameServer(folder / "dns")
         self.settings_file = etc / "bascule.toml"
         self.settings = Settings(
             database=self.postgres.conninfo,
             node=node,
             keys=Keys(public=etc / "seal.pub", private=etc / "seal.key"),
             legacy=Legacy(ca_file=certificate.ca, timeout=10),
-            postfix=PostfixSettings(config_directory=self.postfix.folder),
-            dovecot=DovecotSettings(config_file=self.dovecot.config),
+            postfix=PostfixSettings(config_directory=self.postfix.folder, smtp=f"{host.address}:{self.smtp_port}"),
+            dovecot=DovecotSettings(config_file=self.dovecot.config, imap=f"{host.address}:{self.dovecot.ports.imap}"),
             policy_daemon=PolicyDaemon(
                 socketmap=f"unix:{run_folder}/socketmap",
                 policy=f"unix:{run_folder}/policy",
@@ -260,12 +264,20 @@ class NewSite:
                 socket=run_folder / "authenticator", snapshot=folder / "state" / "logins.sqlite", metrics=metrics[1]
             ),
             milter=Milter(socket=f"unix:{run_folder}/milter", stamp_key=etc / "stamp.key", metrics=metrics[2]),
-            worker=Worker(mail_root=folder / "mail", store=store),
+            worker=Worker(mail_root=folder / "mail", store=store, metrics=metrics[3]),
             portal=Portal(
                 listen=f"127.0.0.1:{self.portal_port}",
                 public_url=f"http://127.0.0.1:{self.portal_port}",
                 session_key=etc / "session.key",
+                metrics=metrics[4],
             ),
+            users=Users(
+                organisation="Lab of Example",
+                contact="Help desk, telephone 4711",
+                imap=f"{node}:993",
+                submission=f"{node}:587",
+            ),
+            dns=Dns(resolvers=(self.dns.name,)),
         )
         postdrop = grp.getgrnam("postdrop").gr_gid
         self.policy_daemon = self._daemon("policy-daemon", SERVICE, postdrop)
@@ -326,6 +338,15 @@ class NewSite:
         """``variables`` are for the lab's own templates."""
         self.postfix.create(hostname=self.settings.node, **self.settings.model_dump(), **variables)
 
+    def start_dns(self, *, mx: str | None = None, ttl: int = 300) -> None:
+        """What the world sees of DOMAIN: its MX, by default here, and that we may send for it."""
+        self.dns.start(
+            mx={DOMAIN: mx or self.settings.node},
+            spf={DOMAIN: "v=spf1 ip4:127.0.0.0/8 -all"},
+            hosts={self.settings.node: self.host.address, "legacy.lab.test": "127.0.0.2"},
+            ttl=ttl,
+        )
+
     def start(self) -> None:
         for daemon in self.daemons[:-1]:
             daemon.start()
@@ -337,6 +358,7 @@ class NewSite:
         """Stop all; the first failure is raised after everything was tried."""
         with ExitStack() as stack:
             stack.callback(self.postgres.stop, "immediate")
+            stack.callback(self.dns.stop)
             for daemon in self.daemons:
                 stack.callback(daemon.stop)
             stack.callback(self.dovecot.stop)
@@ -415,6 +437,9 @@ class Lab:
                 "starttls",
                 "--sweep-interval",
                 "2 seconds",
+                "--quiet-period",
+                "3 seconds",
+                "--no-messages",
                 *options,
             ),
         ):

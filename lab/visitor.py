@@ -16,6 +16,8 @@ class Visitor:
     def __init__(self, url: str, *, forwarded_for: str = "") -> None:
         self.url = url
         self.status = 0
+        #: What the page says is wrong, if it does.
+        self.problem = ""
         self._opener = build_opener(HTTPCookieProcessor(CookieJar()))
         if forwarded_for:  # as the reverse proxy says it
             self._opener.addheaders.append(("X-Forwarded-For", forwarded_for))
@@ -26,10 +28,13 @@ class Visitor:
         try:
             with self._opener.open(url or self.url, data, timeout=60) as answer:
                 self.status = answer.status
-                return str(answer.read().decode())
+                page = str(answer.read().decode())
         except HTTPError as error:
             self.status = error.code
-            return error.read().decode()
+            page = error.read().decode()
+        problem = re.search(r'<p class="problem"[^>]*>(.*?)</p>', page, re.DOTALL)
+        self.problem = plain(problem[1]) if problem else ""
+        return page
 
     def request(self, email: str, password: str, last_name: str, first_name: str) -> str:
         """Fill in the form as a user does; what the page says then, as plain text."""

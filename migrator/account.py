@@ -16,6 +16,7 @@ from bascule.credential import Password, Unsealer
 from bascule.database import Connection
 from bascule.directory import Mode, State
 from bascule.errors import BasculeError
+from bascule.language import Language
 from bascule.legacy import CopyLogin, LegacySettings
 
 
@@ -50,6 +51,12 @@ class Account:
     return_requested: bool
     migrated_at: datetime | None
     last_message_at: datetime | None
+    paused: bool
+    language: Language
+    #: Whether the welcome is still to be written.
+    to_be_welcomed: bool
+    #: The secret part of the users' URL, while the domain is active.
+    url_token: str | None
 
     def password(self, unsealer: Unsealer) -> Password:
         """
@@ -69,6 +76,8 @@ def load(connection: Connection, mailbox_id: int) -> Account | None:
         f"mailbox.epoch, domain.mode, mailbox.sealed_credential, domain.id, domain.connections, "
         f"domain.connections_per_mailbox, domain.bytes_per_second, domain.copy_login, domain.sealed_copy_login, "
         f"mailbox.return_requested_at IS NOT NULL, mailbox.migrated_at, mailbox.last_message_at, "
+        f"mailbox.paused_at IS NOT NULL OR domain.paused_at IS NOT NULL, coalesce(mailbox.language, domain.language), "
+        f"domain.writes_to_users AND mailbox.welcomed_at IS NULL, domain.url_token, "
         f"{columns} FROM bascule.mailbox "
         f"JOIN bascule.domain ON domain.id = mailbox.domain_id WHERE mailbox.id = %s".encode(),
         (mailbox_id,),
@@ -76,7 +85,8 @@ def load(connection: Connection, mailbox_id: int) -> Account | None:
     if row is None:
         return None
     local_part, home, state, epoch, mode, sealed, domain_id, connections, per_mailbox, rate, *rest = row
-    copy_login, sealed_copy_login, return_requested, migrated_at, last_message_at, *settings = rest
+    copy_login, sealed_copy_login, return_requested, migrated_at, last_message_at, *rest = rest
+    paused, language, to_be_welcomed, url_token, *settings = rest
     return Account(
         mailbox_id,
         Address(local_part, settings[0]),
@@ -93,6 +103,10 @@ def load(connection: Connection, mailbox_id: int) -> Account | None:
         return_requested,
         migrated_at,
         last_message_at,
+        paused,
+        language,
+        to_be_welcomed,
+        url_token,
     )
 
 

@@ -15,6 +15,7 @@ from bascule.credential import Password, Unsealer
 from bascule.database import Connection, translated, value
 from bascule.errors import BasculeError
 from bascule.legacy import Trust, authenticate
+from bascule.migrator import metrics
 from bascule.migrator.account import Account, waived_of
 from bascule.migrator.copying import Copy, Pass, Progress
 from bascule.migrator.pop3 import uidls
@@ -32,6 +33,10 @@ FINAL_PASSES = 3  # tries to find both sides equal, for a client may still be at
 
 class NotAcknowledged(BasculeError):
     """A live node has not put the cutover into force in time; the cutover is undone."""
+
+
+class Paused(BasculeError):
+    """An administrator has paused the mailbox or its domain; what was copied is kept."""
 
 
 class MessagesUnreadable(BasculeError):
@@ -98,7 +103,10 @@ def migrate(
         except BaseException as error:
             undo(connection, "SELECT bascule.undo_cutover(%s, %s)", account.id, error)
             raise
-        logger.info("flipped", changes=final.changes, held_ms=round((time.monotonic() - began) * 1000))
+        held = time.monotonic() - began
+        metrics.FLIPS.inc()
+        metrics.HELD.observe(held)
+        logger.info("flipped", changes=final.changes, held_ms=round(held * 1000))
         copy.forget()
         storage.hand_over(home)
 
@@ -189,16 +197,25 @@ def await_acknowledgements(connection: Connection, mailbox_id: int, epoch: int) 
 
 def _reporter(connection: Connection, mailbox_id: int) -> Callable[[Progress], None]:
     last = 0.0
+    counted = 0
 
     def report(progress: Progress) -> None:
-        nonlocal last
+        nonlocal last, counted
         now = time.monotonic()
         if progress.copied < progress.total and now - last < PROGRESS_INTERVAL:
             return
         last = now
-        connection.execute(
+        metrics.COPIED.inc(max(progress.bytes - counted, 0))
+        counted = progress.bytes  # each pass counts from nothing
+        goes_on = value(
+            connection,
             "SELECT bascule.report_progress(%s, %s, %s, %s)",
-            (mailbox_id, progress.copied, progress.total, progress.bytes),
+            mailbox_id,
+            progress.copied,
+            progress.total,
+            progress.bytes,
         )
+        if goes_on is False:
+            raise Paused("paused by an administrator")
 
     return report

@@ -29,11 +29,12 @@ from bascule.legacy import Trust
 from bascule.migrator.account import Account, flipped_folders, waived_of
 from bascule.migrator.cutover import MAX_PASSES, SMALL_PASS, await_acknowledgements, undo
 from bascule.migrator.imap import PIECE
+from bascule.migrator.letters import message_id
 from bascule.migrator.local import Local, LocalUnavailable
 from bascule.migrator.sessions import Sessions
 from bascule.migrator.source import Batch, Message, Source, Wanted
 from bascule.migrator.storage import Storage, digest_of, straggler_name
-from bascule.migrator.sweep import UidvalidityChanged, last_message_id
+from bascule.migrator.sweep import UidvalidityChanged
 from bascule.migrator.target import Target
 
 FINAL_PASSES = 4  # the last of them must find nothing to do
@@ -261,7 +262,7 @@ class _Folder:
             changes += len(uids)
         ours = self._ours
         if self._name.upper() == "INBOX":
-            ours = ours | self._there.with_message_id(last_message_id(self._account), self._first_new)
+            ours = ours | self._there.with_message_id(message_id("last", self._account), self._first_new)
         gone = (ours & self._present.keys()) - set(self._there_uid.values())
         if gone:
             self._there.expunge(sorted(gone))

@@ -14,22 +14,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from email.parser import BytesHeaderParser
 from email.policy import compat32
-from email.utils import format_datetime
-from hashlib import sha256
 from itertools import count
 from pathlib import Path
 
 from bascule import log
-from bascule.config_templates import render
 from bascule.credential import Unsealer
 from bascule.database import Connection, value
 from bascule.errors import BasculeError, LegacyUnavailable
 from bascule.legacy import Trust
-from bascule.migrator import maildir
+from bascule.migrator import maildir, metrics
 from bascule.migrator.account import Account, flipped_folders, waived_of
+from bascule.migrator.letters import Letters, message_id
 from bascule.migrator.sessions import Sessions
 from bascule.migrator.source import Changes, Layout, Message, Source, Wanted, batches
 from bascule.migrator.storage import Storage, straggler_name
@@ -39,16 +36,16 @@ class UidvalidityChanged(BasculeError):
     """A legacy folder has new UIDs: which of its messages came late cannot be told any more."""
 
 
-def last_message_id(account: Account) -> str:
-    """The Message-ID of the last message: the same in every attempt, so that it is written once."""
-    moved = account.migrated_at.isoformat() if account.migrated_at else ""
-    return f"<bascule-last-{sha256(f'{account.address} {moved}'.encode()).hexdigest()[:24]}@{account.address.domain}>"
-
-
 def sweep(
-    connection: Connection, account: Account, home: Path, storage: Storage, trust: Trust, unsealer: Unsealer
+    connection: Connection,
+    account: Account,
+    home: Path,
+    storage: Storage,
+    trust: Trust,
+    unsealer: Unsealer,
+    letters: Letters,
 ) -> None:
-    """Bring what came late, and write the last message if it is not there yet.
+    """Bring what came late, and write the last message and the welcome if they are not there yet.
 
     Raises:
         BasculeError, OSError: what was brought until then is kept.
@@ -80,21 +77,13 @@ def sweep(
             client.select_folder("INBOX", readonly=True)
             # Only among what came since: the search may fail on an old message that cannot be read.
             since = f"{seen.get('INBOX', (0, 1))[1]}:*"
-            if not client.search(["UID", since, "HEADER", "Message-ID", last_message_id(account)]):
-                client.append("INBOX", _last_message(account))
+            if not client.search(["UID", since, "HEADER", "Message-ID", message_id("last", account)]):
+                client.append("INBOX", letters.last(account))
         log.get().info("last message written", address=str(account.address))
+        if account.to_be_welcomed:
+            letters.welcome(account)
+            connection.execute("SELECT bascule.welcomed(%s)", (account.id,))
     connection.execute("SELECT bascule.sweep_done(%s, %s)", (account.id, began))
-
-
-def _last_message(account: Account) -> bytes:
-    text = render(
-        "messages/last_message.txt.j2",
-        domain=account.address.domain,
-        address=str(account.address),
-        date=format_datetime(datetime.now(UTC)),
-        message_id=last_message_id(account),
-    )
-    return text.replace("\n", "\r\n").encode()
 
 
 class _Late:
@@ -160,7 +149,7 @@ class _Late:
 
     def _stage(self, message: Message, body: maildir.Received) -> None:
         path = Path(body.path)
-        if self._changes.folder.upper() == "INBOX" and _message_id(path) == last_message_id(self._account):
+        if self._changes.folder.upper() == "INBOX" and _message_id(path) == message_id("last", self._account):
             path.unlink()
             return
         os.utime(path, (max(message.internaldate, 0),) * 2)
@@ -176,6 +165,7 @@ class _Late:
                 self._account.address, self._home, self._layout, self._changes.folder, message, staged, again=again
             )
         self._connection.execute("SELECT bascule.straggler_delivered(%s, %s, %s, %s)", self._identity(message))
+        metrics.STRAGGLERS.inc()
         log.get().info(
             "straggler brought", address=str(self._account.address), folder=self._changes.folder, uid=message.uid
         )

@@ -37,7 +37,7 @@ class Verification:
     notes: list[str] = field(default_factory=list)
 
     def report(self) -> dict[str, object]:
-        """As kept in ``mailbox.report``."""
+        """As kept in ``verification.report``."""
         return asdict(self)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,13 +11,16 @@ import procrastinate
 import psycopg
 from procrastinate.jobs import Status
 
-from bascule import log, program, settings
+from bascule import letters, log, program, settings
 from bascule.credential import Unsealer
-from bascule.database import Connection, connect, translated
+from bascule.database import Connection, connect, translated, value
 from bascule.errors import BasculeError, LegacyBusy, LegacyRefusedLogin
 from bascule.legacy import Trust
+from bascule.metrics import serve
+from bascule.migrator import metrics
 from bascule.migrator.account import Account, exclusively, load
-from bascule.migrator.cutover import migrate
+from bascule.migrator.cutover import Paused, migrate
+from bascule.migrator.letters import Letters
 from bascule.migrator.local import Local
 from bascule.migrator.returning import give_back
 from bascule.migrator.storage import Storage
@@ -27,6 +31,7 @@ PART = "worker"
 HEARTBEAT = 2.0  # seconds
 STALLED = 3 * HEARTBEAT  # seconds of silence after which a worker is taken for dead
 LOOK = 2.0  # seconds between looks for due and unattended tasks
+WRITE_AGAIN = 60.0  # seconds after which it is tried again to send a message to a user
 
 #: How long a legacy server that says that it cannot is left alone, in seconds, by its response code.
 BUSY = {"OVERQUOTA": 900, "THROTTLED": 900, "LIMIT": 30, "INUSE": 30, "UNAVAILABLE": 60}
@@ -46,6 +51,8 @@ class Worker:
         self._unsealer = Unsealer(configuration.keys.private)
         self._local = Local(configuration.dovecot.config_file)
         self._storage = Storage(configuration.worker.mail_location, self._local)
+        self._letters = Letters(configuration, self._local)
+        self._write_again_at = 0.0
         self.app = procrastinate.App(
             connector=procrastinate.PsycopgConnector(conninfo=self._dsn, kwargs={"options": "-c search_path=queue"})
         )
@@ -67,7 +74,7 @@ class Worker:
 
         def work(connection: Connection, account: Account, home: Path) -> None:
             if account.state == "local" and account.domain_mode == "active" and not account.return_requested:
-                sweep(connection, account, home, self._storage, self._trust, self._unsealer)
+                sweep(connection, account, home, self._storage, self._trust, self._unsealer, self._letters)
 
         self._attempt(mailbox_id, work)
 
@@ -84,42 +91,69 @@ class Worker:
         """Do ``work``; a failure is kept in the mailbox, with the time of the next attempt."""
         with connect(self._dsn) as connection:
             account = load(connection, mailbox_id)
-            if account is None:
+            if account is None or (account.paused and account.state not in {"cutover", "returning"}):
                 return
             home = self._settings.worker.mail_root / account.home
             try:
-                with exclusively(home):
+                with exclusively(home), metrics.AT_WORK.track_inprogress():
                     work(connection, account, home)
+            except Paused:
+                self._log.info("paused", address=str(account.address))
             except psycopg.OperationalError:
                 raise  # nothing can be recorded now; the mailbox is found unattended later
             except psycopg.Error as error:
-                self._failed(connection, account, translated(error).message)
+                self._failed(connection, account, translated(error))
             except LegacyRefusedLogin as error:
-                self._failed(connection, account, error.message, refused=True)
+                self._failed(connection, account, error, refused=True)
             except LegacyBusy as error:
                 wait = BUSY.get(error.code, SHORT)
-                self._failed(connection, account, f"{error.message}; next try in {wait} s or later", at_least=wait)
+                said = BasculeError(f"{error.message}; next try in {wait} s or later", hint=error.hint)
+                self._failed(connection, account, said, at_least=wait)
             except BasculeError as error:
-                self._failed(connection, account, error.message)
+                self._failed(connection, account, error)
             except OSError as error:
-                self._failed(connection, account, f"this host cannot store the mail: {error.strerror}")
+                said = BasculeError(
+                    f"this host cannot store the mail: {error.strerror}",
+                    hint="Make room; the copy goes on where it stopped.",
+                )
+                self._failed(connection, account, said)
             except Exception as error:
                 self._log.exception("attempt failed", address=str(account.address))
-                self._failed(
-                    connection,
-                    account,
-                    f"an error of bascule's own: {type(error).__name__}; see the worker's log",
+                said = BasculeError(
+                    f"an error of bascule's own: {type(error).__name__}", hint="See the worker's log, and report it."
                 )
+                self._failed(connection, account, said)
                 raise
 
     def _failed(
-        self, connection: Connection, account: Account, message: str, *, refused: bool = False, at_least: int = 0
+        self, connection: Connection, account: Account, error: BasculeError, *, refused: bool = False, at_least: int = 0
     ) -> None:
-        self._log.warning("attempt failed", address=str(account.address), reason=message)
+        metrics.FAILURES.labels("refused" if refused else "temporary").inc()
+        self._log.warning("attempt failed", address=str(account.address), reason=error.message)
         connection.execute(
-            "SELECT bascule.attempt_failed(%s, %s, %s, make_interval(secs => %s))",
-            (account.id, message, refused, at_least),
+            "SELECT bascule.attempt_failed(%s, %s, %s, make_interval(secs => %s), %s)",
+            (account.id, error.message, refused, at_least, error.hint),
         )
+
+    def write_to_waiting(self) -> None:
+        """Send word to the users whose move waits for their new password, each once."""
+        if time.monotonic() < self._write_again_at:
+            return
+        with connect(self._dsn) as connection:
+            waiting = connection.execute(
+                "SELECT mailbox.id FROM bascule.mailbox JOIN bascule.domain ON domain.id = mailbox.domain_id "
+                "WHERE mailbox.needs_credential AND mailbox.trouble_told_at IS NULL AND mailbox.store = %s "
+                "AND mailbox.state IN ('requested', 'copying') AND domain.writes_to_users AND domain.mode = 'active'",
+                (self._settings.worker.store,),
+            ).fetchall()
+            for (mailbox_id,) in waiting:
+                # Told once it is sent: whoever dies in between has it sent again, not forgotten.
+                with connection.transaction():
+                    if value(connection, "SELECT bascule.trouble_told(%s)", mailbox_id):
+                        account = load(connection, mailbox_id)
+                        if account is not None:
+                            self._letters.trouble(account)
+                            self._log.info("user asked for the new password", address=str(account.address))
 
     async def run(self) -> None:
         """Work until SIGTERM; tasks that are under way are finished first."""
@@ -154,12 +188,19 @@ class Worker:
                     if job.id is not None:
                         await manager.finish_job_by_id_async(job.id, Status.FAILED, delete_job=True)
                 await self.app.connector.execute_query_async("SELECT bascule.requeue_unattended()")
+                await asyncio.to_thread(self.write_to_waiting)
+            except BasculeError as error:
+                self._log.warning("users are not written to now", reason=error.message)
+                self._write_again_at = time.monotonic() + WRITE_AGAIN
             except procrastinate.exceptions.ConnectorException as error:
                 self._log.warning("cannot look after the queue", reason=str(error))
             await asyncio.sleep(LOOK)
 
 
 def _run(configuration: settings.Settings) -> None:
+    letters.check(configuration.users)
+    metrics.watch(configuration.dsn(PART))
+    serve(configuration.worker.metrics)
     asyncio.run(Worker(configuration).run())
 
 

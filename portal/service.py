@@ -5,6 +5,7 @@ from __future__ import annotations
 from waitress.server import create_server
 
 from bascule import program
+from bascule.metrics import serve
 from bascule.portal.page import create
 from bascule.readiness import ready
 from bascule.settings import Settings
@@ -23,6 +24,7 @@ def _run(configuration: Settings) -> None:
         trusted_proxy_headers={"x-forwarded-for"},
         clear_untrusted_proxy_headers=True,
     )
+    serve(configuration.portal.metrics)
     ready()
     server.run()
 

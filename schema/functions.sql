@@ -5,6 +5,7 @@
 --   BA002  this may not be done in the present state
 --   BA003  no such domain, mailbox or URL
 --   BA004  the domain cannot be closed yet
+--   BA005  the address is another name of a mailbox
 
 -- Addresses --------------------------------------------------------------
 
@@ -109,11 +110,56 @@ BEGIN
     INSERT INTO alias (domain_id, local_part, mailbox_id)
     VALUES (target.domain_id, local_part_of(alias_address), target.id)
     ON CONFLICT (domain_id, local_part) DO UPDATE SET mailbox_id = excluded.mailbox_id;
+    DELETE FROM sighting WHERE domain_id = target.domain_id AND local_part = local_part_of(alias_address);
     INSERT INTO journal (domain, address, event, reason)
     VALUES ((domain_of(alias_address)).name, lower(alias_address), 'alias', 'of ' || lower(mailbox_address));
 END
 $$;
 COMMENT ON FUNCTION assign_alias IS 'Make an address another name of a mailbox: its mail goes where that mailbox is';
+
+CREATE OR REPLACE FUNCTION remove_alias(alias_address text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    the_domain domain := domain_of(alias_address);
+BEGIN
+    DELETE FROM alias WHERE domain_id = the_domain.id AND local_part = local_part_of(alias_address);
+    IF NOT FOUND THEN
+        RAISE EXCEPTION '% is no alias', alias_address USING ERRCODE = 'BA003';
+    END IF;
+    INSERT INTO journal (domain, address, event) VALUES (the_domain.name, lower(alias_address), 'alias removed');
+END
+$$;
+COMMENT ON FUNCTION remove_alias IS 'Take an alias back: its mail goes to the legacy server again';
+
+CREATE OR REPLACE FUNCTION expect(address text, first_name text DEFAULT '', last_name text DEFAULT '')
+RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    the_domain domain := domain_of(address);
+BEGIN
+    IF the_domain.mode = 'closed' THEN
+        RAISE EXCEPTION '% is closed: nobody can be moved', the_domain.name USING ERRCODE = 'BA002';
+    END IF;
+    PERFORM refuse_alias(the_domain.id, address);
+    INSERT INTO mailbox (domain_id, local_part, store, first_name, last_name)
+    VALUES (the_domain.id, local_part_of(address), the_domain.store, expect.first_name, expect.last_name)
+    ON CONFLICT (domain_id, local_part) DO NOTHING;
+    IF FOUND THEN
+        INSERT INTO journal (domain, address, event) VALUES (the_domain.name, lower(address), 'expected');
+    END IF;
+    RETURN FOUND;
+END
+$$;
+COMMENT ON FUNCTION expect IS
+    'Tell of a mailbox at the legacy server: until it has moved or is waived, the domain cannot be closed. False: it was known';
+
+CREATE OR REPLACE FUNCTION refuse_alias(domain_id bigint, address text)
+RETURNS void LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+BEGIN
+    IF EXISTS (SELECT FROM alias WHERE alias.domain_id = refuse_alias.domain_id AND local_part = local_part_of(address)) THEN
+        RAISE EXCEPTION '% is an alias, not a mailbox', address USING ERRCODE = 'BA005';
+    END IF;
+END
+$$;
 
 CREATE OR REPLACE FUNCTION place(address text, store_name text)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
@@ -152,21 +198,106 @@ END
 $$;
 COMMENT ON FUNCTION waive_address IS 'Decide that an address is given up: it will be refused when the domain is closed';
 
+CREATE OR REPLACE FUNCTION unwaive_address(address text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    the_domain domain := domain_of(address);
+BEGIN
+    UPDATE sighting SET waived_at = NULL, waived_reason = NULL
+     WHERE domain_id = the_domain.id AND local_part = local_part_of(address) AND waived_at IS NOT NULL;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION '% is not waived', address USING ERRCODE = 'BA003';
+    END IF;
+    INSERT INTO journal (domain, address, event) VALUES (the_domain.name, lower(address), 'waiver taken back');
+END
+$$;
+COMMENT ON FUNCTION unwaive_address IS 'Take back that an address is given up';
+
+CREATE OR REPLACE FUNCTION pause(address text, reason text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    box mailbox := mailbox_of(address);
+BEGIN
+    IF coalesce(trim(pause.reason), '') = '' THEN
+        RAISE EXCEPTION 'say why % is to wait', address USING ERRCODE = 'BA002';
+    END IF;
+    IF box.state IN ('cutover', 'returning') THEN
+        RAISE EXCEPTION '% is in state %: it is over in a moment', address, box.state USING ERRCODE = 'BA002';
+    END IF;
+    UPDATE mailbox SET paused_at = clock_timestamp(), pause_reason = pause.reason WHERE id = box.id;
+    INSERT INTO journal (domain, address, event, reason)
+    VALUES ((domain_of(address)).name, lower(address), 'paused', pause.reason);
+END
+$$;
+COMMENT ON FUNCTION pause IS
+    'Have workers leave a mailbox alone until resume(): no copy, no cutover, no sweep. A copy that is under way stops; what it brought is kept.';
+
+CREATE OR REPLACE FUNCTION resume(address text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    box mailbox := mailbox_of(address);
+BEGIN
+    IF box.paused_at IS NULL THEN
+        RAISE EXCEPTION '% is not paused', address USING ERRCODE = 'BA002',
+            HINT = 'Its domain may be: see bascule.domains.';
+    END IF;
+    UPDATE mailbox SET paused_at = NULL, pause_reason = NULL WHERE id = box.id;
+    INSERT INTO journal (domain, address, event) VALUES ((domain_of(address)).name, lower(address), 'resumed');
+END
+$$;
+COMMENT ON FUNCTION resume IS 'Let a paused mailbox go on where it stopped; a worker takes it up within seconds';
+
+CREATE OR REPLACE FUNCTION pause_domain(domain_name text, reason text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    the_domain domain := domain_named(domain_name);
+BEGIN
+    IF coalesce(trim(pause_domain.reason), '') = '' THEN
+        RAISE EXCEPTION 'say why % is to wait', the_domain.name USING ERRCODE = 'BA002';
+    END IF;
+    UPDATE domain SET paused_at = clock_timestamp(), pause_reason = pause_domain.reason WHERE id = the_domain.id;
+    INSERT INTO journal (domain, event, reason) VALUES (the_domain.name, 'paused', pause_domain.reason);
+END
+$$;
+COMMENT ON FUNCTION pause_domain IS
+    'Have workers leave a legacy server alone until resume_domain(). Requests are taken, mail and logins go on.';
+
+CREATE OR REPLACE FUNCTION resume_domain(domain_name text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    the_domain domain := domain_named(domain_name);
+BEGIN
+    IF the_domain.paused_at IS NULL THEN
+        RAISE EXCEPTION '% is not paused', the_domain.name USING ERRCODE = 'BA002';
+    END IF;
+    UPDATE domain SET paused_at = NULL, pause_reason = NULL WHERE id = the_domain.id;
+    INSERT INTO journal (domain, event) VALUES (the_domain.name, 'resumed');
+END
+$$;
+COMMENT ON FUNCTION resume_domain IS 'Let the mailboxes of a paused domain go on';
+
 CREATE OR REPLACE FUNCTION retry(address text)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 DECLARE
     box mailbox := mailbox_of(address);
 BEGIN
-    IF box.state NOT IN ('requested', 'copying', 'cutover') THEN
+    IF box.state = 'legacy' THEN
         RAISE EXCEPTION '% is in state %: nothing to try again', address, box.state USING ERRCODE = 'BA002';
     END IF;
+    IF box.paused_at IS NOT NULL OR (domain_of(address)).paused_at IS NOT NULL THEN
+        RAISE EXCEPTION '% is paused', address USING ERRCODE = 'BA002', HINT = 'Resume it: bascule resume.';
+    END IF;
+    IF box.needs_credential THEN
+        RAISE EXCEPTION '% waits for the user''s new password: to try the old one again is no use', address
+            USING ERRCODE = 'BA002', HINT = 'bascule request gives the new one, if you know it.';
+    END IF;
     UPDATE mailbox SET next_try = now() WHERE id = box.id;
-    PERFORM enqueue('migrate', box.id, box.store, now());
+    PERFORM enqueue(task_of(box), box.id, box.store, now());
     INSERT INTO journal (domain, address, event)
     VALUES ((domain_of(address)).name, lower(address), 'retry');
 END
 $$;
-COMMENT ON FUNCTION retry IS 'Do not wait for next_try: try the migration again now';
+COMMENT ON FUNCTION retry IS 'Do not wait for next_try: try the migration, the return or the sweep again now';
 
 CREATE OR REPLACE FUNCTION give_up(address text, reason text)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
@@ -221,7 +352,7 @@ BEGIN
     END IF;
     -- The last message may be gone there already: the next sweep writes it again if so.
     UPDATE mailbox SET return_requested_at = NULL, return_reason = NULL, last_message_at = NULL, attempts = 0,
-        last_error = NULL, last_error_at = NULL, next_try = NULL WHERE id = box.id;
+        last_error = NULL, last_advice = NULL, last_error_at = NULL, next_try = NULL WHERE id = box.id;
     INSERT INTO journal (domain, address, event) VALUES ((domain_of(address)).name, lower(address), 'return called off');
     PERFORM enqueue('sweep', box.id, box.store);
 END
@@ -270,19 +401,22 @@ BEGIN
         RAISE EXCEPTION '% is %, only an active domain can be closed', the_domain.name, the_domain.mode
             USING ERRCODE = 'BA002';
     END IF;
-    SELECT count(*), string_agg(format('%s (%s)', address, why), E'\n' ORDER BY address)
-      INTO how_many, remaining FROM closing_obstacles WHERE domain = the_domain.name;
+    SELECT count(*) INTO how_many FROM closing_obstacles WHERE domain = the_domain.name;
     IF how_many > 0 AND NOT force THEN
-        RAISE EXCEPTION E'% cannot be closed, % would be forgotten:\n%', the_domain.name,
-            CASE how_many WHEN 1 THEN 'one address' ELSE how_many || ' addresses' END, remaining
-            USING ERRCODE = 'BA004',
-                  HINT = 'Move each (bascule request), assign it to a mailbox (bascule alias), or waive it with a reason (bascule waive). '
-                      'What is being moved or looked at needs only time.';
+        SELECT string_agg(line, E'\n') INTO remaining FROM (
+            SELECT format('%s (%s). %s', address, why, remedy) AS line FROM closing_obstacles
+             WHERE domain = the_domain.name ORDER BY address LIMIT 25) AS first;
+        RAISE EXCEPTION E'% cannot be closed, % in the way:\n%', the_domain.name,
+            CASE how_many WHEN 1 THEN 'one thing is' ELSE how_many || ' things are' END,
+            remaining || CASE WHEN how_many > 25 THEN E'\n... and ' || how_many - 25 || ' more: SELECT * FROM bascule.closing_obstacles' ELSE '' END
+            USING ERRCODE = 'BA004', HINT = 'What would happen to each all the same is in bascule.closing_obstacles, column consequence.';
     END IF;
     IF force AND coalesce(trim(close_domain.reason), '') = '' THEN
         RAISE EXCEPTION 'closing by force needs a reason' USING ERRCODE = 'BA002';
     END IF;
     IF how_many > 0 THEN
+        SELECT string_agg(format('%s (%s): %s', address, why, consequence), E'\n' ORDER BY address)
+          INTO remaining FROM closing_obstacles WHERE domain = the_domain.name;
         INSERT INTO journal (domain, event, reason)
         VALUES (the_domain.name, 'closed by force', close_domain.reason || E'\n' || remaining);
     END IF;
@@ -293,8 +427,10 @@ BEGIN
     UPDATE mailbox SET state = 'legacy' WHERE domain_id = the_domain.id AND state IN ('requested', 'copying');
     PERFORM set_config('bascule.reason', close_domain.reason, true);
     UPDATE domain SET mode = 'closed', url_token = NULL, url_expires_at = NULL WHERE id = the_domain.id;
-    UPDATE mailbox SET sealed_credential = NULL, needs_credential = false WHERE domain_id = the_domain.id;
-    UPDATE domain SET copy_login = 'user', sealed_copy_login = NULL WHERE id = the_domain.id;
+    UPDATE mailbox SET sealed_credential = NULL, needs_credential = false, paused_at = NULL, pause_reason = NULL
+     WHERE domain_id = the_domain.id;
+    UPDATE domain SET copy_login = 'user', sealed_copy_login = NULL, paused_at = NULL, pause_reason = NULL
+     WHERE id = the_domain.id;
 END
 $$;
 COMMENT ON FUNCTION close_domain IS
@@ -315,9 +451,7 @@ BEGIN
     IF the_domain.mode <> 'active' THEN
         RAISE EXCEPTION '% is %: nobody can be moved', the_domain.name, the_domain.mode USING ERRCODE = 'BA002';
     END IF;
-    IF EXISTS (SELECT FROM alias WHERE domain_id = the_domain.id AND local_part = local_part_of(address)) THEN
-        RAISE EXCEPTION '% is an alias, not a mailbox', address USING ERRCODE = 'BA002';
-    END IF;
+    PERFORM refuse_alias(the_domain.id, address);
     INSERT INTO mailbox (domain_id, local_part, store)
     VALUES (the_domain.id, local_part_of(address), the_domain.store)
     ON CONFLICT (domain_id, local_part) DO NOTHING;
@@ -330,7 +464,8 @@ BEGIN
         UPDATE mailbox SET state = 'requested', trigger = how, sealed_credential = sealed, needs_credential = false,
             first_name = coalesce(nullif(request_migration.first_name, ''), mailbox.first_name),
             last_name = coalesce(nullif(request_migration.last_name, ''), mailbox.last_name),
-            attempts = 0, last_error = NULL, last_error_at = NULL, next_try = NULL
+            messages_copied = 0, messages_total = 0, bytes_copied = 0, copy_began_at = NULL, trouble_told_at = NULL,
+            attempts = 0, last_error = NULL, last_advice = NULL, last_error_at = NULL, next_try = NULL
          WHERE id = box.id;
     ELSIF box.needs_credential AND box.state IN ('requested', 'copying', 'local') THEN
         PERFORM take_credential(box.id, sealed);  -- for the sweeps, if the mailbox has moved
@@ -351,10 +486,11 @@ RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_tem
 DECLARE
     box mailbox;
 BEGIN
-    UPDATE mailbox SET sealed_credential = sealed, needs_credential = false, last_error = NULL, next_try = NULL
+    UPDATE mailbox SET sealed_credential = sealed, needs_credential = false, trouble_told_at = NULL,
+        last_error = NULL, last_advice = NULL, last_error_at = NULL, next_try = NULL
      WHERE id = take_credential.mailbox_id RETURNING * INTO box;
     INSERT INTO journal (domain, address, event)
-    SELECT domain.name, mailbox_address(box), 'new password taken up' FROM domain WHERE id = box.domain_id;
+    SELECT domain.name, box.full_address, 'new password taken up' FROM domain WHERE id = box.domain_id;
     PERFORM enqueue(task_of(box), box.id, box.store);
 END
 $$;
@@ -383,13 +519,28 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
     SELECT coalesce(mailbox.state, 'legacy'), CASE WHEN mailbox.state = 'local' THEN mailbox.password_hash END,
            store.name, store.login_host,
            CASE WHEN mailbox.needs_credential THEN mailbox.state IN ('requested', 'copying')
-                ELSE domain.first_login_migrates AND coalesce(mailbox.state, 'legacy') = 'legacy' END
+                ELSE domain.mode = 'active' AND domain.first_login_migrates AND coalesce(mailbox.state, 'legacy') = 'legacy' END
       FROM domain LEFT JOIN mailbox ON mailbox.domain_id = domain.id AND mailbox.local_part = local_part_of(address)
            JOIN store ON store.name = coalesce(mailbox.store, domain.store)
      WHERE domain.name = lower(substring(address FROM '@([^@]+)$'))
 $$;
 COMMENT ON FUNCTION login_state IS
     'For the authenticator: where a login is to be checked, which store has the mailbox, and whether record_login() has a use for the credential';
+
+CREATE OR REPLACE FUNCTION messages_per_second(box mailbox)
+RETURNS numeric LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN box.state = 'copying' AND box.messages_copied > box.copied_before AND box.last_error IS NULL THEN
+        round((box.messages_copied - box.copied_before)
+              / greatest(extract(epoch FROM clock_timestamp() - box.copy_began_at), 0.1), 1) END
+$$;
+COMMENT ON FUNCTION messages_per_second IS 'How quickly a mailbox is being copied since its worker took it up; null: it is not';
+
+CREATE OR REPLACE FUNCTION remaining(box mailbox)
+RETURNS interval LANGUAGE sql STABLE AS $$
+    SELECT make_interval(secs => ceil((box.messages_total - box.messages_copied)
+                                      / nullif(bascule.messages_per_second(box), 0))::double precision)
+$$;
+COMMENT ON FUNCTION remaining IS 'How long the rest of a copy will take at its present rate; null: nobody knows';
 
 CREATE OR REPLACE FUNCTION portal_domain(token text)
 RETURNS SETOF domain LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
@@ -405,12 +556,49 @@ END
 $$;
 COMMENT ON FUNCTION portal_domain IS 'The domain of a users'' URL, or BA003 whose hint is "expired" or "unknown"';
 
-CREATE OR REPLACE FUNCTION portal_progress(mailbox_id bigint)
-RETURNS TABLE (address text, state mailbox_state, messages_copied bigint, messages_total bigint, needs_credential boolean)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-    SELECT mailbox_address(mailbox), mailbox.state, mailbox.messages_copied, mailbox.messages_total, mailbox.needs_credential
-      FROM mailbox WHERE mailbox.id = portal_progress.mailbox_id
+CREATE OR REPLACE FUNCTION portal_request(
+    token text, address text, sealed bytea, first_name text, last_name text, language user_language
+)
+RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    the_domain domain := portal_domain(token);
+    box mailbox;
+BEGIN
+    IF (domain_of(address)).id <> the_domain.id THEN
+        RAISE EXCEPTION '% is not an address of %', address, the_domain.name USING ERRCODE = 'BA001';
+    END IF;
+    SELECT * INTO box FROM mailbox WHERE domain_id = the_domain.id AND local_part = local_part_of(address);
+    IF box.state IS NULL OR box.state = 'legacy' OR box.needs_credential THEN
+        box.id := request_migration(address, 'portal', sealed, first_name, last_name);
+    END IF;
+    UPDATE mailbox SET language = portal_request.language WHERE id = box.id;
+    RETURN box.id;
+END
 $$;
+COMMENT ON FUNCTION portal_request IS
+    'For the users'' page: request_migration() for an address of the token''s domain; who has asked before is only looked up';
+
+CREATE OR REPLACE FUNCTION portal_progress(mailbox_id bigint)
+RETURNS TABLE (address text, state mailbox_state, messages_copied bigint, messages_total bigint, needs_credential boolean,
+               paused boolean, ahead bigint, remaining interval)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+    WITH box AS (SELECT * FROM mailbox WHERE id = portal_progress.mailbox_id),
+         waiting AS (SELECT count(*) AS ahead FROM mailbox, box
+                      WHERE mailbox.store = box.store AND mailbox.state = 'requested' AND mailbox.state_since < box.state_since),
+         lately AS (SELECT count(*) AS moves FROM mailbox, box
+                     WHERE mailbox.store = box.store AND mailbox.migrated_at > now() - interval '1 hour')
+    SELECT mailbox.full_address, mailbox.state, mailbox.messages_copied, mailbox.messages_total, mailbox.needs_credential,
+           domain.paused_at IS NOT NULL OR mailbox.paused_at IS NOT NULL,
+           CASE WHEN mailbox.state = 'requested' THEN waiting.ahead ELSE 0 END,
+           CASE WHEN domain.paused_at IS NOT NULL OR mailbox.paused_at IS NOT NULL THEN NULL
+                WHEN mailbox.state = 'requested' AND lately.moves > 0
+                    THEN interval '1 hour' * (waiting.ahead + 1) / lately.moves
+                ELSE remaining(mailbox) END
+      FROM mailbox JOIN domain ON domain.id = mailbox.domain_id, waiting, lately
+     WHERE mailbox.id = portal_progress.mailbox_id
+$$;
+COMMENT ON FUNCTION portal_progress IS
+    'For the users'' page: how far a mailbox is, how many are served before it, how long it will probably take (null: nobody knows)';
 
 
 -- Migration: the workers ------------------------------------------------------
@@ -419,17 +607,21 @@ CREATE OR REPLACE FUNCTION begin_copy(mailbox_id bigint)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 BEGIN
     UPDATE mailbox SET state = 'copying' WHERE id = begin_copy.mailbox_id AND state = 'requested';
-    UPDATE mailbox SET attempts = attempts + 1, next_try = NULL
+    UPDATE mailbox SET attempts = attempts + 1, next_try = NULL, copy_began_at = clock_timestamp(), copied_before = NULL
      WHERE id = begin_copy.mailbox_id AND state IN ('copying', 'cutover');
 END
 $$;
 COMMENT ON FUNCTION begin_copy IS 'A worker has taken the mailbox up';
 
 CREATE OR REPLACE FUNCTION report_progress(mailbox_id bigint, copied bigint, total bigint, bytes bigint)
-RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-    UPDATE mailbox SET messages_copied = copied, messages_total = total, bytes_copied = bytes
-     WHERE id = report_progress.mailbox_id
+RETURNS boolean LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+    UPDATE mailbox SET messages_copied = copied, messages_total = total, bytes_copied = bytes,
+        copied_before = coalesce(copied_before, copied)
+      FROM domain
+     WHERE mailbox.id = report_progress.mailbox_id AND domain.id = mailbox.domain_id
+    RETURNING mailbox.state <> 'copying' OR (mailbox.paused_at IS NULL AND domain.paused_at IS NULL)
 $$;
+COMMENT ON FUNCTION report_progress IS 'How far a copy is; false: it was paused, and is to stop';
 
 CREATE OR REPLACE FUNCTION pause_after(attempts integer)
 RETURNS interval LANGUAGE sql IMMUTABLE AS $$
@@ -445,7 +637,7 @@ $$;
 COMMENT ON FUNCTION task_of IS 'What a worker has to do for a mailbox that is not in state legacy';
 
 CREATE OR REPLACE FUNCTION attempt_failed(
-    mailbox_id bigint, message text, refused boolean DEFAULT false, at_least interval DEFAULT '0'
+    mailbox_id bigint, message text, refused boolean DEFAULT false, at_least interval DEFAULT '0', advice text DEFAULT ''
 )
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 DECLARE
@@ -455,12 +647,12 @@ BEGIN
     IF box.state NOT IN ('requested', 'copying', 'local') THEN
         RETURN;
     END IF;
-    UPDATE mailbox SET last_error = message, last_error_at = clock_timestamp(), needs_credential = refused,
+    UPDATE mailbox SET last_error = message, last_advice = advice, last_error_at = clock_timestamp(), needs_credential = refused,
         attempts = CASE WHEN mailbox.state = 'local' THEN attempts + 1 ELSE attempts END,
         next_try = CASE WHEN NOT refused THEN clock_timestamp() + greatest(pause_after(attempts), at_least) END
      WHERE id = box.id RETURNING * INTO box;
     INSERT INTO journal (domain, address, event, reason)
-    SELECT domain.name, mailbox_address(box), 'attempt failed', message FROM domain WHERE id = box.domain_id;
+    SELECT domain.name, box.full_address, 'attempt failed', message FROM domain WHERE id = box.domain_id;
     IF NOT refused THEN
         PERFORM enqueue(task_of(box), box.id, box.store, box.next_try);
     END IF;
@@ -542,15 +734,17 @@ COMMENT ON FUNCTION unacknowledged IS 'The live nodes that have not yet put a ch
 CREATE OR REPLACE FUNCTION finish_cutover(mailbox_id bigint, epoch bigint, hash text, report jsonb)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 BEGIN
-    UPDATE mailbox SET state = 'local', cutover_deadline = NULL, password_hash = hash, report = finish_cutover.report,
+    UPDATE mailbox SET state = 'local', cutover_deadline = NULL, password_hash = hash,
         special_uses = coalesce(finish_cutover.report -> 'special_uses', '{}'),
-        migrated_at = clock_timestamp(), last_message_at = NULL, swept_at = NULL, attempts = 0, last_error = NULL, last_error_at = NULL, next_try = NULL
+        migrated_at = clock_timestamp(), last_message_at = NULL, welcomed_at = NULL, swept_at = NULL, attempts = 0, last_error = NULL, last_advice = NULL, last_error_at = NULL, next_try = NULL
      WHERE id = finish_cutover.mailbox_id AND state = 'cutover' AND mailbox.epoch = finish_cutover.epoch
        AND cutover_deadline > clock_timestamp();
     IF NOT FOUND THEN
         RAISE EXCEPTION 'the cutover of mailbox % is over its time or was undone', finish_cutover.mailbox_id
             USING ERRCODE = 'BA002';
     END IF;
+    INSERT INTO verification AS old (mailbox_id, report) VALUES (finish_cutover.mailbox_id, finish_cutover.report)
+    ON CONFLICT ON CONSTRAINT verification_pkey DO UPDATE SET report = excluded.report;
     DELETE FROM mailbox_folder WHERE mailbox_folder.mailbox_id = finish_cutover.mailbox_id;
     INSERT INTO mailbox_folder (mailbox_id, name, uidvalidity, uidnext)
     SELECT finish_cutover.mailbox_id, folder.name, folder.uidvalidity, folder.uidnext
@@ -564,7 +758,7 @@ CREATE OR REPLACE FUNCTION undo_cutover(mailbox_id bigint, reason text)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 BEGIN
     PERFORM set_config('bascule.reason', undo_cutover.reason, true);
-    UPDATE mailbox SET state = 'copying', cutover_deadline = NULL, last_error = undo_cutover.reason,
+    UPDATE mailbox SET state = 'copying', cutover_deadline = NULL, last_error = undo_cutover.reason, last_advice = NULL,
         last_error_at = clock_timestamp(),
         next_try = clock_timestamp() + pause_after(attempts)
      WHERE id = undo_cutover.mailbox_id AND state = 'cutover';
@@ -596,7 +790,7 @@ DECLARE
     box mailbox;
 BEGIN
     PERFORM set_config('bascule.reason', undo_return.reason, true);
-    UPDATE mailbox SET state = 'local', cutover_deadline = NULL, last_error = undo_return.reason,
+    UPDATE mailbox SET state = 'local', cutover_deadline = NULL, last_error = undo_return.reason, last_advice = NULL,
         last_error_at = clock_timestamp(), attempts = attempts + 1, next_try = clock_timestamp() + pause_after(attempts + 1)
      WHERE id = undo_return.mailbox_id AND state = 'returning' RETURNING * INTO box;
     PERFORM set_config('bascule.reason', '', true);
@@ -612,14 +806,15 @@ RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_tem
 BEGIN
     PERFORM set_config('bascule.reason', (SELECT return_reason FROM mailbox WHERE id = finish_return.mailbox_id), true);
     UPDATE mailbox SET state = 'legacy', cutover_deadline = NULL, return_requested_at = NULL, return_reason = NULL,
-        password_hash = NULL, sealed_credential = NULL, report = NULL, migrated_at = NULL, last_message_at = NULL,
-        swept_at = NULL, attempts = 0, last_error = NULL, last_error_at = NULL, next_try = NULL
+        password_hash = NULL, sealed_credential = NULL, migrated_at = NULL, last_message_at = NULL,
+        swept_at = NULL, attempts = 0, last_error = NULL, last_advice = NULL, last_error_at = NULL, next_try = NULL
      WHERE id = finish_return.mailbox_id AND state = 'returning' AND mailbox.epoch = finish_return.epoch
        AND cutover_deadline > clock_timestamp();
     IF NOT FOUND THEN
         RAISE EXCEPTION 'the return of mailbox % is over its time or was undone', finish_return.mailbox_id
             USING ERRCODE = 'BA002';
     END IF;
+    DELETE FROM verification WHERE verification.mailbox_id = finish_return.mailbox_id;
     DELETE FROM mailbox_folder WHERE mailbox_folder.mailbox_id = finish_return.mailbox_id;
     DELETE FROM straggler WHERE straggler.mailbox_id = finish_return.mailbox_id;
     DELETE FROM returned_message WHERE returned_message.mailbox_id = finish_return.mailbox_id;
@@ -678,16 +873,33 @@ DECLARE
     box mailbox;
     the_domain domain;
 BEGIN
-    UPDATE mailbox SET attempts = 0, last_error = NULL, last_error_at = NULL, next_try = NULL,
+    UPDATE mailbox SET attempts = 0, last_error = NULL, last_advice = NULL, last_error_at = NULL, next_try = NULL,
         last_message_at = coalesce(last_message_at, clock_timestamp()), swept_at = began
      WHERE id = sweep_done.mailbox_id AND state = 'local' RETURNING * INTO box;
     SELECT * INTO the_domain FROM domain WHERE id = box.domain_id;
-    IF the_domain.mode = 'active' THEN
+    IF the_domain.mode = 'active' AND box.paused_at IS NULL AND the_domain.paused_at IS NULL THEN
         PERFORM enqueue('sweep', box.id, box.store, clock_timestamp() + the_domain.sweep_interval);
     END IF;
 END
 $$;
 COMMENT ON FUNCTION sweep_done IS 'A sweep that began then found all there was, and the last message is written; the next one is queued while the domain is active';
+
+CREATE OR REPLACE FUNCTION welcomed(mailbox_id bigint)
+RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+    UPDATE mailbox SET welcomed_at = clock_timestamp() WHERE id = welcomed.mailbox_id AND state = 'local'
+$$;
+COMMENT ON FUNCTION welcomed IS 'The welcome is in the mailbox here';
+
+CREATE OR REPLACE FUNCTION trouble_told(mailbox_id bigint)
+RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+BEGIN
+    UPDATE mailbox SET trouble_told_at = clock_timestamp()
+     WHERE id = trouble_told.mailbox_id AND needs_credential AND trouble_told_at IS NULL AND state IN ('requested', 'copying')
+       AND (SELECT writes_to_users AND mode = 'active' FROM domain WHERE domain.id = mailbox.domain_id);
+    RETURN FOUND;
+END
+$$;
+COMMENT ON FUNCTION trouble_told IS 'True: the user is to be written to now that the move waits for the new password. Each time only once.';
 
 CREATE OR REPLACE FUNCTION requeue_unattended()
 RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
@@ -699,6 +911,7 @@ BEGIN
         SELECT mailbox.id, mailbox.store, mailbox.next_try, task_of(mailbox) AS task
           FROM mailbox JOIN domain ON domain.id = mailbox.domain_id AND domain.mode = 'active'
          WHERE mailbox.state <> 'legacy' AND NOT mailbox.needs_credential
+           AND mailbox.paused_at IS NULL AND domain.paused_at IS NULL
            AND NOT EXISTS (SELECT FROM queue.procrastinate_jobs AS job
                             WHERE job.lock = 'mailbox:' || mailbox.id AND job.status IN ('todo', 'doing'))
     LOOP
@@ -738,9 +951,19 @@ $$;
 COMMENT ON FUNCTION acknowledge IS 'A node has put the change of state with this epoch into force';
 
 CREATE OR REPLACE FUNCTION record_sighting(address text, messages bigint)
-RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    the_domain domain := domain_of(address);
+    box mailbox;
+BEGIN
+    -- It may have moved since it was seen; the lock has a flip that is under way come before or after.
+    SELECT * INTO box FROM mailbox WHERE domain_id = the_domain.id AND local_part = local_part_of(address) FOR SHARE;
+    IF box.state = 'local' OR EXISTS (SELECT FROM alias WHERE domain_id = the_domain.id AND local_part = local_part_of(address)) THEN
+        RETURN;
+    END IF;
     INSERT INTO sighting AS seen (domain_id, local_part, messages)
-    VALUES ((domain_of(address)).id, local_part_of(address), record_sighting.messages)
-    ON CONFLICT (domain_id, local_part) DO UPDATE SET messages = seen.messages + excluded.messages, last_seen = clock_timestamp()
+    VALUES (the_domain.id, local_part_of(address), record_sighting.messages)
+    ON CONFLICT (domain_id, local_part) DO UPDATE SET messages = seen.messages + excluded.messages, last_seen = clock_timestamp();
+END
 $$;
 COMMENT ON FUNCTION record_sighting IS 'The legacy server accepts this recipient, and that many messages for it entered';

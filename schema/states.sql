@@ -19,11 +19,6 @@ RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
 $$;
 COMMENT ON FUNCTION is_legal_transition IS 'The whole state machine of a mailbox';
 
-CREATE OR REPLACE FUNCTION mailbox_address(box mailbox)
-RETURNS text LANGUAGE sql STABLE AS $$
-    SELECT box.local_part || '@' || domain.name FROM bascule.domain WHERE domain.id = box.domain_id
-$$;
-
 -- Put a task for a mailbox on its store's queue, unless the same task is
 -- already waiting there. Two tasks of one mailbox never run at once (lock).
 -- Somebody waits for a move or a return; nobody waits for a sweep.
@@ -55,13 +50,14 @@ BEGIN
             RAISE EXCEPTION '% cannot move: Dovecot takes no such name of a user', NEW.local_part
                 USING ERRCODE = 'BA002', HINT = 'Its mail goes to the legacy server. Waive it, or make it an alias.';
         END IF;
+        NEW.full_address := NEW.local_part || '@' || (SELECT name FROM bascule.domain WHERE id = NEW.domain_id);
         RETURN NEW;
     END IF;
     IF NEW.state = OLD.state THEN
         RETURN NEW;
     END IF;
     IF NOT bascule.is_legal_transition(OLD.state, NEW.state) THEN
-        RAISE EXCEPTION '% cannot go from % to %', bascule.mailbox_address(OLD), OLD.state, NEW.state
+        RAISE EXCEPTION '% cannot go from % to %', OLD.full_address, OLD.state, NEW.state
             USING ERRCODE = 'BA002';
     END IF;
     NEW.epoch := OLD.epoch + 1;
@@ -77,12 +73,15 @@ BEGIN
         RETURN NULL;
     END IF;
     INSERT INTO journal (domain, address, event, from_state, to_state, reason)
-    SELECT domain.name, mailbox_address(NEW), 'state', OLD.state, NEW.state,
+    SELECT domain.name, NEW.full_address, 'state', OLD.state, NEW.state,
            nullif(current_setting('bascule.reason', true), '')
       FROM domain WHERE domain.id = NEW.domain_id;
     -- The reason belongs to this change only, not to a later one in the same transaction.
     PERFORM set_config('bascule.reason', '', true);
-    PERFORM pg_notify('bascule_mailbox', mailbox_address(NEW));
+    PERFORM pg_notify('bascule_mailbox', NEW.full_address);
+    IF NEW.state = 'local' THEN
+        DELETE FROM sighting WHERE domain_id = NEW.domain_id AND local_part = NEW.local_part;
+    END IF;
     IF NEW.state = 'requested' OR (NEW.state = 'copying' AND OLD.state = 'cutover') THEN
         PERFORM enqueue('migrate', NEW.id, NEW.store, NEW.next_try);
     ELSIF NEW.state = 'local' AND OLD.state = 'cutover' THEN

@@ -27,6 +27,9 @@ COMMENT ON TYPE copy_login IS
     'user: with the user''s own password; master: with a master user''s (SASL PLAIN with an authorization identity); '
     'xoauth2: with an access token of an OAuth 2.0 client';
 
+CREATE TYPE user_language AS ENUM ('en', 'fr', 'ar');
+COMMENT ON TYPE user_language IS 'The languages in which users are written to (RFC 5646)';
+
 
 CREATE TABLE store (
     name          text PRIMARY KEY,
@@ -64,6 +67,11 @@ CREATE TABLE domain (
     first_login_migrates boolean NOT NULL DEFAULT true,
     cutover_budget       interval NOT NULL DEFAULT '60 seconds' CHECK (cutover_budget > '0'),
     sweep_interval       interval NOT NULL DEFAULT '5 minutes' CHECK (sweep_interval > '0'),
+    quiet_period         interval NOT NULL DEFAULT '1 day' CHECK (quiet_period >= '0'),
+    language             user_language NOT NULL DEFAULT 'en',
+    writes_to_users      boolean NOT NULL DEFAULT true,
+    paused_at            timestamptz,
+    pause_reason         text,
     url_token            text UNIQUE,
     url_expires_at       timestamptz,
     created_at           timestamptz NOT NULL DEFAULT now(),
@@ -72,7 +80,8 @@ CREATE TABLE domain (
     CHECK ((sieve_port IS NULL) = (sieve_tls IS NULL)),
     CHECK ((copy_login = 'user') = (sealed_copy_login IS NULL)),
     CHECK ((url_token IS NULL) = (url_expires_at IS NULL)),
-    CHECK (mode <> 'active' OR url_token IS NOT NULL)
+    CHECK (mode <> 'active' OR url_token IS NOT NULL),
+    CHECK ((paused_at IS NULL) = (pause_reason IS NULL))
 );
 COMMENT ON TABLE domain IS 'A mail domain in migration, and how its legacy server is reached';
 COMMENT ON COLUMN domain.name IS 'In A-labels (RFC 5890): xn--exmple-cua.test, not exämple.test';
@@ -88,6 +97,10 @@ COMMENT ON COLUMN domain.bytes_per_second IS 'The most message bytes a second th
 COMMENT ON COLUMN domain.first_login_migrates IS 'Whether a first login on the new server is a request to be moved';
 COMMENT ON COLUMN domain.cutover_budget IS 'The longest time that a user''s mail may be held; a cutover not done by then undoes itself';
 COMMENT ON COLUMN domain.sweep_interval IS 'How often the legacy mailbox of a migrated user is looked at for stragglers';
+COMMENT ON COLUMN domain.quiet_period IS 'How long no late message may have come to any legacy mailbox before the domain is closed';
+COMMENT ON COLUMN domain.language IS 'In which users are written to who chose none at the URL';
+COMMENT ON COLUMN domain.writes_to_users IS 'Whether users get a welcome here, and a message when their move waits for their new password; the last message is written in any case';
+COMMENT ON COLUMN domain.paused_at IS 'Workers leave the legacy server of a paused domain alone; mail and logins go on';
 COMMENT ON COLUMN domain.url_token IS 'The secret part of the users'' URL; rotated by rotate_url()';
 
 
@@ -95,6 +108,7 @@ CREATE TABLE mailbox (
     id                 bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     domain_id          bigint NOT NULL REFERENCES domain (id),
     local_part         text NOT NULL CHECK (local_part <> '' AND local_part = lower(local_part)),
+    full_address       text NOT NULL UNIQUE,
     state              mailbox_state NOT NULL DEFAULT 'legacy',
     epoch              bigint NOT NULL DEFAULT 0,
     store              text NOT NULL REFERENCES store (name),
@@ -103,6 +117,7 @@ CREATE TABLE mailbox (
     last_name          text NOT NULL DEFAULT '',
     sealed_credential  bytea,
     needs_credential   boolean NOT NULL DEFAULT false,
+    language           user_language,
     password_hash      text CHECK (password_hash LIKE '{ARGON2ID}%'),
     hierarchy_separator text NOT NULL DEFAULT '/' CHECK (length(hierarchy_separator) = 1),
     namespace_prefix   text NOT NULL DEFAULT '',
@@ -114,36 +129,53 @@ CREATE TABLE mailbox (
     messages_copied    bigint NOT NULL DEFAULT 0 CHECK (messages_copied >= 0),
     bytes_copied       bigint NOT NULL DEFAULT 0 CHECK (bytes_copied >= 0),
     attempts           integer NOT NULL DEFAULT 0,
+    copy_began_at      timestamptz,
+    copied_before      bigint,
+    paused_at          timestamptz,
+    pause_reason       text,
     last_error         text,
+    last_advice        text,
     last_error_at      timestamptz,
     next_try           timestamptz,
     migrated_at        timestamptz,
     last_message_at    timestamptz,
+    welcomed_at        timestamptz,
+    trouble_told_at    timestamptz,
     swept_at           timestamptz,
-    report             jsonb,
     return_requested_at timestamptz,
     return_reason      text,
     UNIQUE (domain_id, local_part),
     CHECK (state <> 'local' OR password_hash IS NOT NULL),
     CHECK ((state IN ('cutover', 'returning')) = (cutover_deadline IS NOT NULL)),
+    CHECK ((paused_at IS NULL) = (pause_reason IS NULL)),
     CHECK (return_requested_at IS NULL OR state IN ('local', 'returning')),
     CHECK (state NOT IN ('requested', 'copying', 'cutover') OR sealed_credential IS NOT NULL)
 );
 COMMENT ON TABLE mailbox IS 'One user of a domain. A user without a row is in state legacy.';
+COMMENT ON COLUMN mailbox.full_address IS 'local_part@domain.name, so that it can be looked for; set when the row is made, for a domain keeps its name';
 COMMENT ON COLUMN mailbox.epoch IS 'Counts changes of state: an acknowledgement names the change that it saw';
 COMMENT ON COLUMN mailbox.sealed_credential IS 'Legacy password in a libsodium sealed box; only workers hold the private key. Erased when the domain closes.';
 COMMENT ON COLUMN mailbox.needs_credential IS 'The legacy server refuses the sealed password: the next good login or request brings the new one';
 COMMENT ON COLUMN mailbox.password_hash IS 'What Dovecot checks from the flip on, in its ARGON2ID scheme';
+COMMENT ON COLUMN mailbox.language IS 'Of the page on which the user asked; null: the domain''s';
+COMMENT ON COLUMN mailbox.copy_began_at IS 'When a worker last took the copy up; with copied_before, the messages that were here then, it gives the rate';
+COMMENT ON COLUMN mailbox.paused_at IS 'Workers leave a paused mailbox alone, but for a cutover that has begun';
+COMMENT ON COLUMN mailbox.last_advice IS 'What an administrator can do about last_error, if there is something';
+COMMENT ON COLUMN mailbox.trouble_told_at IS 'When the user was last written to that the move waits for the new password';
 COMMENT ON COLUMN mailbox.hierarchy_separator IS 'The legacy server''s, kept for this user so that the client sees the same folder names';
 COMMENT ON COLUMN mailbox.namespace_prefix IS 'The legacy server''s prefix of the personal namespace (RFC 2342), e.g. INBOX.';
 COMMENT ON COLUMN mailbox.special_uses IS 'The legacy server''s special uses (RFC 6154): {"sent": "name of the folder, in UTF-8, without the prefix"}';
 COMMENT ON COLUMN mailbox.swept_at IS 'When the last complete sweep of the legacy mailbox began: what was there then is here';
-COMMENT ON COLUMN mailbox.report IS 'What the verification at cutover compared, folder by folder';
 
 COMMENT ON COLUMN mailbox.cutover_deadline IS 'When a cutover, or the last step of a return, undoes itself';
 COMMENT ON COLUMN mailbox.return_requested_at IS 'An administrator wants the mailbox back at the legacy server: what is new here is written there';
 
 CREATE INDEX mailbox_state_idx ON mailbox (domain_id, state);
+CREATE INDEX mailbox_pending_idx ON mailbox (domain_id)
+ WHERE state IN ('requested', 'copying', 'cutover', 'returning') OR return_requested_at IS NOT NULL;
+CREATE INDEX mailbox_waiting_idx ON mailbox (store, state_since) WHERE state = 'requested';
+CREATE INDEX mailbox_migrated_idx ON mailbox (store, migrated_at);
+CREATE INDEX mailbox_last_move_idx ON mailbox (domain_id, migrated_at) WHERE state = 'local';
 
 
 CREATE TABLE mailbox_folder (
@@ -155,6 +187,13 @@ CREATE TABLE mailbox_folder (
 );
 COMMENT ON TABLE mailbox_folder IS 'What the final pass saw of each legacy folder: a UID at or above uidnext is a straggler';
 COMMENT ON COLUMN mailbox_folder.name IS 'As on the wire (modified UTF-7, RFC 3501 section 5.1.3)';
+
+
+CREATE TABLE verification (
+    mailbox_id bigint PRIMARY KEY REFERENCES mailbox (id) ON DELETE CASCADE,
+    report     jsonb NOT NULL
+);
+COMMENT ON TABLE verification IS 'What was compared at the cutover of a mailbox, folder by folder; kept as evidence';
 
 
 CREATE TABLE straggler (
@@ -225,7 +264,8 @@ CREATE TABLE sighting (
     PRIMARY KEY (domain_id, local_part),
     CHECK ((waived_at IS NULL) = (waived_reason IS NULL))
 );
-COMMENT ON TABLE sighting IS 'A recipient that the legacy server accepted: how often and when it was last written to';
+COMMENT ON TABLE sighting IS
+    'A recipient that the legacy server accepted: how often and when it was last written to. Gone when it has moved or is an alias.';
 COMMENT ON COLUMN sighting.waived_reason IS 'Why an administrator decided that this address need not move';
 
 
@@ -262,3 +302,4 @@ CREATE TABLE journal (
 );
 COMMENT ON TABLE journal IS 'Every change of state: when, who, why. Append-only.';
 CREATE INDEX journal_address_idx ON journal (address, id);
+CREATE INDEX journal_domain_idx ON journal (domain, id);

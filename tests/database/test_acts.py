@@ -43,7 +43,7 @@ def put_local(connection: Connection, address: str) -> int:
         ("SELECT request_migration('no-domain', 'portal', 's')", "BA001", "not an address of a domain known here"),
         ("SELECT request_migration('moving@lab.test', 'portal', 's')", "BA002", "already on the move"),
         ("SELECT request_migration('here@lab.test', 'portal', 's')", "BA002", "has already moved"),
-        ("SELECT request_migration('info@lab.test', 'portal', 's')", "BA002", "is an alias"),
+        ("SELECT request_migration('info@lab.test', 'portal', 's')", "BA005", "is an alias"),
         ("SELECT activate_domain('lab.test', 't')", "BA002", "is already active"),
         ("SELECT activate_domain('other.test', 't')", "BA003", "no domain other.test is known"),
         ("SELECT rotate_url('other.test', 't')", "BA003", "no domain other.test is known"),
@@ -51,7 +51,26 @@ def put_local(connection: Connection, address: str) -> int:
         ("SELECT assign_alias('x@lab.test', 'nobody@lab.test')", "BA003", "nothing is known of a mailbox"),
         ("SELECT assign_alias('moving@lab.test', 'here@lab.test')", "BA002", "is a mailbox that moves"),
         ("SELECT waive_address('x@lab.test', ' ')", "BA002", "say why"),
-        ("SELECT retry('here@lab.test')", "BA002", "nothing to try again"),
+        ("SELECT retry('expected@lab.test')", "BA002", "nothing to try again"),
+        ("SELECT retry('paused@lab.test')", "BA002", "is paused"),
+        ("SELECT retry('changed@lab.test')", "BA002", "waits for the user's new password"),
+        ("SELECT expect('info@lab.test')", "BA005", "is an alias"),
+        ("SELECT expect('x@elsewhere.test')", "BA001", "not an address of a domain known here"),
+        ("SELECT remove_alias('here@lab.test')", "BA003", "is no alias"),
+        ("SELECT unwaive_address('here@lab.test')", "BA003", "is not waived"),
+        ("SELECT pause('here@lab.test', '')", "BA002", "say why"),
+        ("SELECT pause('nobody@lab.test', 'x')", "BA003", "nothing is known of a mailbox"),
+        ("SELECT resume('here@lab.test')", "BA002", "is not paused"),
+        ("SELECT pause_domain('lab.test', ' ')", "BA002", "say why"),
+        ("SELECT pause_domain('other.test', 'x')", "BA003", "no domain other.test is known"),
+        ("SELECT resume_domain('lab.test')", "BA002", "is not paused"),
+        ("SELECT portal_request('wrong', 'x@lab.test', 's', '', '', 'en')", "BA003", "this link is not known"),
+        (
+            "SELECT portal_request('token', 'x@second.test', 's', '', '', 'en')",
+            "BA001",
+            "is not an address of lab.test",
+        ),
+        ("SELECT portal_request('token', 'info@lab.test', 's', '', '', 'fr')", "BA005", "is an alias"),
         ("SELECT give_up('here@lab.test', 'why')", "BA002", "cannot go from local to legacy"),
         ("SELECT close_domain('lab.test')", "BA004", "cannot be closed"),
         ("SELECT close_domain('lab.test', true)", "BA002", "needs a reason"),
@@ -63,6 +82,15 @@ def test_bad_input_gets_a_clear_error_and_changes_nothing(owner: Connection, act
     put_local(owner, "here@lab.test")
     owner.execute("SELECT request_migration('moving@lab.test', 'login', 'sealed')")
     owner.execute("SELECT assign_alias('info@lab.test', 'here@lab.test')")
+    owner.execute("SELECT expect('expected@lab.test')")
+    owner.execute("SELECT request_migration('paused@lab.test', 'login', 'sealed')")
+    owner.execute("SELECT pause('paused@lab.test', 'away')")
+    changed = value(owner, "SELECT request_migration('changed@lab.test', 'login', 'sealed')")
+    owner.execute("SELECT attempt_failed(%s, 'refused', true)", (changed,))
+    owner.execute(
+        "INSERT INTO domain (name, store, imap_host, imap_port, imap_tls, smtp_host, smtp_port) "
+        "VALUES ('second.test', 'local', 'imap.old.test', 993, 'implicit', 'mx.old.test', 25)"
+    )
     before = everything(owner)
     with pytest.raises(psycopg.Error, match=words) as refused:
         owner.execute(act.encode())
@@ -124,7 +152,8 @@ def test_closing_names_everybody_who_would_be_forgotten(owner: Connection) -> No
     with pytest.raises(psycopg.Error) as refused:
         owner.execute("SELECT close_domain('lab.test')")
     words = str(refused.value)
-    assert "4 addresses" in words
+    assert "4 things are in the way" in words
+    assert "Move it (bascule request), assign it to a mailbox (bascule alias), or give it up (bascule waive)" in words
     for name in ("scanner", "info", "moving", "gave-up"):
         assert f"{name}@lab.test (" in words
 
@@ -157,7 +186,9 @@ def test_closing_by_force_names_them_in_the_journal(owner: Connection) -> None:
     owner.execute("SELECT close_domain('lab.test', true, 'contract ends today')")
     reason = owner.execute("SELECT reason FROM journal WHERE event = 'closed by force'").fetchall()[0][0]
     assert "contract ends today" in reason
-    assert "scanner@lab.test" in reason
+    assert "scanner@lab.test (receives mail" in reason
+    assert "mail for it will be refused" in reason
+    assert "moving@lab.test (in state requested): its move will be given up" in reason
     assert owner.execute("SELECT state FROM mailbox").fetchall() == [("legacy",)]
 
 
@@ -306,3 +337,171 @@ def test_who_waits_for_a_move_does_not_wait_for_sweeps(owner: Connection) -> Non
         owner.execute("SELECT task_name, priority FROM queue.procrastinate_jobs").fetchall()
     )
     assert priorities["sweep"] < priorities["migrate"] == priorities["return"]
+
+
+def test_a_paused_mailbox_is_left_alone(owner: Connection) -> None:
+    mailbox = value(owner, "SELECT request_migration('alice@lab.test', 'portal', 'sealed')")
+    owner.execute("SELECT begin_copy(%s)", (mailbox,))
+    assert value(owner, "SELECT report_progress(%s, 1, 10, 100)", mailbox) is True
+    owner.execute("SELECT pause('alice@lab.test', 'she gives a lecture')")
+    assert value(owner, "SELECT report_progress(%s, 2, 10, 200)", mailbox) is False
+    owner.execute("DELETE FROM queue.procrastinate_jobs")
+    assert value(owner, "SELECT requeue_unattended()") == 0
+    assert owner.execute("SELECT problem, advice FROM failed").fetchall() == [
+        ("paused: she gives a lecture", "let it go on when it may: bascule resume")
+    ]
+    owner.execute("SELECT resume('alice@lab.test')")
+    assert value(owner, "SELECT requeue_unattended()") == 1
+    assert value(owner, "SELECT report_progress(%s, 3, 10, 300)", mailbox) is True
+    assert owner.execute("SELECT event, reason FROM events WHERE event IN ('paused', 'resumed')").fetchall() == [
+        ("paused", "she gives a lecture"),
+        ("resumed", None),
+    ]
+
+
+def test_a_paused_domain_is_left_alone_and_takes_requests(owner: Connection) -> None:
+    moved = put_local(owner, "moved@lab.test")
+    owner.execute("SELECT pause_domain('lab.test', 'backup of the legacy server')")
+    mailbox = value(owner, "SELECT request_migration('alice@lab.test', 'portal', 'sealed')")
+    owner.execute("DELETE FROM queue.procrastinate_jobs")
+    owner.execute("SELECT sweep_done(%s, clock_timestamp())", (moved,))
+    assert value(owner, "SELECT requeue_unattended()") == 0
+    assert value(owner, "SELECT count(*) FROM queue.procrastinate_jobs") == 0
+    assert value(owner, "SELECT readiness FROM domains") == "paused: backup of the legacy server"
+    assert value(owner, "SELECT paused FROM portal_progress(%s)", mailbox)
+    owner.execute("SELECT resume_domain('lab.test')")
+    assert value(owner, "SELECT requeue_unattended()") == 2
+
+
+def test_a_cutover_that_has_begun_is_not_stopped_by_a_pause(owner: Connection) -> None:
+    mailbox = value(owner, "SELECT request_migration('alice@lab.test', 'portal', 'sealed')")
+    owner.execute("SELECT begin_copy(%s)", (mailbox,))
+    owner.execute("SELECT begin_cutover(%s)", (mailbox,))
+    with pytest.raises(psycopg.Error, match="it is over in a moment"):
+        owner.execute("SELECT pause('alice@lab.test', 'x')")
+    owner.execute("SELECT pause_domain('lab.test', 'x')")
+    assert value(owner, "SELECT report_progress(%s, 3, 10, 300)", mailbox) is True
+
+
+def test_who_is_expected_is_not_forgotten(owner: Connection) -> None:
+    """A mailbox that gets no mail and whose owner never came, but which is on the administrator's list."""
+    assert value(owner, "SELECT expect('Archive@lab.test', 'Old', 'Mail')") is True
+    assert value(owner, "SELECT expect('archive@lab.test')") is False
+    assert value(owner, "SELECT known FROM domains") == 1
+    with pytest.raises(psycopg.Error, match=r"archive@lab.test \(is known, but has not moved\)"):
+        owner.execute("SELECT close_domain('lab.test')")
+    owner.execute("SELECT waive_address('archive@lab.test', 'nobody wants it')")
+    assert owner.execute("SELECT FROM closing_obstacles").fetchall() == []
+    owner.execute("SELECT unwaive_address('archive@lab.test')")
+    assert len(owner.execute("SELECT FROM closing_obstacles").fetchall()) == 1
+
+
+def test_a_late_message_holds_the_close_up_for_a_quiet_period(owner: Connection) -> None:
+    mailbox = put_local(owner, "alice@lab.test")
+    owner.execute("SELECT stage_straggler(%s, 'INBOX', 1, 7)", (mailbox,))
+    with pytest.raises(psycopg.Error, match="a message that came late is not yet in the mailbox here"):
+        owner.execute("SELECT close_domain('lab.test')")
+    owner.execute("SELECT straggler_delivered(%s, 'INBOX', 1, 7)", (mailbox,))
+    with pytest.raises(psycopg.Error, match="a message still reached the legacy mailbox on"):
+        owner.execute("SELECT close_domain('lab.test')")
+    owner.execute("UPDATE straggler SET staged_at = now() - interval '25 hours'")
+    owner.execute("SELECT close_domain('lab.test')")
+
+
+def test_many_obstacles_are_not_all_written_out(owner: Connection) -> None:
+    for number in range(30):
+        owner.execute("SELECT record_sighting(%s, 1)", (f"device-{number}@lab.test",))
+    with pytest.raises(psycopg.Error, match="30 things are in the way") as refused:
+        owner.execute("SELECT close_domain('lab.test')")
+    assert str(refused.value).count("receives mail") == 25
+    assert "... and 5 more: SELECT * FROM bascule.closing_obstacles" in str(refused.value)
+
+
+def test_a_sighting_ends_with_the_move(owner: Connection) -> None:
+    owner.execute("SELECT record_sighting('alice@lab.test', 5)")
+    owner.execute("SELECT record_sighting('info@lab.test', 5)")
+    put_local(owner, "alice@lab.test")
+    owner.execute("SELECT assign_alias('info@lab.test', 'alice@lab.test')")
+    # What a policy daemon had counted before, and tells now.
+    owner.execute("SELECT record_sighting('alice@lab.test', 1)")
+    owner.execute("SELECT record_sighting('info@lab.test', 1)")
+    assert owner.execute("SELECT FROM sighting").fetchall() == []
+    owner.execute("SELECT remove_alias('info@lab.test')")
+    owner.execute("SELECT record_sighting('info@lab.test', 1)")
+    assert owner.execute("SELECT address FROM forgotten").fetchall() == [("info@lab.test",)]
+
+
+def test_who_asks_again_at_the_url_is_only_looked_up(owner: Connection) -> None:
+    ask = "SELECT portal_request('token', 'alice@lab.test', %s, 'Alice', 'Quay', %s)"
+    mailbox = value(owner, ask, b"first", "fr")
+    assert value(owner, ask, b"second", "ar") == mailbox
+    kept = "SELECT sealed_credential, language, first_name FROM mailbox"
+    assert owner.execute(kept.encode()).fetchall() == [(b"first", "ar", "Alice")]
+    owner.execute("SELECT attempt_failed(%s, 'refused', true)", (mailbox,))
+    assert value(owner, ask, b"third", "ar") == mailbox
+    assert value(owner, "SELECT sealed_credential FROM mailbox") == b"third"
+    assert value(owner, "SELECT language FROM mailboxes") == "ar"
+
+
+def test_rate_and_estimate(owner: Connection) -> None:
+    mailbox = value(owner, "SELECT request_migration('alice@lab.test', 'portal', 'sealed')")
+    owner.execute("SELECT begin_copy(%s)", (mailbox,))
+    owner.execute("SELECT report_progress(%s, 1000, 9000, 1)", (mailbox,))  # what an earlier attempt had brought
+    assert owner.execute("SELECT messages_per_second, remaining FROM mailboxes").fetchall() == [(None, None)]
+    owner.execute("SELECT report_progress(%s, 3000, 9000, 1)", (mailbox,))
+    owner.execute("UPDATE mailbox SET copy_began_at = clock_timestamp() - interval '100 seconds'")
+    percent, rate, seconds = owner.execute(
+        "SELECT percent, messages_per_second, extract(epoch FROM remaining) FROM mailboxes"
+    ).fetchall()[0]
+    assert (percent, round(rate), round(seconds, -1)) == (33, 20, 300)
+    assert value(owner, "SELECT round(extract(epoch FROM remaining), -1) FROM portal_progress(%s)", mailbox) == 300
+    owner.execute("SELECT attempt_failed(%s, 'away')", (mailbox,))
+    assert value(owner, "SELECT messages_per_second FROM mailboxes") is None
+
+
+def test_an_estimate_for_who_waits(owner: Connection) -> None:
+    for number in range(4):
+        put_local(owner, f"moved-{number}@lab.test")
+    value(owner, "SELECT request_migration('first@lab.test', 'portal', 'sealed')")
+    second = value(owner, "SELECT request_migration('second@lab.test', 'portal', 'sealed')")
+    # Four moved in the last hour: one in a quarter of an hour.
+    row = owner.execute(
+        "SELECT ahead, extract(epoch FROM remaining)::integer FROM portal_progress(%s)", (second,)
+    ).fetchone()
+    assert row == (1, 1800)
+    assert value(owner, "SELECT extract(epoch FROM remaining)::integer FROM domains") == 1800
+
+
+def test_advice_is_kept_with_the_error(owner: Connection) -> None:
+    mailbox = value(owner, "SELECT request_migration('alice@lab.test', 'portal', 'sealed')")
+    failed = "SELECT problem, advice FROM failed"
+    owner.execute("SELECT attempt_failed(%s, 'the disk is full', false, '0', 'Make room.')", (mailbox,))
+    assert owner.execute(failed.encode()).fetchall() == [("the disk is full", "Make room.")]
+    owner.execute("SELECT attempt_failed(%s, 'it does not answer')", (mailbox,))
+    assert owner.execute(failed.encode()).fetchall() == [
+        ("it does not answer", "nothing: it is tried again at next_try; bascule retry does not wait")
+    ]
+    owner.execute("SELECT attempt_failed(%s, 'refused', true)", (mailbox,))
+    assert "have the user log in here" in value(owner, "SELECT advice FROM failed")
+
+
+def test_a_user_is_told_of_trouble_once(owner: Connection) -> None:
+    mailbox = value(owner, "SELECT request_migration('alice@lab.test', 'portal', 'sealed')")
+    assert value(owner, "SELECT trouble_told(%s)", mailbox) is False
+    owner.execute("SELECT attempt_failed(%s, 'refused', true)", (mailbox,))
+    assert value(owner, "SELECT trouble_told(%s)", mailbox) is True
+    assert value(owner, "SELECT trouble_told(%s)", mailbox) is False
+    owner.execute("SELECT record_login('alice@lab.test', 'new')")
+    owner.execute("SELECT attempt_failed(%s, 'refused', true)", (mailbox,))
+    owner.execute("UPDATE domain SET writes_to_users = false")
+    assert value(owner, "SELECT trouble_told(%s)", mailbox) is False
+
+
+def test_the_parts_that_run(owner: Connection) -> None:
+    owner.execute("SELECT beat('mx1', 'policy_daemon')")
+    owner.execute("SELECT beat('mx2', 'policy_daemon')")
+    owner.execute("UPDATE node SET heartbeat_at = now() - interval '1 minute' WHERE name = 'mx2'")
+    assert owner.execute("SELECT part, name, alive FROM parts ORDER BY name").fetchall() == [
+        ("policy_daemon", "mx1", True),
+        ("policy_daemon", "mx2", False),
+    ]

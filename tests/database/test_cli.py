@@ -102,7 +102,10 @@ def test_a_password_that_is_not_text_is_not_shown(bascule: Bascule, tmp_path: Pa
 
 def test_status_and_closing(bascule: Bascule, owner: Connection) -> None:
     owner.execute("SELECT record_sighting('scanner@lab.test', 2)")
-    assert bascule("status").output == "lab.test: active, 0 migrated, 0 pending, 1 forgotten\n"
+    assert bascule("status").output == (
+        "lab.test: active, 0 migrated, 0 pending, 0 with trouble, 1 forgotten; "
+        "under way: bascule.closing_obstacles says what is left\n"
+    )
     assert "scanner@lab.test  2 messages" in bascule("status", "LAB.test").output
     refused = bascule("close", "lab.test")
     assert refused.exit_code == 1

@@ -71,10 +71,11 @@ def insert(owner: Connection, name: str, state: str) -> None:
     """A mailbox in a state, whatever way it came there."""
     owner.execute("SET session_replication_role = replica")
     owner.execute(
-        "INSERT INTO mailbox (domain_id, local_part, store, state, password_hash, sealed_credential, cutover_deadline) "
-        "SELECT id, %s, 'local', %s::mailbox_state, '{ARGON2ID}x', 'x', "
+        "INSERT INTO mailbox (domain_id, local_part, full_address, store, state, password_hash, sealed_credential, "
+        "cutover_deadline) "
+        "SELECT id, %s, %s || '@lab.test', 'local', %s::mailbox_state, '{ARGON2ID}x', 'x', "
         "CASE WHEN %s IN ('cutover', 'returning') THEN now() + interval '1 hour' END FROM domain",
-        (name, state, state),
+        (name, name, state, state),
     )
     owner.execute("SET session_replication_role = origin")
 
@@ -104,8 +105,9 @@ def test_all_that_are_not_at_legacy_are_loaded(postgres: Postgres, owner: Connec
 def test_more_than_one_batch(postgres: Postgres, owner: Connection, path: Path) -> None:
     owner.execute("SET session_replication_role = replica")
     owner.execute(
-        "INSERT INTO mailbox (domain_id, local_part, store, state, password_hash) "
-        "SELECT id, 'user' || number, 'local', 'local', '{ARGON2ID}x' FROM domain, generate_series(1, %s) AS number",
+        "INSERT INTO mailbox (domain_id, local_part, full_address, store, state, password_hash) "
+        "SELECT id, 'user' || number, 'user' || number || '@lab.test', 'local', 'local', '{ARGON2ID}x' "
+        "FROM domain, generate_series(1, %s) AS number",
         (2 * BATCH + 1,),
     )
     owner.execute("SET session_replication_role = origin")

@@ -10,7 +10,8 @@ from bascule.database import Connection
 from bascule.lab.postgres import Postgres
 
 VIEWS = {
-    "domains", "mailboxes", "migrated", "pending", "forgotten", "closing_obstacles", "stragglers", "events",
+    "domains", "mailboxes", "migrated", "pending", "failed", "forgotten", "closing_obstacles", "stragglers",
+    "unreadable", "verifications", "events", "parts",
 }  # fmt: skip
 
 
@@ -43,6 +44,14 @@ def test_every_table_and_view_is_documented(owner: Connection) -> None:
     assert undocumented == []
 
 
+def test_every_act_of_administration_is_documented(owner: Connection) -> None:
+    undocumented = owner.execute(
+        "SELECT proname FROM pg_proc WHERE pronamespace = 'bascule'::regnamespace "
+        "AND has_function_privilege('bascule_admin', oid, 'EXECUTE') AND obj_description(oid) IS NULL"
+    ).fetchall()
+    assert undocumented == []
+
+
 def test_the_public_views_are_there(owner: Connection) -> None:
     names = owner.execute("SELECT viewname FROM pg_views WHERE schemaname = 'bascule'").fetchall()
     assert {row[0] for row in names} >= VIEWS
@@ -64,6 +73,8 @@ FORBIDDEN = [
     ("policy_daemon", "SELECT bascule.login_state('alice@lab.test')"),
     ("policy_daemon", "SELECT bascule.request_migration('alice@lab.test', 'portal', 'x')"),
     ("policy_daemon", "SELECT bascule.record_login('alice@lab.test', 'x')"),
+    ("portal", "SELECT bascule.request_migration('alice@lab.test', 'portal', 'x')"),
+    ("portal", "SELECT bascule.pause('alice@lab.test', 'x')"),
     ("portal", "SELECT bascule.login_state('alice@lab.test')"),
     ("portal", "SELECT bascule.record_login('alice@lab.test', 'x')"),
     ("portal", "SELECT bascule.place('alice@lab.test', 'local')"),
@@ -99,8 +110,13 @@ def test_what_a_role_cannot_do(postgres: Postgres, owner: Connection, role: str,
 
 ALLOWED = [
     ("portal", "SELECT * FROM bascule.portal_domain('token')"),
-    ("portal", "SELECT bascule.request_migration('bob@lab.test', 'portal', 'x')"),
+    ("portal", "SELECT bascule.portal_request('token', 'bob@lab.test', 'x', '', '', 'fr')"),
     ("portal", "SELECT * FROM bascule.portal_progress(1)"),
+    ("worker", "SELECT * FROM bascule.gauges"),
+    ("worker", "SELECT bascule.trouble_told(1), bascule.welcomed(1)"),
+    ("admin", "SELECT * FROM bascule.domains, bascule.failed, bascule.verifications, bascule.parts"),
+    ("admin", "SELECT bascule.expect('bob@lab.test'), bascule.pause('alice@lab.test', 'x')"),
+    ("admin", "SELECT bascule.pause_domain('lab.test', 'x'), bascule.resume_domain('lab.test')"),
     ("authenticator", "SELECT bascule.record_login('bob@lab.test', 'x')"),
     ("authenticator", "SELECT * FROM bascule.login_state('alice@lab.test')"),
     ("authenticator", "SELECT * FROM bascule.routing_domain"),
