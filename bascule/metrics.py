@@ -6,6 +6,7 @@ from prometheus_client import Gauge, start_http_server
 
 from bascule.directory import Directory
 from bascule.endpoint import host_and_port
+from bascule.errors import BadSettings
 from bascule.follower import Follower
 
 _CONNECTED = Gauge("bascule_database_connected", "Whether the directory is known to be what the database says")
@@ -13,10 +14,19 @@ _MAILBOXES = Gauge("bascule_directory_mailboxes", "Mailboxes that are not at the
 
 
 def serve(listen: str | None) -> None:
-    """Answer at ``host:port``; None: nobody asks."""
+    """Answer at ``host:port``; None: nobody asks.
+
+    Raises:
+        BadSettings: nobody can listen there.
+    """
     if listen is not None:
         host, port = host_and_port(listen)
-        start_http_server(port, host)
+        try:
+            start_http_server(port, host)
+        except OSError as error:
+            raise BadSettings(
+                f"the metrics cannot be served at {listen}: {error.strerror}", hint="Is the port taken?"
+            ) from error
 
 
 def watch(directory: Directory, follower: Follower) -> None:

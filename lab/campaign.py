@@ -273,7 +273,7 @@ class Faults:
         daemon.start()
 
     def _freeze_worker(self) -> None:
-        second = self._another_worker()
+        second = self._lab.new.another_worker()
         pid = self._lab.new.worker.pid
         os.kill(pid, signal.SIGSTOP)
         try:
@@ -285,14 +285,10 @@ class Faults:
         second.stop()
 
     def _second_worker(self) -> None:
-        second = self._another_worker()
+        second = self._lab.new.another_worker()
         second.start()
         time.sleep(self._random.uniform(0.5, 3))
         second.kill()
-
-    def _another_worker(self) -> Daemon:
-        new = self._lab.new
-        return Daemon(new.worker.command, folder=new.folder / "log", name="worker-2", uid=VMAIL, gid=VMAIL)
 
     def _kill_postgres(self) -> None:
         self._lab.new.postgres.kill()

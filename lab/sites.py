@@ -294,6 +294,16 @@ class NewSite:
         command = [executable(f"bascule-{name}"), "--settings", str(self.settings_file)]
         return Daemon(command, folder=self.folder / "log", name=name, uid=uid, gid=gid, host=self.host)
 
+    def another_worker(self) -> Daemon:
+        """One more worker at this store; Prometheus asks the first."""
+        settings = self.settings.model_copy(
+            update={"worker": self.settings.worker.model_copy(update={"metrics": None})}
+        )
+        path = self.folder / "etc" / "worker-2.toml"
+        path.write_text(render("bascule.toml.j2", **settings.model_dump()))
+        command = [*self.worker.command[:-1], str(path)]
+        return Daemon(command, folder=self.folder / "log", name="worker-2", uid=VMAIL, gid=VMAIL, host=self.host)
+
     def create(self) -> None:
         self.create_files()
         self.create_keys()

@@ -18,7 +18,8 @@ NAMES = (
     "kept-in-mdbox", "kept-in-sdbox", "reaped-1", "reaped-2", "reaped-3",
     "fronted-2.3", "fronted-2.4", "signed-here", "signed-there", "sealed", "circled", "overtaken",
     "shared-here", "shared-there", "shared-moving", "limited-guesser", "guessed-once", "guessed-page",
-    "stayed-at-page", "scripted", "relaying-here", "relaying-there", f"buch@{IDN_DOMAIN}",
+    "stayed-at-page", "scripted", "checked", "checked-loop", "checked-junk", "paged", "troubled", "paused", "awaited",
+    "imported-1", "imported-2", "imported-3", "relaying-here", "relaying-there", f"buch@{IDN_DOMAIN}",
 )  # fmt: skip
 
 

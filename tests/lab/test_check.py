@@ -1,0 +1,269 @@
+"""``bascule check`` on real servers: what is right is found right, and each thing that is wrong is told."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bascule.address import Address
+from bascule.check import check_legacy
+from bascule.check.dns import Here, check_dns
+from bascule.check.finding import Finding
+from bascule.credential import Password
+from bascule.lab.dns import NameServer
+from bascule.lab.process import VMAIL, Daemon, free_ports
+from bascule.lab.sites import DOMAIN, Lab, full
+from bascule.legacy import LegacySettings, Service, Trust
+
+pytestmark = pytest.mark.lab
+
+JUNK = 'require ["fileinto", "mailbox"];\nfileinto :create "Junk";\n'
+
+
+@pytest.fixture(autouse=True, scope="module")
+def dns(lab: Lab) -> Iterator[None]:
+    lab.new.start_dns()
+    yield
+    lab.new.dns.stop()
+
+
+def check(lab: Lab, name: str) -> tuple[int, list[Finding]]:
+    """Exit status and findings of a check with a user."""
+    done = lab.new.cli(
+        "check", DOMAIN, "--user", full(name), "--password-file", "-", "--json", stdin=lab.legacy.users[name] + "\n"
+    )
+    assert done.stdout.startswith("["), done.stdout
+    return done.returncode, [Finding(**each) for each in json.loads(done.stdout)]
+
+
+def wrong(findings: list[Finding]) -> list[str]:
+    return [f"{each.area}: {each.text}" for each in findings if each.level == "wrong"]
+
+
+def test_all_is_right_and_nobody_is_moved(lab: Lab) -> None:
+    status, findings = check(lab, "checked")
+    assert wrong(findings) == []
+    assert status == 0
+    text = "\n".join(finding.text for finding in findings)
+    for words in (
+        "TLSv1.3 with a good certificate",
+        "checked@lab.test logs in, as 'checked@lab.test'",
+        "refuses an address that does not exist",
+        "MX of lab.test: new.lab.test, TTL 300 s",
+        "SPF of lab.test for mail from new.lab.test (127.0.0.1): pass",
+        "worker runs on",
+        "main.cf asks bascule",
+        "a probe message came through to the legacy INBOX",
+        "no loop",
+        "checked@lab.test logs in here and sees",
+    ):
+        assert words in text, words
+    assert lab.new.state("checked") is None
+    with lab.legacy.client("checked") as client:
+        client.select_folder("INBOX", readonly=True)
+        assert client.search() == []  # the probe is gone
+
+
+def test_a_legacy_server_that_sends_the_mail_back(lab: Lab) -> None:
+    lab.legacy.send_back({"checked-loop": lab.new.smtp_port})
+    lab.legacy.postfix.reload()
+    try:
+        status, findings = check(lab, "checked-loop")
+    finally:
+        lab.legacy.send_back({})
+        lab.legacy.postfix.reload()
+    assert wrong(findings) == ["Postfix: the legacy server sent the probe back here, and the loop guard refused it"]
+    assert status == 1
+
+
+def test_a_legacy_server_that_takes_our_mail_for_spam(lab: Lab) -> None:
+    home = lab.legacy.dovecot.folder / "mail" / "checked-junk"
+    home.mkdir(parents=True, exist_ok=True)
+    (home / ".dovecot.sieve").write_text(JUNK)
+    for path in (home, home / ".dovecot.sieve"):
+        os.chown(path, VMAIL, VMAIL)
+    status, findings = check(lab, "checked-junk")
+    assert status == 1
+    assert wrong(findings) == [
+        "Postfix: the legacy server files mail from here into 'Junk': it does not say why",
+    ]
+    with lab.legacy.client("checked-junk") as client:
+        client.select_folder("Junk", readonly=True)
+        assert client.search() == []
+
+
+@contextmanager
+def stopped(daemon: Daemon) -> Iterator[None]:
+    daemon.stop()
+    try:
+        yield
+    finally:
+        daemon.start()
+
+
+def test_a_milter_that_does_not_run(lab: Lab) -> None:
+    with stopped(lab.new.milter):
+        _, findings = check(lab, "checked")
+    assert wrong(findings) == ["Postfix: the milter did not see it: loops would go unnoticed"]
+
+
+def test_an_authenticator_that_does_not_run(lab: Lab) -> None:
+    with stopped(lab.new.authenticator):
+        status, findings = check(lab, "checked")
+    assert status == 1
+    told = wrong(findings)
+    assert "bascule: no authenticator runs anywhere" in told
+    assert any(each.startswith("Dovecot: ") and "cannot check logins" in each for each in told)
+
+
+def test_a_policy_daemon_that_does_not_run(lab: Lab) -> None:
+    with stopped(lab.new.policy_daemon):
+        status, findings = check(lab, "checked")
+    assert status == 1
+    told = wrong(findings)
+    assert "bascule: no policy_daemon runs anywhere" in told
+    assert any(each.startswith("Postfix: ") for each in told)
+
+
+def test_a_postfix_that_does_not_ask(lab: Lab) -> None:
+    path = lab.new.postfix.folder / "main.cf"
+    before = path.read_text()
+    path.write_text(before.replace("transport_maps = socketmap", "transport_maps = static:error #"))
+    try:
+        _, findings = check(lab, "checked")
+    finally:
+        path.write_text(before)
+    assert f"Postfix: transport_maps does not name socketmap:{lab.new.settings.policy_daemon.socketmap}:transport" in (
+        wrong(findings)
+    )
+
+
+def legacy_of(lab: Lab) -> LegacySettings:
+    ports = lab.legacy.ports
+    imaps = Service(ports.imaps, "implicit")
+    return LegacySettings(DOMAIN, "localhost", imaps, "127.0.0.1", lab.legacy.smtp_port)
+
+
+def findings_at_legacy(lab: Lab, legacy: LegacySettings, password: str = "") -> list[Finding]:
+    trust = Trust(lab.new.settings.legacy.ca_file, 10)
+    address = Address.parse(full("checked"))
+    return list(check_legacy(legacy, trust, address, Password(password or lab.legacy.users["checked"])))
+
+
+def test_the_wrong_login_form(lab: Lab) -> None:
+    findings = findings_at_legacy(lab, replace(legacy_of(lab), login_form="local_part"))
+    said = [each for each in findings if each.level == "wrong"]
+    assert [each.text for each in said] == ["the server knows checked@lab.test as 'checked@lab.test', not as 'checked'"]
+    assert said[0].remedy == "Prepare the domain with --login-form address."
+
+
+def test_no_tls_is_noted(lab: Lab) -> None:
+    findings = findings_at_legacy(lab, replace(legacy_of(lab), imap=Service(lab.legacy.ports.imap, "none")))
+    assert any(each.level == "note" and "every password goes there in clear text" in each.text for each in findings)
+
+
+def test_smtp_at_a_port_that_speaks_something_else(lab: Lab) -> None:
+    findings = findings_at_legacy(lab, replace(legacy_of(lab), smtp_port=lab.legacy.ports.imap))
+    assert [each.area for each in findings if each.level == "wrong"] == ["SMTP"]
+
+
+def test_no_password_is_in_any_finding(lab: Lab) -> None:
+    findings = findings_at_legacy(lab, legacy_of(lab), "a very secret guess")
+    assert [each.level for each in findings if each.area == "IMAP"][-1] == "wrong"
+    assert "secret guess" not in repr(findings)
+
+
+# The DNS --------------------------------------------------------------------------
+
+HERE = Here(("mx.new.test",), ("imap.new.test",))
+HOSTS = {"mx.new.test": "192.0.2.1", "mx.old.test": "192.0.2.9", "imap.new.test": "192.0.2.2"}
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[tuple[NameServer, NameServer]]:
+    both = NameServer(tmp_path / "first"), NameServer(tmp_path / "second")
+    yield both
+    for server in both:
+        server.stop()
+
+
+def serve(server: NameServer, mx: str = "mx.new.test", spf: str = "v=spf1 mx -all", ttl: int = 300) -> None:
+    server.start(mx={"x.test": mx}, spf={"x.test": spf}, hosts=HOSTS, ttl=ttl)
+
+
+Servers = tuple[NameServer, NameServer]
+
+
+def asked(servers: Servers, mode: str = "active", here: Here = HERE) -> dict[str, str]:
+    """Level by text."""
+    names = [server.name for server in servers]
+    return {each.text: each.level for each in check_dns("x.test", mode, here, names)}  # type: ignore[arg-type]
+
+
+def test_the_mx_is_here(servers: Servers) -> None:
+    for server in servers:
+        serve(server)
+    seen = f"seen by {servers[0].name}, {servers[1].name}"
+    assert asked(servers) == {
+        f"MX of x.test: mx.new.test, TTL 300 s ({seen}): all here": "good",
+        "SPF of x.test for mail from mx.new.test (192.0.2.1): pass": "good",
+        "users are told imap.new.test, and it has an address": "good",
+    }
+
+
+@pytest.mark.parametrize(("mode", "level"), [("prepared", "note"), ("active", "wrong")])
+def test_the_mx_is_elsewhere(servers: Servers, mode: str, level: str) -> None:
+    for server in servers:
+        serve(server, "mx.old.test", ttl=86400)
+    findings = list(check_dns("x.test", mode, HERE, [servers[0].name]))  # type: ignore[arg-type]
+    assert findings[0].level == level
+    assert "TTL 86400 s" in findings[0].text
+    if mode == "prepared":
+        assert "Lower its TTL to 300 first, 86400 s before at least" in findings[0].remedy
+
+
+def test_resolvers_that_do_not_agree(servers: Servers) -> None:
+    serve(servers[0])
+    serve(servers[1], "mx.old.test", ttl=3600)
+    findings = list(check_dns("x.test", "active", HERE, [server.name for server in servers]))
+    assert [each.level for each in findings[:3]] == ["good", "wrong", "note"]
+    assert findings[2].text == "not all resolvers see the same MX of x.test"
+    assert findings[2].remedy == "Wait for the TTL: 3600 s at most."
+
+
+def test_a_resolver_that_is_away(servers: Servers) -> None:
+    serve(servers[0])
+    away = f"127.0.0.1:{free_ports(1)[0]}"
+    findings = list(check_dns("x.test", "active", HERE, [away, servers[0].name]))
+    assert findings[0].level == "note"
+    assert f"the resolver {away} does not say" in findings[0].text
+    assert findings[1].level == "good"
+
+
+@pytest.mark.parametrize(
+    ("policy", "result", "level"),
+    [
+        ("v=spf1 ip4:192.0.2.0/29 -all", "pass", "good"),
+        ("v=spf1 a:mx.new.test -all", "pass", "good"),
+        ("v=spf1 ip4:192.0.2.9 -all", "fail", "wrong"),
+        ("v=spf1 ip4:192.0.2.9 ~all", "softfail", "wrong"),
+        ("v=spf1 include:nowhere.test -all", "permerror", "wrong"),
+        ("not spf", "none", "note"),
+    ],
+)
+def test_spf(servers: Servers, policy: str, result: str, level: str) -> None:
+    serve(servers[0], spf=policy)
+    text = f"SPF of x.test for mail from mx.new.test (192.0.2.1): {result}"
+    assert asked(servers[:1])[text] == level  # type: ignore[arg-type]
+
+
+def test_a_name_for_users_that_does_not_exist(servers: Servers) -> None:
+    serve(servers[0])
+    told = asked(servers[:1], here=Here(("mx.new.test",), ("imap.typo.test",)))  # type: ignore[arg-type]
+    assert told["users are told imap.typo.test, and it has no address"] == "wrong"
