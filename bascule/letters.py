@@ -33,6 +33,10 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 IMPLICIT_TLS = {993, 995, 465}
 
 
+#: For servers without 8BITMIME (RFC 6152), too.
+ANY_SERVER = SMTP.clone(cte_type="7bit")
+
+
 @dataclass(frozen=True, slots=True)
 class ClientServer:
     """A server as users must tell it to their mail programs."""
@@ -87,7 +91,7 @@ def compose(
         raise BadSettings(
             f"the template {name} in {users.templates} does not begin with a line 'Subject: ...' and an empty one"
         )
-    message = EmailMessage(policy=SMTP)
+    message = EmailMessage(policy=ANY_SERVER)
     message["From"] = Mailbox(users.organisation or "Postmaster", "postmaster", address.domain)
     message["To"] = str(address)
     message["Subject"] = subject.removeprefix("Subject: ")
@@ -115,4 +119,4 @@ def readable(text: bytes) -> str:
     """A message as a mail program shows it."""
     message = message_from_bytes(text, policy=SMTP)
     head = "\n".join(f"{name}: {message[name]}" for name in ("From", "To", "Subject"))
-    return f"{head}\n\n{message.get_content()}"
+    return f"{head}\n\n{message.get_content()}".replace("\r\n", "\n")

@@ -304,6 +304,10 @@ RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_tem
 DECLARE
     box mailbox := mailbox_of(address);
 BEGIN
+    IF box.state = 'local' THEN
+        RAISE EXCEPTION '% has moved already', address
+            USING ERRCODE = 'BA002', HINT = 'bascule return sends it back, with what is new here.';
+    END IF;
     PERFORM set_config('bascule.reason', give_up.reason, true);
     UPDATE mailbox SET state = 'legacy', next_try = NULL, needs_credential = false, sealed_credential = NULL
      WHERE id = box.id;

@@ -23,15 +23,15 @@ SELECT mailbox.full_address AS address, domain.name AS domain, mailbox.state, ma
             ELSE 0 END::integer AS percent,
        messages_per_second(mailbox) AS messages_per_second,
        CASE WHEN mailbox.state = 'copying' THEN remaining(mailbox) END AS remaining,
-       CASE WHEN mailbox.paused_at IS NOT NULL THEN 'let it go on when it may: bascule resume'
+       CASE WHEN mailbox.paused_at IS NOT NULL THEN 'Let it go on when it may: bascule resume'
             WHEN mailbox.needs_credential AND mailbox.state = 'local' THEN
-                'late messages are not brought until then: bascule request, if you know the new one'
+                'Late messages are not brought until then: bascule request, if you know the new one'
             WHEN mailbox.needs_credential THEN
-                'have the user log in here, or ask at the URL, with the new one; or bascule request, if you know it'
+                'Have the user log in here, or ask at the URL, with the new one; or bascule request, if you know it'
             WHEN unreadable.mailbox_id IS NOT NULL THEN
-                'see bascule.unreadable: have them mended at the legacy server, or bascule waive-messages'
+                'See bascule.unreadable: have them mended at the legacy server, or bascule waive-messages'
             WHEN mailbox.last_error IS NOT NULL THEN
-                coalesce(nullif(mailbox.last_advice, ''), 'nothing: it is tried again at next_try; bascule retry does not wait')
+                coalesce(nullif(mailbox.last_advice, ''), 'Nothing: it is tried again at next_try; bascule retry does not wait')
             END AS advice,
        coalesce(mailbox.language, domain.language) AS language
   FROM mailbox JOIN domain ON domain.id = mailbox.domain_id

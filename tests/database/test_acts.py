@@ -71,7 +71,7 @@ def put_local(connection: Connection, address: str) -> int:
             "is not an address of lab.test",
         ),
         ("SELECT portal_request('token', 'info@lab.test', 's', '', '', 'fr')", "BA005", "is an alias"),
-        ("SELECT give_up('here@lab.test', 'why')", "BA002", "cannot go from local to legacy"),
+        ("SELECT give_up('here@lab.test', 'why')", "BA002", "has moved already"),
         ("SELECT close_domain('lab.test')", "BA004", "cannot be closed"),
         ("SELECT close_domain('lab.test', true)", "BA002", "needs a reason"),
         ("SELECT close_domain('other.test')", "BA003", "no domain other.test is known"),
@@ -348,7 +348,7 @@ def test_a_paused_mailbox_is_left_alone(owner: Connection) -> None:
     owner.execute("DELETE FROM queue.procrastinate_jobs")
     assert value(owner, "SELECT requeue_unattended()") == 0
     assert owner.execute("SELECT problem, advice FROM failed").fetchall() == [
-        ("paused: she gives a lecture", "let it go on when it may: bascule resume")
+        ("paused: she gives a lecture", "Let it go on when it may: bascule resume")
     ]
     owner.execute("SELECT resume('alice@lab.test')")
     assert value(owner, "SELECT requeue_unattended()") == 1
@@ -479,10 +479,10 @@ def test_advice_is_kept_with_the_error(owner: Connection) -> None:
     assert owner.execute(failed.encode()).fetchall() == [("the disk is full", "Make room.")]
     owner.execute("SELECT attempt_failed(%s, 'it does not answer')", (mailbox,))
     assert owner.execute(failed.encode()).fetchall() == [
-        ("it does not answer", "nothing: it is tried again at next_try; bascule retry does not wait")
+        ("it does not answer", "Nothing: it is tried again at next_try; bascule retry does not wait")
     ]
     owner.execute("SELECT attempt_failed(%s, 'refused', true)", (mailbox,))
-    assert "have the user log in here" in value(owner, "SELECT advice FROM failed")
+    assert "Have the user log in here" in value(owner, "SELECT advice FROM failed")
 
 
 def test_a_user_is_told_of_trouble_once(owner: Connection) -> None:
