@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 from psycopg.rows import TupleRow
+from psycopg_pool import ConnectionPool, PoolTimeout
 
 from bascule.errors import BasculeError, DatabaseUnavailable, Refused
 
@@ -45,6 +46,38 @@ def connect(dsn: str) -> Iterator[Connection]:
             yield connection
     except psycopg.Error as error:
         raise translated(error) from error
+
+
+class Pool:
+    """Connections that are kept, for programs that ask often; threads may share it."""
+
+    def __init__(self, dsn: str, size: int) -> None:
+        """At most ``size`` connections (libpq's connection string). That the database is away now is no error yet."""
+        self._pool = ConnectionPool(
+            dsn,
+            min_size=1,
+            max_size=size,
+            timeout=10,
+            kwargs={"autocommit": True, "connect_timeout": 10},
+            check=ConnectionPool.check_connection,
+            open=True,
+        )
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """:func:`connect`, but for a connection that is there already."""
+        try:
+            with self._pool.connection() as connection:
+                yield connection
+        except PoolTimeout as error:
+            raise DatabaseUnavailable(
+                "the database does not answer", hint="Is PostgreSQL running? Nothing was changed."
+            ) from error
+        except psycopg.Error as error:
+            raise translated(error) from error
+
+    def close(self) -> None:
+        self._pool.close()
 
 
 @asynccontextmanager

@@ -393,6 +393,18 @@ class Story:
             "SELECT count(*) FROM bascule.mailbox WHERE sealed_credential IS NOT NULL", role="postgres"
         )
         self.insist(erased == [(0,)], "the credentials are erased")
+        self.tell("the legacy IMAP server is switched off: everybody goes on; who is not here is refused, not put off")
+        self.lab.legacy.dovecot.stop()
+        for name, password in USERS.items():
+            with self.lab.new.client(name, password) as client:
+                client.select_folder("INBOX", readonly=True)
+        send(self.lab.new.smtp_port, "after-close@outside.test", "bob", self.ledger, self.random)
+        eventually("mail goes on", lambda: self._here("bob", "after-close@outside.test"))
+        try:
+            with self.lab.new.client("nobody", "x"):
+                raise LabError("nobody was let in")
+        except LoginError as error:
+            self.insist("AUTHENTICATIONFAILED" in str(error), f"refused, not {error}")
         events = self.lab.new.sql("SELECT count(*) FROM bascule.events")[0][0]
         self.tell(f"the journal has {events} events")
 

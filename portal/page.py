@@ -48,6 +48,8 @@ def create(configuration: Settings, session_key: bytes) -> Flask:
         SESSION_COOKIE_HTTPONLY=True,
         # The page sends no Referer on purpose (the URL is a secret), so none can be asked for.
         WTF_CSRF_SSL_STRICT=False,
+        # A form may lie open for as long as the session lasts.
+        WTF_CSRF_TIME_LIMIT=None,
     )
     _add_measures(application)
     languages.install(application)

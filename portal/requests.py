@@ -11,7 +11,7 @@ from bascule import legacy, log
 from bascule.address import Address
 from bascule.attempts import Attempts
 from bascule.credential import Password, Sealer
-from bascule.database import connect, value
+from bascule.database import Pool, value
 from bascule.directory import State
 from bascule.errors import BadAddress, BasculeError, LegacyRefusedLogin, LegacyUnavailable, Refused
 from bascule.language import Language
@@ -73,7 +73,7 @@ class Requests:
     """Requests at the URLs of all domains."""
 
     def __init__(self, configuration: Settings) -> None:
-        self._dsn = configuration.dsn(ROLE)
+        self._database = Pool(configuration.dsn(ROLE), configuration.portal.threads)
         self._trust = Trust(configuration.legacy.ca_file, configuration.legacy.timeout)
         self._sealer = Sealer(configuration.keys.public)
         self._attempts = Attempts(configuration.trusted_sources)
@@ -84,7 +84,7 @@ class Requests:
         Raises:
             Refused: the link is not known, or has expired; its hint says which.
         """
-        with connect(self._dsn) as connection:
+        with self._database.connection() as connection:
             row = connection.execute(
                 f"SELECT {legacy.COLUMNS} FROM bascule.portal_domain(%s)".encode(), (token,)
             ).fetchone()
@@ -114,7 +114,7 @@ class Requests:
             raise BadForm("domain", "email")
         self._check(domain, address, password, source)
         try:
-            with connect(self._dsn) as connection:
+            with self._database.connection() as connection:
                 return int(
                     value(
                         connection,
@@ -151,7 +151,7 @@ class Requests:
 
     def progress(self, mailbox_id: int) -> Progress | None:
         """How far a mailbox is, or None if it is gone."""
-        with connect(self._dsn) as connection:
+        with self._database.connection() as connection:
             row = connection.execute(
                 "SELECT address, state, needs_credential, paused, messages_copied, messages_total, ahead, remaining "
                 "FROM bascule.portal_progress(%s)",

@@ -17,7 +17,7 @@ def _run(configuration: Settings) -> None:
     server = create_server(
         application,
         listen=configuration.portal.listen,
-        threads=8,
+        threads=configuration.portal.threads,
         ident=None,
         trusted_proxy="127.0.0.1",
         trusted_proxy_count=1,
