@@ -152,12 +152,12 @@ CREATE VIEW domains AS
 SELECT domain.name AS domain, domain.mode, domain.url_token, domain.url_expires_at,
        domain.imap_host || ':' || domain.imap_port AS legacy_imap,
        domain.smtp_host || ':' || domain.smtp_port AS legacy_smtp,
-       coalesce(boxes.migrated, 0) AS migrated, coalesce(boxes.pending, 0) AS pending,
+       boxes.local - moving.to_be_returned AS migrated, moving.pending,
        coalesce(obstacles.forgotten, 0) AS forgotten,
-       coalesce(boxes.known, 0) AS known, coalesce(boxes.failed, 0) AS failed,
+       boxes.known, trouble.failed,
        coalesce(obstacles.count, 0) AS obstacles,
-       coalesce(boxes.moved_last_hour, 0) AS moved_last_hour,
-       interval '1 hour' * boxes.pending / nullif(boxes.moved_last_hour, 0) AS remaining,
+       lately.moved_last_hour,
+       interval '1 hour' * moving.pending / nullif(lately.moved_last_hour, 0) AS remaining,
        CASE WHEN domain.mode = 'prepared' THEN 'not yet activated: bascule check, then bascule activate'
             WHEN domain.mode = 'closed' THEN 'done: the legacy server is not used any more'
             WHEN domain.paused_at IS NOT NULL THEN 'paused: ' || domain.pause_reason
@@ -166,12 +166,16 @@ SELECT domain.name AS domain, domain.mode, domain.url_token, domain.url_expires_
                 THEN 'under way: bascule.closing_obstacles says what is left'
             ELSE 'ready to be closed: bascule close' END AS readiness
   FROM domain
-  LEFT JOIN (SELECT domain_id, count(*) AS known,
-                    count(*) FILTER (WHERE state = 'local' AND return_requested_at IS NULL) AS migrated,
-                    count(*) FILTER (WHERE state NOT IN ('legacy', 'local') OR return_requested_at IS NOT NULL) AS pending,
-                    count(*) FILTER (WHERE needs_credential OR last_error IS NOT NULL OR paused_at IS NOT NULL) AS failed,
-                    count(*) FILTER (WHERE migrated_at > now() - interval '1 hour') AS moved_last_hour
-               FROM mailbox GROUP BY domain_id) AS boxes ON boxes.domain_id = domain.id
+  -- Each count is asked for as an index can tell it.
+  LEFT JOIN LATERAL (SELECT count(*) AS known, count(*) FILTER (WHERE state = 'local') AS local
+               FROM mailbox WHERE domain_id = domain.id) AS boxes ON true
+  LEFT JOIN LATERAL (SELECT count(*) AS pending, count(*) FILTER (WHERE state = 'local') AS to_be_returned
+               FROM mailbox WHERE domain_id = domain.id
+                AND (state IN ('requested', 'copying', 'cutover', 'returning') OR return_requested_at IS NOT NULL)) AS moving ON true
+  LEFT JOIN LATERAL (SELECT count(*) AS failed FROM mailbox WHERE domain_id = domain.id
+                AND (needs_credential OR last_error IS NOT NULL OR paused_at IS NOT NULL)) AS trouble ON true
+  LEFT JOIN LATERAL (SELECT count(*) AS moved_last_hour FROM mailbox WHERE domain_id = domain.id
+                AND state = 'local' AND migrated_at > now() - interval '1 hour') AS lately ON true
   LEFT JOIN (SELECT domain, count(*), count(*) FILTER (WHERE is_forgotten) AS forgotten
                FROM closing_obstacles GROUP BY domain) AS obstacles ON obstacles.domain = domain.name;
 COMMENT ON VIEW domains IS 'The domains in migration, how far each is, and what it waits for';

@@ -173,6 +173,8 @@ COMMENT ON COLUMN mailbox.return_requested_at IS 'An administrator wants the mai
 CREATE INDEX mailbox_state_idx ON mailbox (domain_id, state);
 CREATE INDEX mailbox_pending_idx ON mailbox (domain_id)
  WHERE state IN ('requested', 'copying', 'cutover', 'returning') OR return_requested_at IS NOT NULL;
+CREATE INDEX mailbox_failed_idx ON mailbox (domain_id)
+ WHERE needs_credential OR last_error IS NOT NULL OR paused_at IS NOT NULL;
 CREATE INDEX mailbox_waiting_idx ON mailbox (store, state_since) WHERE state = 'requested';
 CREATE INDEX mailbox_migrated_idx ON mailbox (store, migrated_at);
 CREATE INDEX mailbox_last_move_idx ON mailbox (domain_id, migrated_at) WHERE state = 'local';
