@@ -65,6 +65,8 @@ if [ ! -e "$trixie/usr/sbin/dovecot" ]; then
     for file in /etc/resolv.conf /etc/hosts /etc/apt/apt.conf.d/99*; do
         [ -e "$file" ] && cp -L "$file" "$trixie.new$file"
     done
+    # Its own are links that lead out of the tree when they are looked at from here.
+    rm -rf "$trixie.new/etc/ssl/certs"
     cp -rL /etc/ssl/certs "$trixie.new/etc/ssl/"
     unshare --mount --propagation private sh -euc '
         mount -t proc proc "$1/proc"

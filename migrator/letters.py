@@ -7,10 +7,10 @@ import time
 from hashlib import sha256
 
 from bascule.endpoint import host_and_port
-from bascule.errors import BasculeError
+from bascule.errors import BasculeError, LegacyUnavailable
 from bascule.letters import Kind, compose
 from bascule.migrator.account import Account
-from bascule.migrator.local import Local
+from bascule.migrator.local import Local, LocalUnavailable
 from bascule.settings import Settings
 
 TIMEOUT = 60.0  # seconds; the MX may ask the legacy server about the recipient
@@ -51,7 +51,12 @@ class Letters:
             mailbox.select("INBOX")
             if not mailbox.with_message_id(identity, 1):
                 text = self._compose("welcome", account)
-                mailbox.append("INBOX", frozenset(), int(time.time()), len(text), iter([text]))
+                try:
+                    mailbox.append("INBOX", frozenset(), int(time.time()), len(text), iter([text]))
+                except LegacyUnavailable as error:  # so does a session call every server
+                    raise LocalUnavailable(
+                        f"Dovecot here does not take the welcome for {account.address}", hint="Is the mailbox full?"
+                    ) from error
 
     def trouble(self, account: Account) -> None:
         """Send word that the move waits for the password, by the ordinary way of mail: wherever the user reads it now.

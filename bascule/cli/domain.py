@@ -13,7 +13,7 @@ import click
 import psycopg
 
 from bascule import check, settings
-from bascule.address import Address
+from bascule.address import Address, domain_name
 from bascule.check import Finding
 from bascule.cli.base import (
     ADDRESS,
@@ -235,7 +235,7 @@ def pause(context: click.Context, who: str, reason: str) -> None:
         if "@" in who:
             value(connection, "SELECT bascule.pause(%s, %s)", parsed(who), reason)
         else:
-            value(connection, "SELECT bascule.pause_domain(%s, %s)", who, reason)
+            value(connection, "SELECT bascule.pause_domain(%s, %s)", domain_name(who), reason)
     click.echo(f"{who} waits until: bascule resume {who}")
 
 
@@ -248,7 +248,7 @@ def resume(context: click.Context, who: str) -> None:
         if "@" in who:
             value(connection, "SELECT bascule.resume(%s)", parsed(who))
         else:
-            value(connection, "SELECT bascule.resume_domain(%s)", who)
+            value(connection, "SELECT bascule.resume_domain(%s)", domain_name(who))
     click.echo(f"{who} goes on")
 
 

@@ -194,7 +194,9 @@ def report(context: click.Context, domain: str, html: Path | None, as_json: bool
         moved = _rows(connection, "SELECT * FROM bascule.verifications WHERE domain = %s ORDER BY address", domain)
         waived = _rows(
             connection,
-            "SELECT address, at, actor, reason FROM bascule.events WHERE domain = %s AND event = 'waived' ORDER BY at",
+            "SELECT address, at, actor, reason FROM bascule.events AS waiver WHERE domain = %s AND event = 'waived' "
+            "AND NOT EXISTS (SELECT FROM bascule.events AS later WHERE later.address = waiver.address "
+            "AND later.id > waiver.id AND later.event IN ('waived', 'waiver taken back')) ORDER BY at",
             domain,
         )
     for row in moved:

@@ -114,6 +114,100 @@ def test_status_and_closing(bascule: Bascule, owner: Connection) -> None:
     assert bascule("close", "lab.test").exit_code == 0
 
 
+def test_closing_by_force_names_what_will_happen_and_asks(bascule: Bascule, owner: Connection) -> None:
+    owner.execute("SELECT record_sighting('scanner@lab.test', 2)")
+    words = "scanner@lab.test (receives mail at the legacy server"
+    declined = bascule("close", "lab.test", "--force", "--reason", "enough", stdin="n\n")
+    assert declined.exit_code == 1
+    assert words in declined.output
+    assert "mail for it will be refused" in declined.output
+    assert owner.execute("SELECT mode FROM domain").fetchall() == [("active",)]
+    assert bascule("close", "lab.test", "--force", "--yes").exit_code == 1  # no reason
+    forced = bascule("close", "lab.test", "--force", "--yes", "--reason", "enough")
+    assert (forced.exit_code, words in forced.output) == (0, True)
+    assert owner.execute("SELECT mode FROM domain").fetchall() == [("closed",)]
+
+
+def test_what_is_done_can_be_taken_back(bascule: Bascule, owner: Connection) -> None:
+    for arguments, words in (
+        (("expect", "Alice@lab.test", "--first-name", "Alice"), "is expected"),
+        (("expect", "alice@lab.test"), "was known already"),
+        (("alias", "info@lab.test", "alice@lab.test"), "info@lab.test is another name of alice@lab.test"),
+        (("alias", "info@lab.test", "--remove"), "info@lab.test is no alias any more"),
+        (("waive", "alice@lab.test", "--reason", "gone"), "alice@lab.test is given up"),
+        (("waive", "alice@lab.test", "--undo"), "alice@lab.test is not given up any more"),
+        (("pause", "alice@lab.test", "--reason", "away"), "alice@lab.test waits until: bascule resume alice@lab.test"),
+        (("resume", "alice@lab.test"), "alice@lab.test goes on"),
+        (("pause", "LAB.test", "--reason", "backup"), "LAB.test waits"),
+        (("resume", "LAB.test"), "LAB.test goes on"),
+    ):
+        done = bascule(*arguments)
+        assert (done.exit_code, words in done.output) == (0, True), done.output
+    assert (
+        owner.execute("SELECT FROM alias UNION ALL SELECT FROM sighting WHERE waived_at IS NOT NULL").fetchall() == []
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("alias", "info@lab.test"), ("alias", "a@lab.test", "b@lab.test", "--remove"), ("waive", "a@lab.test")],
+)
+def test_half_a_command_is_wrong_usage(bascule: Bascule, arguments: tuple[str, ...]) -> None:
+    assert bascule(*arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("", "the first line does not name the columns"),
+        ("user,pass\na@lab.test,hunter2\n", "the first line does not name the columns"),
+        ("address,password\na@lab.test,hunter2,x\n", "line 2: it has not as many fields as the first line"),
+        ("address,password\na@lab.test\n", "line 2: it has not as many fields as the first line"),
+        ("address,password\na@elsewhere.test,hunter2\n", "line 2: the address is not one of lab.test"),
+        ("address,password\nA,hunter2\n", "line 2: the address is none"),
+        ('address,password\na@lab.test,"hunter2\n', "is not CSV in UTF-8"),
+        (b"address,password\na@lab.test,hunter2\xff\n", "is not CSV in UTF-8"),
+        ("address,password\n" + "x,hunter2\n" * 30, "... and 10 more"),
+    ],
+)
+def test_a_file_with_a_mistake_is_refused_whole(
+    bascule: Bascule, owner: Connection, tmp_path: Path, file: str | bytes, words: str
+) -> None:
+    path = tmp_path / "users.csv"
+    path.write_bytes(file if isinstance(file, bytes) else file.encode())
+    done = bascule("import", "lab.test", str(path))
+    assert done.exit_code == 1
+    assert words in done.output
+    assert "hunter2" not in done.output
+    assert owner.execute("SELECT FROM mailbox").fetchall() == []
+
+
+def test_users_without_a_password_are_expected(bascule: Bascule, owner: Connection) -> None:
+    """As a spreadsheet writes it: with a byte order mark, and columns in another order."""
+    text = "\ufefffirst_name,address,last_name,password\r\nAlice,Alice@LAB.test,Quay,\r\n"
+    done = bascule("import", "lab.test", "-", stdin=text.encode())
+    assert (done.exit_code, "1 expected" in done.output) == (0, True), done.output
+    known = owner.execute("SELECT address, first_name, last_name, state::text FROM mailboxes").fetchall()
+    assert known == [("alice@lab.test", "Alice", "Quay", "legacy")]
+
+
+def test_domains_and_addresses_are_completed(bascule: Bascule, owner: Connection, tmp_path: Path) -> None:
+    for name in ("alice", "alan", "bob"):
+        owner.execute("SELECT expect(%s)", (f"{name}@lab.test",))
+    settings = str(tmp_path / "bascule.toml")
+
+    def complete(words: str, typed: str) -> str:
+        environment = {
+            "_BASCULE_COMPLETE": "bash_complete",
+            "COMP_WORDS": f"bascule --settings {settings} {words} {typed}",
+            "COMP_CWORD": str(len(words.split()) + 3),
+        }
+        return CliRunner().invoke(main, [], env=environment, prog_name="bascule").output
+
+    assert complete("close", "la") == "plain,lab.test\n"
+    assert complete("retry", "al") == "plain,alan@lab.test\nplain,alice@lab.test\n"
+
+
 def test_help_shows_the_usual_way() -> None:
     done = CliRunner().invoke(main, ["--help"])
     assert "The usual way of a domain" in done.output

@@ -188,6 +188,17 @@ def test_many_users_are_imported(lab: Lab, tmp_path: Path, await_state: Await) -
     lab.new.cli("waive", full(three), "--reason", "of this test only")
 
 
+def test_the_page_while_the_database_is_away(lab: Lab) -> None:
+    visitor = Visitor(lab.url)
+    lab.new.postgres.kill()
+    try:
+        assert "This does not work now. Nothing was changed" in visitor.open()
+        assert visitor.status == 503
+    finally:
+        lab.new.postgres.start()
+    eventually("the page is there again", lambda: "Move your mailbox" in visitor.open() and visitor.status == 200)
+
+
 def test_the_report_names_every_folder(
     lab: Lab, ledger: Ledger, random: Random, request_move: Request, await_state: Await, tmp_path: Path
 ) -> None:
