@@ -52,7 +52,7 @@ class Postfix(_Table):
 class Dovecot(_Table):
     config_file: Path = Path("/etc/dovecot/dovecot.conf")
     recipient_delimiter: str = Field(default="+", min_length=1, max_length=1)
-    #: Where this Dovecot takes logins without TLS from this host: for ``bascule check``.
+    #: Where a Dovecot of ours takes logins, with STARTTLS where it insists: for ``bascule check``.
     imap: Listen = "127.0.0.1:143"
 
 

@@ -293,7 +293,7 @@ def check_dovecot(
     """Logins here: one that must be refused, and the probe's own if that moves nobody."""
     host, port = host_and_port(configuration.dovecot.imap)
     where = f"{host}:{port}"
-    refused = _login_of_nobody(host, port, legacy.domain)
+    refused = _login_of_nobody(host, port, trust, legacy.domain)
     yield refused
     if refused.level == "wrong" or probe is None:
         return
@@ -306,7 +306,7 @@ def check_dovecot(
         )
         return
     try:
-        here = _folders(host, port, str(probe.address), probe.password)
+        here = _folders(host, port, trust, str(probe.address), probe.password)
         with imap_session(legacy, trust, UserLogin(probe.address, probe.password)) as session:
             there = {name for _, _, name in session.list_folders()}
     except LoginError as error:
@@ -328,11 +328,11 @@ def check_dovecot(
             yield Finding("note", "Dovecot", text, "Has the user moved meanwhile?")
 
 
-def _login_of_nobody(host: str, port: int, domain: str) -> Finding:
+def _login_of_nobody(host: str, port: int, trust: Trust, domain: str) -> Finding:
     """A login that the legacy server refuses, and Dovecot here with it."""
     where = f"{host}:{port}"
     try:
-        _folders(host, port, str(unknown_recipient(domain)), Password(secrets.token_hex(8)))
+        _folders(host, port, trust, str(unknown_recipient(domain)), Password(secrets.token_hex(8)))
     except LoginError as error:
         if "[UNAVAILABLE]" not in str(error).upper():
             return Finding("good", "Dovecot", f"{where} refuses a user who does not exist")
@@ -348,9 +348,11 @@ def _login_of_nobody(host: str, port: int, domain: str) -> Finding:
     return Finding("wrong", "Dovecot", f"{where} lets anybody in", "Look at its passdbs at once.")
 
 
-def _folders(host: str, port: int, user: str, password: Password) -> set[bytes]:
+def _folders(host: str, port: int, trust: Trust, user: str, password: Password) -> set[bytes]:
     client = IMAPClient(host, port, ssl=False, timeout=60)
     try:
+        if client.has_capability("LOGINDISABLED"):  # as Dovecot says to another host
+            client.starttls(trust.context())
         client.folder_encode = False
         client.plain_login(user, password.secret)
         return {name for _, _, name in client.list_folders()}

@@ -19,7 +19,8 @@ NAMES = (
     "fronted-2.3", "fronted-2.4", "signed-here", "signed-there", "sealed", "circled", "overtaken",
     "shared-here", "shared-there", "shared-moving", "limited-guesser", "guessed-once", "guessed-page",
     "stayed-at-page", "scripted", "checked", "checked-loop", "checked-junk", "paged", "troubled", "paused", "awaited",
-    "imported-1", "imported-2", "imported-3", "relaying-here", "relaying-there", f"buch@{IDN_DOMAIN}",
+    "imported-1", "imported-2", "imported-3", "behind-proxy", "guessed-behind-proxy",
+    "relaying-here", "relaying-there", f"buch@{IDN_DOMAIN}",
 )  # fmt: skip
 
 
