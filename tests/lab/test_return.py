@@ -159,7 +159,9 @@ def test_a_return_is_called_off_before_it_writes(lab: Lab, request_move: Request
     lab.new.worker.stop()
     try:
         assert lab.new.cli("return", f"{name}@{DOMAIN}", "--reason", "the test").returncode == 0
-        assert "is being returned" in lab.new.cli("close", DOMAIN).stdout
+        assert lab.new.cli("close", DOMAIN).returncode == 1
+        obstacles = lab.new.sql("SELECT why FROM bascule.closing_obstacles WHERE address = %s", f"{name}@{DOMAIN}")
+        assert ("is being returned",) in obstacles
         assert "stays here" in lab.new.cli("cancel-return", f"{name}@{DOMAIN}").stdout
     finally:
         lab.new.worker.start()
