@@ -138,7 +138,8 @@ class Users(_Table):
 class Dns(_Table):
     """Whom ``bascule check`` asks besides the system's own resolver: the world does not see what we see."""
 
-    resolvers: tuple[str, ...] = ("1.1.1.1", "8.8.8.8", "9.9.9.9")
+    #: ``system``, an address, or ``address:port``. The public ones learn the name of the domain.
+    resolvers: tuple[str, ...] = ("system", "1.1.1.1", "8.8.8.8", "9.9.9.9")
 
 
 class Settings(_Table):
