@@ -314,9 +314,14 @@ class Nodes:
         self.tell("that message was swept; mx2 sees the database again")
         self.network.show(second.host, self.postgres.host)
         eventually("mx2 has caught up", lambda: self._loads(second) > loads)
-        name, identity = self._send("emil", second)
-        self._await_delivery(name, identity)
-        self._insist(not self._is_at_legacy(name, identity), "mail for emil goes to his store again")
+
+        def goes_straight() -> bool:
+            name, identity = self._send("emil", second)
+            self._await_delivery(name, identity)
+            return not self._is_at_legacy(name, identity)
+
+        # Until the barrier has passed, the queue manager goes by what it remembers; that mail is swept.
+        eventually("mail for emil goes to his store again", goes_straight)
 
     @staticmethod
     def _loads(mx: Mx) -> int:

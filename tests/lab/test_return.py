@@ -124,7 +124,7 @@ def test_a_return_that_is_not_acknowledged_undoes_itself(
         problem = lab.new.sql("SELECT problem FROM bascule.mailboxes WHERE address = %s", f"{name}@{DOMAIN}")[0][0]
         assert problem == "not acknowledged in time by: policy_daemon on ghost"
         eventually("held mail is delivered here", lambda: f"during@{name}.test" in _identities(lab, name, here=True))
-    await_state(name, "legacy")  # it is tried again
+    await_state(name, "legacy", timeout=180)  # it is tried again, later each time
     ledger.compare({name: _identities(lab, name, here=False)}).insist()
 
 
@@ -146,7 +146,7 @@ def test_a_worker_killed_in_the_return_leaves_the_mailbox_as_it_was(
         await_state(name, "local")  # the policy daemon undid it
         send(lab.new.smtp_port, f"during@{name}.test", name, ledger, random)
     lab.new.worker.start()
-    await_state(name, "legacy")
+    await_state(name, "legacy", timeout=180)
     eventually("no mail is under way", lambda: lab.new.postfix.is_empty() and lab.legacy.postfix.is_empty())
     ledger.compare({name: _identities(lab, name, here=False)}).insist()
     assert not (home / "Maildir.returning").exists()
