@@ -76,9 +76,6 @@ class Pool:
         except psycopg.Error as error:
             raise translated(error) from error
 
-    def close(self) -> None:
-        self._pool.close()
-
 
 @asynccontextmanager
 async def connect_async(dsn: str) -> AsyncIterator[AsyncConnection]:

@@ -57,14 +57,15 @@ class Desk:
         if refusal is not None:
             raise BasculeError(f"the legacy server knows no {address}: {refusal}")
 
-    def state(self, address: Address) -> str | None:
-        """The state of a mailbox, and ``needs password`` for one that waits for it; None: not known."""
-        row = self._connection.execute(
-            "SELECT CASE WHEN problem LIKE 'waits for the user''s new password%%' THEN 'needs password' "
-            "ELSE state::text END FROM bascule.mailboxes WHERE address = %s",
-            (str(address),),
-        ).fetchone()
-        return None if row is None else str(row[0])
+    def is_settled(self, address: Address) -> bool:
+        """Whether a mailbox moves or has moved, and waits for no password."""
+        return bool(
+            value(
+                self._connection,
+                "SELECT state <> 'legacy' AND NOT needs_password FROM bascule.mailboxes WHERE address = %s",
+                str(address),
+            )
+        )
 
     def expect(self, applicant: Applicant) -> None:
         """Tell of a mailbox that is to move one day."""
@@ -178,7 +179,7 @@ def import_all(
 
 
 def _import_one(desk: Desk, applicant: Applicant, *, dry_run: bool) -> tuple[Outcome, str]:
-    if desk.state(applicant.address) not in {None, "legacy", "needs password"}:
+    if desk.is_settled(applicant.address):
         return "on the move already", ""
     try:
         if applicant.password is None:

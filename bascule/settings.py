@@ -119,6 +119,10 @@ class Portal(_Table):
     logo: Path | None = None
     metrics: Listen | None = None
 
+    def url(self, token: str) -> str:
+        """The users' URL of a domain; ``token`` is its secret part."""
+        return f"{self.public_url.rstrip('/')}/m/{token}"
+
 
 class Users(_Table):
     """What users are told, on the page and in messages."""

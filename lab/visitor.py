@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import html
 import re
+import ssl
 from http.cookiejar import CookieJar
+from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import urlencode
-from urllib.request import HTTPCookieProcessor, build_opener
+from urllib.request import HTTPCookieProcessor, HTTPSHandler, build_opener
 
 
 class Visitor:
     """Opens the page, fills in the form, looks at the progress. Keeps cookies."""
 
-    def __init__(self, url: str, *, forwarded_for: str = "") -> None:
+    def __init__(self, url: str, *, forwarded_for: str = "", ca_file: Path | None = None) -> None:
         self.url = url
         self.status = 0
+        self.headers: dict[str, str] = {}
+        self.cookies = CookieJar()
         #: What the page says is wrong, if it does.
         self.problem = ""
-        self._opener = build_opener(HTTPCookieProcessor(CookieJar()))
+        self._opener = build_opener(
+            HTTPCookieProcessor(self.cookies), HTTPSHandler(context=ssl.create_default_context(cafile=ca_file))
+        )
         if forwarded_for:  # as the reverse proxy says it
             self._opener.addheaders.append(("X-Forwarded-For", forwarded_for))
 
@@ -27,7 +33,7 @@ class Visitor:
         data = None if form is None else urlencode(form).encode()
         try:
             with self._opener.open(url or self.url, data, timeout=60) as answer:
-                self.status = answer.status
+                self.status, self.headers = answer.status, dict(answer.headers)
                 page = str(answer.read().decode())
         except HTTPError as error:
             self.status = error.code

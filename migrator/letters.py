@@ -32,13 +32,13 @@ class Letters:
 
     def __init__(self, configuration: Settings, local: Local) -> None:
         self._users = configuration.users
-        self._public_url = configuration.portal.public_url
+        self._portal = configuration.portal
         self._smtp = host_and_port(configuration.postfix.smtp)
         self._local = local
 
     def last(self, account: Account) -> bytes:
         """The last message in the legacy mailbox."""
-        return self._compose("last", account)
+        return self._compose("last", account, message_id("last", account))
 
     def welcome(self, account: Account) -> None:
         """Put the welcome into INBOX here, unless it is there.
@@ -50,7 +50,7 @@ class Letters:
         with self._local.open(account.address) as mailbox:
             mailbox.select("INBOX")
             if not mailbox.with_message_id(identity, 1):
-                text = self._compose("welcome", account)
+                text = self._compose("welcome", account, identity)
                 try:
                     mailbox.append("INBOX", frozenset(), int(time.time()), len(text), iter([text]))
                 except LegacyUnavailable as error:  # so does a session call every server
@@ -65,20 +65,17 @@ class Letters:
             NotSent
         """
         host, port = self._smtp
+        identity = f"<bascule-{time.time_ns()}@{account.address.domain}>"  # a later trouble is another message
         try:
             with smtplib.SMTP(host, port, timeout=TIMEOUT) as smtp:
                 # Nobody is to be told if it cannot be delivered (RFC 3834 section 3.3).
-                smtp.sendmail("", [str(account.address)], self._compose("trouble", account))
+                smtp.sendmail("", [str(account.address)], self._compose("trouble", account, identity))
         except (OSError, smtplib.SMTPException) as error:
             raise NotSent(
                 f"{host}:{port} does not take the message to {account.address}: {type(error).__name__}",
                 hint="See Postfix's log there, and [postfix] smtp.",
             ) from error
 
-    def _compose(self, kind: Kind, account: Account) -> bytes:
-        url = None if account.url_token is None else f"{self._public_url.rstrip('/')}/m/{account.url_token}"
-        # A later trouble is another message.
-        identity = (
-            message_id(kind, account) if kind != "trouble" else f"<bascule-{time.time_ns()}@{account.address.domain}>"
-        )
+    def _compose(self, kind: Kind, account: Account, identity: str) -> bytes:
+        url = None if account.url_token is None else self._portal.url(account.url_token)
         return compose(kind, account.language, self._users, address=account.address, message_id=identity, url=url)

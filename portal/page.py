@@ -89,12 +89,13 @@ def _add_pages(application: Flask, requests: Requests) -> None:
 
     @application.post("/m/<token>")
     def submit(token: str) -> ResponseReturnValue:
-        domain = requests.domain_of(token).domain
+        domain = requests.domain_of(token)
+        source, language = request.remote_addr or "", languages.current()
         try:
-            session["mailbox"] = requests.make(token, request.form, request.remote_addr or "", languages.current())
+            session["mailbox"] = requests.make(token, domain, request.form, source, language)
         except BadForm as error:
             metrics.REQUESTS.labels(error.reason).inc()
-            return show_form(domain, token, error), error.status
+            return show_form(domain.domain, token, error), error.status
         metrics.REQUESTS.labels("accepted").inc()
         session.permanent = True
         return redirect(url_for("progress", token=token), 303)

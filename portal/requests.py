@@ -92,15 +92,14 @@ class Requests:
             raise Refused("this link is not known", code="BA003", hint="unknown")
         return legacy.from_row(*row)
 
-    def make(self, token: str, form: Mapping[str, str], source: str, language: Language) -> int:
+    def make(self, token: str, domain: LegacySettings, form: Mapping[str, str], source: str, language: Language) -> int:
         """Check what the user at the IP address ``source`` filled in and make the request; the mailbox's id.
 
-        Who has asked before is let through to the progress.
+        ``domain`` is the token's. Who has asked before is let through to the progress.
 
         Raises:
             BadForm: with what to tell the user.
         """
-        domain = self.domain_of(token)
         fields = {name: form.get(name, "").strip()[:MAX_FIELD] for name in SHOWN_FIELDS}
         password = Password(form.get("password", "")[:MAX_FIELD])
         for name, text in {**fields, "password": password.secret}.items():

@@ -49,6 +49,29 @@ END
 $$;
 COMMENT ON FUNCTION mailbox_of IS 'The mailbox of an address, or BA001, BA003';
 
+CREATE OR REPLACE FUNCTION is_alias(domain_id bigint, address text)
+RETURNS boolean LANGUAGE sql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+    SELECT EXISTS (SELECT FROM alias WHERE alias.domain_id = is_alias.domain_id AND local_part = local_part_of(address))
+$$;
+
+CREATE OR REPLACE FUNCTION refuse_alias(domain_id bigint, address text)
+RETURNS void LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+BEGIN
+    IF is_alias(domain_id, address) THEN
+        RAISE EXCEPTION '% is an alias, not a mailbox', address USING ERRCODE = 'BA005';
+    END IF;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION insist_on_reason(reason text, message text)
+RETURNS void LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    IF coalesce(trim(reason), '') = '' THEN
+        RAISE EXCEPTION '%', message USING ERRCODE = 'BA002';
+    END IF;
+END
+$$;
+
 
 -- Administration ---------------------------------------------------------
 
@@ -152,15 +175,6 @@ $$;
 COMMENT ON FUNCTION expect IS
     'Tell of a mailbox at the legacy server: until it has moved or is waived, the domain cannot be closed. False: it was known';
 
-CREATE OR REPLACE FUNCTION refuse_alias(domain_id bigint, address text)
-RETURNS void LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-BEGIN
-    IF EXISTS (SELECT FROM alias WHERE alias.domain_id = refuse_alias.domain_id AND local_part = local_part_of(address)) THEN
-        RAISE EXCEPTION '% is an alias, not a mailbox', address USING ERRCODE = 'BA005';
-    END IF;
-END
-$$;
-
 CREATE OR REPLACE FUNCTION place(address text, store_name text)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 DECLARE
@@ -186,9 +200,7 @@ RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_tem
 DECLARE
     the_domain domain := domain_of(address);
 BEGIN
-    IF coalesce(trim(waive_address.reason), '') = '' THEN
-        RAISE EXCEPTION 'say why % need not move', address USING ERRCODE = 'BA002';
-    END IF;
+    PERFORM insist_on_reason(waive_address.reason, format('say why %s need not move', address));
     INSERT INTO sighting (domain_id, local_part, waived_at, waived_reason)
     VALUES (the_domain.id, local_part_of(address), now(), waive_address.reason)
     ON CONFLICT (domain_id, local_part) DO UPDATE SET waived_at = now(), waived_reason = excluded.waived_reason;
@@ -218,9 +230,7 @@ RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_tem
 DECLARE
     box mailbox := mailbox_of(address);
 BEGIN
-    IF coalesce(trim(pause.reason), '') = '' THEN
-        RAISE EXCEPTION 'say why % is to wait', address USING ERRCODE = 'BA002';
-    END IF;
+    PERFORM insist_on_reason(pause.reason, format('say why %s is to wait', address));
     IF box.state IN ('cutover', 'returning') THEN
         RAISE EXCEPTION '% is in state %: it is over in a moment', address, box.state USING ERRCODE = 'BA002';
     END IF;
@@ -252,9 +262,7 @@ RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_tem
 DECLARE
     the_domain domain := domain_named(domain_name);
 BEGIN
-    IF coalesce(trim(pause_domain.reason), '') = '' THEN
-        RAISE EXCEPTION 'say why % is to wait', the_domain.name USING ERRCODE = 'BA002';
-    END IF;
+    PERFORM insist_on_reason(pause_domain.reason, format('say why %s is to wait', the_domain.name));
     UPDATE domain SET paused_at = clock_timestamp(), pause_reason = pause_domain.reason WHERE id = the_domain.id;
     INSERT INTO journal (domain, event, reason) VALUES (the_domain.name, 'paused', pause_domain.reason);
 END
@@ -329,9 +337,7 @@ BEGIN
         RAISE EXCEPTION '% is %: its legacy server is not used any more', the_domain.name, the_domain.mode
             USING ERRCODE = 'BA002';
     END IF;
-    IF coalesce(trim(return_mailbox.reason), '') = '' THEN
-        RAISE EXCEPTION 'say why % is to be returned', address USING ERRCODE = 'BA002';
-    END IF;
+    PERFORM insist_on_reason(return_mailbox.reason, format('say why %s is to be returned', address));
     UPDATE mailbox SET return_requested_at = clock_timestamp(), return_reason = return_mailbox.reason, attempts = 0
      WHERE id = box.id;
     PERFORM enqueue('return', box.id, box.store);
@@ -369,9 +375,7 @@ DECLARE
     box mailbox := mailbox_of(address);
     waived bigint;
 BEGIN
-    IF coalesce(trim(waive_messages.reason), '') = '' THEN
-        RAISE EXCEPTION 'say why the messages of % need not move', address USING ERRCODE = 'BA002';
-    END IF;
+    PERFORM insist_on_reason(waive_messages.reason, format('say why the messages of %s need not move', address));
     UPDATE unreadable_message AS message SET waived_at = clock_timestamp(), waived_reason = waive_messages.reason
      WHERE message.mailbox_id = box.id AND message.waived_at IS NULL
        AND message.folder = coalesce(waive_messages.folder, message.folder)
@@ -415,8 +419,8 @@ BEGIN
             remaining || CASE WHEN how_many > 25 THEN E'\n... and ' || how_many - 25 || ' more: SELECT * FROM bascule.closing_obstacles' ELSE '' END
             USING ERRCODE = 'BA004', HINT = 'What would happen to each all the same is in bascule.closing_obstacles, column consequence.';
     END IF;
-    IF force AND coalesce(trim(close_domain.reason), '') = '' THEN
-        RAISE EXCEPTION 'closing by force needs a reason' USING ERRCODE = 'BA002';
+    IF force THEN
+        PERFORM insist_on_reason(close_domain.reason, 'closing by force needs a reason');
     END IF;
     IF how_many > 0 THEN
         SELECT string_agg(format('%s (%s): %s', address, why, consequence), E'\n' ORDER BY address)
@@ -509,7 +513,7 @@ BEGIN
     IF box.needs_credential AND box.state IN ('requested', 'copying') THEN
         PERFORM take_credential(box.id, sealed);
     ELSIF coalesce(box.state, 'legacy') = 'legacy' AND the_domain.mode = 'active' AND the_domain.first_login_migrates
-        AND NOT EXISTS (SELECT FROM alias WHERE domain_id = the_domain.id AND local_part = local_part_of(address)) THEN
+        AND NOT is_alias(the_domain.id, address) THEN
         PERFORM request_migration(address, 'login', sealed);
     END IF;
 END
@@ -586,19 +590,19 @@ CREATE OR REPLACE FUNCTION portal_progress(mailbox_id bigint)
 RETURNS TABLE (address text, state mailbox_state, messages_copied bigint, messages_total bigint, needs_credential boolean,
                paused boolean, ahead bigint, remaining interval)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-    WITH box AS (SELECT * FROM mailbox WHERE id = portal_progress.mailbox_id),
-         waiting AS (SELECT count(*) AS ahead FROM mailbox, box
-                      WHERE mailbox.store = box.store AND mailbox.state = 'requested' AND mailbox.state_since < box.state_since),
-         lately AS (SELECT count(*) AS moves FROM mailbox, box
-                     WHERE mailbox.store = box.store AND mailbox.migrated_at > now() - interval '1 hour')
     SELECT mailbox.full_address, mailbox.state, mailbox.messages_copied, mailbox.messages_total, mailbox.needs_credential,
-           domain.paused_at IS NOT NULL OR mailbox.paused_at IS NOT NULL,
-           CASE WHEN mailbox.state = 'requested' THEN waiting.ahead ELSE 0 END,
-           CASE WHEN domain.paused_at IS NOT NULL OR mailbox.paused_at IS NOT NULL THEN NULL
-                WHEN mailbox.state = 'requested' AND lately.moves > 0
-                    THEN interval '1 hour' * (waiting.ahead + 1) / lately.moves
+           is_paused.is_paused, queue.ahead,
+           CASE WHEN is_paused.is_paused THEN NULL
+                WHEN mailbox.state = 'requested' AND queue.moves > 0 THEN interval '1 hour' * (queue.ahead + 1) / queue.moves
                 ELSE remaining(mailbox) END
-      FROM mailbox JOIN domain ON domain.id = mailbox.domain_id, waiting, lately
+      FROM mailbox JOIN domain ON domain.id = mailbox.domain_id,
+           LATERAL (SELECT domain.paused_at IS NOT NULL OR mailbox.paused_at IS NOT NULL AS is_paused) AS is_paused,
+           -- Only who waits has others before.
+           LATERAL (SELECT count(*) FILTER (WHERE other.state = 'requested' AND other.state_since < mailbox.state_since) AS ahead,
+                           count(*) FILTER (WHERE other.migrated_at > now() - interval '1 hour') AS moves
+                      FROM mailbox AS other
+                     WHERE mailbox.state = 'requested' AND other.store = mailbox.store
+                       AND (other.state = 'requested' OR other.migrated_at > now() - interval '1 hour')) AS queue
      WHERE mailbox.id = portal_progress.mailbox_id
 $$;
 COMMENT ON FUNCTION portal_progress IS
@@ -962,7 +966,7 @@ DECLARE
 BEGIN
     -- It may have moved since it was seen; the lock has a flip that is under way come before or after.
     SELECT * INTO box FROM mailbox WHERE domain_id = the_domain.id AND local_part = local_part_of(address) FOR SHARE;
-    IF box.state = 'local' OR EXISTS (SELECT FROM alias WHERE domain_id = the_domain.id AND local_part = local_part_of(address)) THEN
+    IF box.state = 'local' OR is_alias(the_domain.id, address) THEN
         RETURN;
     END IF;
     INSERT INTO sighting AS seen (domain_id, local_part, messages)

@@ -33,7 +33,7 @@ SELECT mailbox.full_address AS address, domain.name AS domain, mailbox.state, ma
             WHEN mailbox.last_error IS NOT NULL THEN
                 coalesce(nullif(mailbox.last_advice, ''), 'Nothing: it is tried again at next_try; bascule retry does not wait')
             END AS advice,
-       coalesce(mailbox.language, domain.language) AS language
+       coalesce(mailbox.language, domain.language) AS language, mailbox.needs_credential AS needs_password
   FROM mailbox JOIN domain ON domain.id = mailbox.domain_id
   LEFT JOIN (SELECT DISTINCT mailbox_id FROM unreadable_message WHERE waived_at IS NULL) AS unreadable
     ON unreadable.mailbox_id = mailbox.id;
@@ -42,6 +42,7 @@ COMMENT ON COLUMN mailboxes.percent IS 'Of the messages, how many are copied; 10
 COMMENT ON COLUMN mailboxes.messages_per_second IS 'Since its worker took it up; null: it is not being copied';
 COMMENT ON COLUMN mailboxes.remaining IS 'How long the rest of the copy will take at this rate';
 COMMENT ON COLUMN mailboxes.problem IS 'The last trouble, in words; null: none';
+COMMENT ON COLUMN mailboxes.needs_password IS 'Whether it waits for the user''s new password';
 COMMENT ON COLUMN mailboxes.advice IS 'What to do about the problem';
 
 CREATE VIEW migrated AS SELECT * FROM mailboxes WHERE state = 'local' AND return_requested_at IS NULL;

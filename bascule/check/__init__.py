@@ -11,7 +11,7 @@ from bascule.check.imap import check_imap
 from bascule.check.smtp import check_smtp
 from bascule.check.wiring import Probe, check_dovecot, check_parts, check_postfix
 from bascule.credential import Password
-from bascule.database import Connection
+from bascule.database import Connection, value
 from bascule.directory import Mode
 from bascule.endpoint import host_and_port
 from bascule.legacy import LegacySettings, Trust
@@ -37,8 +37,7 @@ def check_site(
     password: Password | None = None,
 ) -> Iterator[Finding]:
     """The DNS, the parts, and the Postfix and Dovecot of this host."""
-    row = connection.execute("SELECT mode FROM bascule.domains WHERE domain = %s", (legacy.domain,)).fetchone()
-    mode: Mode = "prepared" if row is None else row[0]
+    mode, first_login_migrates = _domain(connection, legacy.domain)
     parts = connection.execute("SELECT part, name, alive FROM bascule.parts ORDER BY 1, 2").fetchall()
     nodes = {name for part, name, alive in parts if part == "policy_daemon" and alive} or {configuration.node}
     users = configuration.users
@@ -48,17 +47,20 @@ def check_site(
     yield from check_parts([(part, name, alive) for part, name, alive in parts])
     probe = None
     if address is not None and password is not None:
-        probe = Probe(address, password, *_standing(connection, address, mode))
+        state = value(connection, "SELECT state FROM bascule.mailboxes WHERE address = %s", str(address)) or "legacy"
+        probe = Probe(
+            address,
+            password,
+            has_moved=state in {"local", "cutover", "returning"},
+            login_is_a_request=mode == "active" and first_login_migrates and state == "legacy",
+        )
     yield from check_postfix(configuration, legacy, trust, probe)
     yield from check_dovecot(configuration, legacy, trust, probe)
 
 
-def _standing(connection: Connection, address: Address, mode: Mode) -> tuple[bool, bool]:
-    """Whether a user has moved, and whether a login would be a request."""
-    row = connection.execute("SELECT state FROM bascule.mailboxes WHERE address = %s", (str(address),)).fetchone()
-    state = "legacy" if row is None else row[0]
-    moves = connection.execute(
-        "SELECT first_login_migrates FROM bascule.domain WHERE name = %s", (address.domain,)
+def _domain(connection: Connection, name: str) -> tuple[Mode, bool]:
+    """Mode, and whether a first login is a request, of a domain that is known."""
+    row = connection.execute(
+        "SELECT mode, first_login_migrates FROM bascule.domain WHERE name = %s", (name,)
     ).fetchone()
-    is_request = mode == "active" and state == "legacy" and bool(moves and moves[0])
-    return state in {"local", "cutover", "returning"}, is_request
+    return ("prepared", False) if row is None else (row[0], row[1])

@@ -37,7 +37,7 @@ PATIENCE = 60.0  # seconds for the probe to arrive
 LOOK = 0.5  # seconds between looks into the legacy mailbox
 VERIFICATION = 20.0  # seconds that Postfix may take to verify a recipient at the legacy server
 TRACE = "Bascule-Trace"  # written by the milter
-#: What the parameters of main.cf must ask, and the setting with its endpoint.
+#: Which of the policy daemon's maps the parameters of main.cf must ask.
 WIRED = {
     "transport_maps": "transport",
     "relay_domains": "domains",

@@ -188,14 +188,19 @@ def _told(findings: Iterator[Finding], *, as_json: bool) -> Iterator[Finding]:
         yield finding
 
 
+days = click.option(
+    "--days", type=click.IntRange(1, 3650), default=90, show_default=True, help="How long the URL works."
+)
+
+
 def _new_url(loaded: settings.Settings) -> tuple[str, str]:
     token = secrets.token_urlsafe(24)
-    return token, f"{loaded.portal.public_url.rstrip('/')}/m/{token}"
+    return token, loaded.portal.url(token)
 
 
 @main.command()
 @click.argument("domain", type=DOMAIN)
-@click.option("--days", type=click.IntRange(1, 3650), default=90, show_default=True, help="How long the URL works.")
+@days
 @click.pass_context
 def activate(context: click.Context, domain: str, days: int) -> None:
     """Open DOMAIN for migration and print the URL for its users."""
@@ -214,7 +219,7 @@ def activate(context: click.Context, domain: str, days: int) -> None:
 
 @main.command("rotate-url")
 @click.argument("domain", type=DOMAIN)
-@click.option("--days", type=click.IntRange(1, 3650), default=90, show_default=True, help="How long the URL works.")
+@days
 @click.pass_context
 def rotate_url(context: click.Context, domain: str, days: int) -> None:
     """Replace the URL of DOMAIN; the former one stops working at once."""

@@ -41,9 +41,9 @@ def _domains(connection: Connection) -> list[Row]:
 
 
 class _Standing:
-    """What ``status`` shows of one domain."""
+    """What ``status`` shows of one domain; ``migrated`` only on demand, for it may be nearly everybody."""
 
-    def __init__(self, connection: Connection, domain: str) -> None:
+    def __init__(self, connection: Connection, domain: str, *, with_migrated: bool = False) -> None:
         self.summary = next(row for row in _domains(connection) if row["domain"] == domain)
         self.pending = _rows(
             connection,
@@ -62,10 +62,14 @@ class _Standing:
             "ORDER BY messages DESC, address",
             domain,
         )
-        self.migrated = _rows(
-            connection,
-            "SELECT address, messages_total, migrated_at FROM bascule.migrated WHERE domain = %s ORDER BY address",
-            domain,
+        self.migrated = (
+            _rows(
+                connection,
+                "SELECT address, messages_total, migrated_at FROM bascule.migrated WHERE domain = %s ORDER BY address",
+                domain,
+            )
+            if with_migrated
+            else []
         )
 
 
@@ -82,7 +86,7 @@ def status(context: click.Context, domain: str | None, watch: bool, as_json: boo
             return
         legacy_of(connection, domain)
         if not watch:
-            _show(_Standing(connection, domain), as_json=as_json)
+            _show(_Standing(connection, domain, with_migrated=True), as_json=as_json)
             return
         with Live(_screen(_Standing(connection, domain)), console=Console(), auto_refresh=False) as live:
             try:

@@ -22,7 +22,7 @@ from bascule.lab.browser import WIDE, browser
 from bascule.lab.postgres import Postgres
 from bascule.lab.process import free_ports
 from bascule.portal.page import create
-from bascule.settings import Keys, Legacy, Settings, Users
+from bascule.settings import Keys, Legacy, Portal, Settings, Users
 
 TOKEN = "token-of-the-browser-tests"
 SETTINGS_OF_CLIENTS = Users(
@@ -72,11 +72,9 @@ def page(folder: Path, owner: Connection) -> Iterator[tuple[str, Flask]]:
         keys=Keys(public=folder / "seal.pub"),
         legacy=Legacy(timeout=3),
         users=SETTINGS_OF_CLIENTS,
+        portal=Portal(public_url="http://localhost"),
     )
-    application = create(
-        settings.model_copy(update={"portal": settings.portal.model_copy(update={"public_url": "http://x"})}),
-        secrets.token_bytes(32),
-    )
+    application = create(settings, secrets.token_bytes(32))
     server = create_server(application, listen=f"127.0.0.1:{port}")
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-import re
-import ssl
 import subprocess
 from collections.abc import Iterator
-from http.cookiejar import CookieJar
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.parse import urlencode
-from urllib.request import HTTPCookieProcessor, HTTPSHandler, build_opener
 
 import pytest
 
 from bascule.config_templates import render
 from bascule.lab.process import Daemon, free_ports, program
 from bascule.lab.sites import Lab, eventually, full
+from bascule.lab.visitor import Visitor
 
 pytestmark = pytest.mark.lab
-
-
-class Client:
-    """A browser at the proxy."""
-
-    def __init__(self, ca: Path) -> None:
-        self.cookies = CookieJar()
-        context = ssl.create_default_context(cafile=str(ca))
-        self._opener = build_opener(HTTPCookieProcessor(self.cookies), HTTPSHandler(context=context))
-        # What a guesser writes to look like another each time.
-        self._opener.addheaders.append(("X-Forwarded-For", "192.0.2.77"))
-        self.headers: dict[str, str] = {}
-
-    def open(self, url: str, form: dict[str, str] | None = None) -> tuple[int, str]:
-        try:
-            with self._opener.open(url, None if form is None else urlencode(form).encode(), timeout=60) as answer:
-                self.headers = dict(answer.headers)
-                return answer.status, answer.read().decode()
-        except HTTPError as error:
-            return error.code, error.read().decode()
-
-    def request(self, url: str, **form: str) -> tuple[int, str]:
-        token = re.search(r'name="csrf_token" value="([^"]+)"', self.open(url)[1])
-        return self.open(url, form | {"csrf_token": token[1] if token else ""})
 
 
 @pytest.fixture
@@ -85,36 +56,38 @@ def proxied(lab: Lab, tmp_path: Path) -> Iterator[str]:
         page.stop()
 
 
-def test_the_page_behind_nginx(lab: Lab, proxied: str, tmp_path: Path) -> None:
-    client = Client(lab.new.certificate.ca)
-    status, text = client.open(proxied)
-    assert (status, "Move your mailbox" in text) == (200, True)
-    assert client.headers["Strict-Transport-Security"] == "max-age=31536000"
-    assert "default-src 'none'" in client.headers["Content-Security-Policy"]
-    filled = {"email": full("behind-proxy"), "last_name": "Quay", "first_name": "Alice"}
-    status, text = client.request(proxied, **filled, password="a guess")
-    assert (status, "does not know this e-mail address" in text) == (422, True)
-    status, text = client.request(proxied, **filled, password=lab.legacy.users["behind-proxy"])
-    assert (status, full("behind-proxy") in text) == (200, True)  # after a redirect to the progress, through nginx
+@pytest.fixture
+def visitor(lab: Lab, proxied: str) -> Visitor:
+    """Who writes into each request, as a guesser does, that it comes from elsewhere."""
+    return Visitor(proxied, forwarded_for="192.0.2.77", ca_file=lab.new.certificate.ca)
+
+
+def test_the_page_behind_nginx(lab: Lab, proxied: str, visitor: Visitor, tmp_path: Path) -> None:
+    text = visitor.open()
+    assert (visitor.status, "Move your mailbox" in text) == (200, True)
+    assert visitor.headers["Strict-Transport-Security"] == "max-age=31536000"
+    assert "default-src 'none'" in visitor.headers["Content-Security-Policy"]
+    name, password = full("behind-proxy"), lab.legacy.users["behind-proxy"]
+    text = visitor.request(name, "a guess", "Quay", "Alice")
+    assert (visitor.status, "does not know this e-mail address" in text) == (422, True)
+    text = visitor.request(name, password, "Quay", "Alice")
+    assert (visitor.status, name in text) == (200, True)  # after a redirect to the progress, through nginx
     assert lab.new.state("behind-proxy") is not None
-    cookie = next(each for each in client.cookies if each.name == "bascule")
+    cookie = next(each for each in visitor.cookies if each.name == "bascule")
     assert cookie.secure
     assert cookie.has_nonstandard_attr("HttpOnly")
     # Neither the link nor what was filled in is in a log.
     logged = (tmp_path / "access.log").read_text() + (tmp_path / "page.log").read_text()
     assert "POST 422" in logged
-    for secret in (proxied.rpartition("/")[2], "a guess", lab.legacy.users["behind-proxy"]):
+    for secret in (proxied.rpartition("/")[2], "a guess", password):
         assert secret not in logged
 
 
-def test_who_guesses_cannot_look_like_another(lab: Lab, proxied: str, tmp_path: Path) -> None:
+def test_who_guesses_cannot_look_like_another(visitor: Visitor, tmp_path: Path) -> None:
     """The limit counts who speaks to nginx, whatever the request says of itself."""
-    client = Client(lab.new.certificate.ca)
-    answers = [
-        client.request(
-            proxied, email=full("guessed-behind-proxy"), password=f"guess {number}", last_name="X", first_name="Y"
-        )[0]
-        for number in range(21)
-    ]
+    answers = []
+    for number in range(21):
+        visitor.request(full("guessed-behind-proxy"), f"guess {number}", "X", "Y")
+        answers.append(visitor.status)
     assert answers == [422] * 20 + [429]
     assert "source=127.0.0.1" in (tmp_path / "page.log").read_text()
