@@ -56,23 +56,47 @@ class Sealer:
 
 
 class Unsealer:
-    """Opens what a :class:`Sealer` sealed; needs the private key, a file with one line of base64."""
+    """Opens what a :class:`Sealer` sealed; needs the private key, a file with one line of base64.
+
+    While keys are changed, the file has the new key in its first line and former ones below.
+    """
 
     def __init__(self, private_key: Path) -> None:
-        self._box = SealedBox(PrivateKey(_read(private_key), Base64Encoder))
+        self._path = private_key
+        self._keys = [PrivateKey(line, Base64Encoder) for line in _read(private_key).split()]
+        if not self._keys:
+            raise BadSettings(f"the key {private_key} is empty", hint="Make the keys with: bascule keys create.")
 
     def unseal(self, sealed: bytes) -> Password:
         """
         Raises:
             CannotUnseal: it was sealed to another key.
         """
+        return Password(self._open(sealed).decode())
+
+    def reseal(self, sealed: bytes) -> bytes | None:
+        """The same, sealed to the newest key; None: it is already.
+
+        Raises:
+            CannotUnseal: it was sealed to another key.
+        """
+        newest = SealedBox(self._keys[0])
         try:
-            return Password(self._box.decrypt(sealed).decode())
-        except CryptoError as error:
-            raise CannotUnseal(
-                "the stored password was sealed to another key than this worker's",
-                hint="Give the worker the private key that belongs to keys.public, or ask for the password again.",
-            ) from error
+            newest.decrypt(sealed)
+        except CryptoError:
+            return SealedBox(self._keys[0].public_key).encrypt(self._open(sealed))
+        return None
+
+    def _open(self, sealed: bytes) -> bytes:
+        for key in self._keys:
+            try:
+                return SealedBox(key).decrypt(sealed)
+            except CryptoError:
+                continue
+        raise CannotUnseal(
+            f"the stored password was sealed to a key that is not in {self._path}",
+            hint="Give the worker the private key that belongs to keys.public, or ask for the password again.",
+        )
 
 
 def create_keys(public_key: Path, private_key: Path) -> None:
@@ -88,6 +112,37 @@ def create_keys(public_key: Path, private_key: Path) -> None:
     key = PrivateKey.generate()
     _write(private_key, key.encode(Base64Encoder), 0o400)
     _write(public_key, key.public_key.encode(Base64Encoder), 0o444)
+
+
+def rotate_keys(public_key: Path, private_key: Path) -> None:
+    """Make a new pair; former private keys stay below the new one. Done again before they are forgotten, it ends what
+    was begun.
+
+    Raises:
+        BadSettings: the private key cannot be read.
+    """
+    lines = _read(private_key).split()
+    if len(lines) == 1:
+        lines.insert(0, PrivateKey.generate().encode(Base64Encoder))
+        _replace(private_key, b"\n".join(lines), 0o400)
+    _replace(public_key, PrivateKey(lines[0], Base64Encoder).public_key.encode(Base64Encoder), 0o444)
+
+
+def forget_former_keys(private_key: Path) -> None:
+    """Keep the first key of the file; what is sealed to another one is lost.
+
+    Raises:
+        BadSettings: it cannot be read.
+    """
+    _replace(private_key, _read(private_key).split()[0], 0o400)
+
+
+def _replace(path: Path, content: bytes, mode: int) -> None:
+    """Write a file anew, or leave it as it was."""
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    _write(new, content, mode)
+    new.replace(path)
 
 
 def _read(path: Path) -> bytes:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
+
+_POLL = 0.05  # seconds between attempts of a process to find itself answering
 
 
 def _tell(state: bytes) -> None:
@@ -36,6 +41,22 @@ def watchdog_interval() -> float | None:
     """Seconds between two signs of life, half of what the service manager allows; None: it wants none."""
     microseconds = os.environ.get("WATCHDOG_USEC")
     return int(microseconds) / 2_000_000 if microseconds else None
+
+
+def attend(answers: Callable[[], bool]) -> None:
+    """In a thread, say that the process is ready once it ``answers``, then that it is alive as long as it does."""
+    threading.Thread(target=_attend, args=(answers,), daemon=True).start()
+
+
+def _attend(answers: Callable[[], bool]) -> None:
+    while not answers():
+        time.sleep(_POLL)
+    ready()
+    interval = watchdog_interval()
+    while interval is not None:
+        if answers():
+            alive()
+        time.sleep(interval)
 
 
 async def stay_alive() -> None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 from collections.abc import Awaitable, Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 from bascule import log, readiness
-from bascule.endpoint import address_of
+from bascule.activation import listening
 
 READ_SIZE = 4096
 IDLE_TIMEOUT = 3600.0  # seconds; longer than Postfix keeps an idle connection
@@ -48,14 +48,10 @@ class Server:
         self._clients: dict[asyncio.Task[None], tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
 
     async def start(self) -> None:
-        """Listen at ``unix:/path`` or ``inet:host:port``. Who may reach a Unix socket is decided by its directory."""
-        address = address_of(self._endpoint)
-        if isinstance(address, Path):
-            address.unlink(missing_ok=True)
-            self._server = await asyncio.start_unix_server(self._serve, address)
-            address.chmod(0o666)
-        else:
-            self._server = await asyncio.start_server(self._serve, *address)
+        """Listen, as :func:`bascule.activation.listening` does."""
+        sock = listening(self._endpoint)
+        start = asyncio.start_unix_server if sock.family is socket.AF_UNIX else asyncio.start_server
+        self._server = await start(self._serve, sock=sock)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

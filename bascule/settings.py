@@ -57,12 +57,13 @@ class Dovecot(_Table):
 
 
 class PolicyDaemon(_Table):
-    socketmap: Endpoint = "unix:/run/bascule/socketmap"
-    policy: Endpoint = "unix:/run/bascule/policy"
+    # Within Postfix's queue directory, into which Debian's Postfix chroots most of its services.
+    socketmap: Endpoint = "unix:/var/spool/postfix/bascule/socketmap"
+    policy: Endpoint = "unix:/var/spool/postfix/bascule/policy"
     #: The next hop of held mail: it always answers 421, so that Postfix keeps the mail.
-    hold: Endpoint = "unix:/run/bascule/hold"
+    hold: Endpoint = "unix:/var/spool/postfix/bascule/hold"
     #: The last known routes, for a start while the database is away.
-    snapshot: Path = Path("/var/lib/bascule/routes.sqlite")
+    snapshot: Path = Path("/var/lib/bascule/policy-daemon/routes.sqlite")
     metrics: Listen | None = None
 
 
@@ -71,7 +72,7 @@ class Authenticator(_Table):
     #: Seconds that a login waits for the flip of its mailbox.
     cutover_wait: float = Field(default=15, ge=0)
     #: The last known state, for a start while the database is away.
-    snapshot: Path = Path("/var/lib/bascule/logins.sqlite")
+    snapshot: Path = Path("/var/lib/bascule/authenticator/logins.sqlite")
     metrics: Listen | None = None
 
 
@@ -87,7 +88,7 @@ class Arc(_Table):
 
 
 class Milter(_Table):
-    socket: Endpoint = "unix:/run/bascule/milter"
+    socket: Endpoint = "unix:/var/spool/postfix/bascule/milter/socket"
     #: Key of the stamps; the same on every MX.
     stamp_key: Path = Path("/etc/bascule/stamp.key")
     metrics: Listen | None = None

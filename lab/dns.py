@@ -16,17 +16,18 @@ PATIENCE = 10.0  # seconds
 
 
 class NameServer:
-    """dnsmasq on a port of 127.0.0.1, authoritative for what it is told, asking nobody."""
+    """dnsmasq, by default on a free port of 127.0.0.1, authoritative for what it is told, asking nobody."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, address: str = "127.0.0.1", port: int | None = None) -> None:
         self.folder = folder
-        self.port = free_ports(1)[0]
+        self.address = address
+        self.port = port or free_ports(1)[0]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def name(self) -> str:
         """As in ``[dns] resolvers``."""
-        return f"127.0.0.1:{self.port}"
+        return f"{self.address}:{self.port}"
 
     def start(self, *, mx: Mapping[str, str], spf: Mapping[str, str], hosts: Mapping[str, str], ttl: int = 300) -> None:
         """Serve MX (exchange by domain), SPF (policy by domain) and addresses (by name); whatever ran before ends."""
@@ -34,7 +35,7 @@ class NameServer:
         self.folder.mkdir(exist_ok=True)
         lines = [
             f"port={self.port}",
-            "listen-address=127.0.0.1",
+            f"listen-address={self.address}",
             "bind-interfaces",
             "no-resolv",
             "no-hosts",
@@ -57,7 +58,7 @@ class NameServer:
 
     def _await(self) -> None:
         resolver = dns.resolver.Resolver(configure=False)
-        resolver.nameservers, resolver.port, resolver.lifetime = ["127.0.0.1"], self.port, 0.5
+        resolver.nameservers, resolver.port, resolver.lifetime = [self.address], self.port, 0.5
         deadline = time.monotonic() + PATIENCE
         while True:
             try:

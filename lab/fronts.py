@@ -59,6 +59,7 @@ class Front:
             database_parameters=conninfo_to_dict(settings.database),
             vmail_uid=VMAIL,
             vmail_gid=VMAIL,
+            before_static=False,
             **values,
         )
         # As root: it has to use the doveadm of another tree.

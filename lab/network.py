@@ -31,12 +31,22 @@ class Network:
         run("ip", "address", "add", f"{_SUBNET}.1/24", "dev", BRIDGE)
         run("ip", "link", "set", BRIDGE, "up")
         self.hub = Host("legacy.lab.test", f"{_SUBNET}.1")
+        #: Every host's address by its name.
+        self.names = {self.hub.name: self.hub.address}
         self._hosts.write_text(f"127.0.0.1 localhost\n{self.hub.address} {self.hub.name}\n")
         run("mount", "--bind", str(self._hosts), "/etc/hosts")
 
+    def name(self, name: str) -> str:
+        """The address of a host of this name, by which all the others know it."""
+        address = f"{_SUBNET}.{len(self.names) + 1}"
+        self.names[name] = address
+        with self._hosts.open("a") as hosts:
+            hosts.write(f"{address} {name}\n")
+        return address
+
     def add(self, name: str) -> Host:
-        """A host of this name, known by it to all the others."""
-        address = f"{_SUBNET}.{len(self._holders) + 2}"
+        """A host of this name: a network namespace."""
+        address = self.name(name)
         holder = subprocess.Popen(
             ["unshare", "--net", "sh", "-c", "echo there; exec sleep infinity"],
             stdin=subprocess.DEVNULL,
@@ -45,8 +55,6 @@ class Network:
         self._holders[name] = holder
         if holder.stdout is None or holder.stdout.readline() != b"there\n":
             raise LabError(f"no network namespace for {name}")
-        with self._hosts.open("a") as hosts:
-            hosts.write(f"{address} {name}\n")
         link = self._link(name)
         run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", str(holder.pid))
         run("ip", "link", "set", link, "master", BRIDGE, "up")

@@ -339,6 +339,7 @@ class NewSite:
             dovecot_sql=self.folder / "etc" / "dovecot-sql.conf.ext",
             python=sys.executable,
             checkpassword=executable("bascule-checkpassword"),
+            before_static=False,
             **(values | variables),
         )
         sql = self.folder / "etc" / "dovecot-sql.conf.ext"
@@ -346,7 +347,13 @@ class NewSite:
 
     def create_postfix(self, **variables: object) -> None:
         """``variables`` are for the lab's own templates."""
-        self.postfix.create(hostname=self.settings.node, **self.settings.model_dump(), **variables)
+        self.postfix.create(
+            hostname=self.settings.node,
+            postfix_queue=self.postfix.folder / "queue",
+            extends=False,
+            **self.settings.model_dump(),
+            **variables,
+        )
 
     def start_dns(self, *, mx: str | None = None, ttl: int = 300) -> None:
         """What the world sees of DOMAIN: its MX, by default here, and that we may send for it."""

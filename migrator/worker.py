@@ -25,7 +25,7 @@ from bascule.migrator.local import Local
 from bascule.migrator.returning import give_back
 from bascule.migrator.storage import Storage
 from bascule.migrator.sweep import sweep
-from bascule.readiness import ready
+from bascule.readiness import ready, stay_alive
 
 PART = "worker"
 HEARTBEAT = 2.0  # seconds
@@ -159,7 +159,7 @@ class Worker:
         """Work until SIGTERM; tasks that are under way are finished first."""
         store = self._settings.worker.store
         async with self.app.open_async():
-            attending = asyncio.create_task(self._attend())
+            background = [asyncio.create_task(work) for work in (self._attend(), stay_alive())]
             ready()
             self._log.info("working", store=store)
             try:
@@ -173,8 +173,9 @@ class Worker:
                     delete_jobs="successful",
                 )
             finally:
-                attending.cancel()
-                await asyncio.gather(attending, return_exceptions=True)
+                for task in background:
+                    task.cancel()
+                await asyncio.gather(*background, return_exceptions=True)
 
     async def _attend(self) -> None:
         """Take over what dead workers left, and queue work for mailboxes that have none."""

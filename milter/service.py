@@ -6,8 +6,7 @@ This folder has no ``__init__.py``, on purpose: pymilter's C extension is called
 
 from __future__ import annotations
 
-import threading
-import time
+import os
 from pathlib import Path
 
 import Milter
@@ -18,10 +17,8 @@ from bascule.metrics import serve
 from bascule.milter.guard import Guard
 from bascule.milter.routes import Routes
 from bascule.milter.seal import Sealer
-from bascule.readiness import alive, ready, watchdog_interval
+from bascule.readiness import attend
 from bascule.settings import Settings
-
-POLL = 0.05  # seconds between attempts to find the socket open
 
 
 def _run(configuration: Settings) -> None:
@@ -34,6 +31,7 @@ def _run(configuration: Settings) -> None:
     if isinstance(address, Path):
         address.unlink(missing_ok=True)
         where = str(address)
+        os.umask(0)  # who may reach it is decided by its directory
     else:
         host, port = address
         where = f"inet:{port}@{host}"
@@ -42,23 +40,9 @@ def _run(configuration: Settings) -> None:
     Milter.set_flags(Milter.ADDHDRS)
     # An error of ours stops no mail, like our absence.
     Milter.set_exception_policy(Milter.CONTINUE)
-    threading.Thread(target=_watch, args=(mine.socket,), daemon=True).start()
+    # libmilter opens the socket inside of runmilter and tells nobody: it is tried until it answers.
+    attend(lambda: _answers(mine.socket))
     Milter.runmilter("bascule", where, timeout=300)
-
-
-def _watch(endpoint: str) -> None:
-    """libmilter opens the socket inside of runmilter and tells nobody: try it until it answers, then now and again."""
-    while not _answers(endpoint):
-        time.sleep(POLL)
-    address = address_of(endpoint)
-    if isinstance(address, Path):
-        address.chmod(0o666)  # who may reach it is decided by its directory
-    ready()
-    interval = watchdog_interval()
-    while interval is not None:
-        if _answers(endpoint):
-            alive()
-        time.sleep(interval)
 
 
 def _answers(endpoint: str) -> bool:

@@ -10,13 +10,13 @@ protocol is dropped; Postfix then tries again and at last answers the mail with
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol, cast
 
 from bascule import log, netstring
-from bascule.endpoint import address_of
+from bascule.activation import listening
 from bascule.policy_daemon import metrics
 from bascule.policy_daemon.routes import Routes
 from bascule.serving import IDLE_TIMEOUT, REQUEST_TIMEOUT, BadRequest
@@ -156,19 +156,15 @@ class PromptServer:
         self.clients: set[_Client] = set()
 
     async def start(self) -> None:
-        """Listen, as :meth:`bascule.serving.Server.start` does."""
+        """Listen, as :func:`bascule.activation.listening` does."""
         loop = asyncio.get_running_loop()
 
         def connected() -> _Client:
             return _Client(self, self._converse())
 
-        address = address_of(self.endpoint)
-        if isinstance(address, Path):
-            address.unlink(missing_ok=True)
-            self._server: asyncio.Server = await loop.create_unix_server(connected, address)
-            address.chmod(0o666)
-        else:
-            self._server = await loop.create_server(connected, *address)
+        sock = listening(self.endpoint)
+        create = loop.create_unix_server if sock.family is socket.AF_UNIX else loop.create_server
+        self._server: asyncio.Server = await create(connected, sock=sock)
         self._watching = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:

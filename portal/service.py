@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
+
 from waitress.server import create_server
 
 from bascule import program
+from bascule.activation import listening
+from bascule.endpoint import host_and_port
 from bascule.metrics import serve
 from bascule.portal.page import create
-from bascule.readiness import ready
+from bascule.readiness import attend
 from bascule.settings import Settings
+
+PATIENCE = 60.0  # seconds; every thread may be waiting for a legacy server
 
 
 def _run(configuration: Settings) -> None:
@@ -16,7 +25,7 @@ def _run(configuration: Settings) -> None:
     # The reverse proxy is on this host, and says whom it speaks for.
     server = create_server(
         application,
-        listen=configuration.portal.listen,
+        sockets=[listening(f"inet:{configuration.portal.listen}")],
         threads=configuration.portal.threads,
         ident=None,
         trusted_proxy="127.0.0.1",
@@ -25,8 +34,22 @@ def _run(configuration: Settings) -> None:
         clear_untrusted_proxy_headers=True,
     )
     serve(configuration.portal.metrics)
-    ready()
+    # Ends like an interruption: pages that are being made are finished first.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    attend(lambda: _answers(configuration.portal.listen))
     server.run()
+
+
+def _answers(listen: str) -> bool:
+    """Whether a page is made, not only a connection taken."""
+    connection = HTTPConnection(*host_and_port(listen), timeout=PATIENCE)
+    try:
+        connection.request("GET", "/static/icon.svg")
+        return connection.getresponse().status == HTTPStatus.OK
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 main = program.command("portal", "Serve the users' page.", _run)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 import psycopg
@@ -20,7 +21,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 from sqlalchemy.exc import DBAPIError
 
-from bascule.database import translated
+from bascule.database import connect, translated, value
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -48,6 +49,19 @@ def _translating() -> Iterator[None]:
 def head() -> str | None:
     """The newest revision that this version of the product knows."""
     return ScriptDirectory.from_config(_config()).get_current_head()
+
+
+def written() -> str:
+    """What is said on the schema that this version installs: its revision, and a digest of all that can be replaced."""
+    text = b"".join((FOLDER / name).read_bytes() for name in REPLACEABLE)
+    return f"The state of all migrations. Revision {head()}, text {sha256(text).hexdigest()[:12]}"
+
+
+def is_current(dsn: str) -> bool:
+    """Whether the schema at ``dsn`` is this version's, to the letter."""
+    with connect(dsn) as connection:
+        said = value(connection, "SELECT obj_description(to_regnamespace('bascule'), 'pg_namespace')")
+    return bool(said == written())
 
 
 def current(dsn: str) -> str | None:

@@ -47,7 +47,7 @@ GRANT SELECT ON domain, mailbox, mailbox_folder, straggler, unreadable_message, 
 GRANT EXECUTE ON FUNCTION begin_copy, report_progress, attempt_failed, begin_cutover, unacknowledged, finish_cutover,
     undo_cutover, undo_overdue_cutovers, stage_straggler, straggler_delivered, sweep_done, requeue_unattended,
     take_connections, set_unreadable, set_hierarchy, begin_return, undo_return, finish_return, intend_return, returned,
-    welcomed, trouble_told, home_of TO bascule_worker;
+    welcomed, trouble_told, home_of, reseal_mailbox, reseal_domain TO bascule_worker;
 GRANT USAGE ON SCHEMA queue TO bascule_worker;
 GRANT ALL ON ALL TABLES IN SCHEMA queue TO bascule_worker;
 GRANT ALL ON ALL SEQUENCES IN SCHEMA queue TO bascule_worker;

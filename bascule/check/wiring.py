@@ -100,13 +100,20 @@ def _postfix(configuration: Settings, *command: str) -> str:
 
 
 def _main_cf(configuration: Settings) -> Iterator[Finding]:
-    names = [*WIRED, "smtpd_recipient_restrictions", "smtpd_milters", "milter_default_action"]
-    lines = _postfix(configuration, "postconf", *names).splitlines()
+    names = [*WIRED, "smtpd_recipient_restrictions", "smtpd_milters", "queue_directory"]
+    lines = _postfix(configuration, "postconf", "-x", *names).splitlines()
     values = {name.strip(): value.strip() for name, _, value in (line.partition("=") for line in lines)}
-    socketmap = configuration.policy_daemon.socketmap
-    wanted = {parameter: f"socketmap:{socketmap}:{table}" for parameter, table in WIRED.items()}
-    wanted["smtpd_recipient_restrictions"] = configuration.policy_daemon.policy
-    wanted["smtpd_milters"] = configuration.milter.socket
+
+    def seen(endpoint: str) -> str:
+        """As it is written for services that are chrooted into the queue directory."""
+        return endpoint.replace(f"unix:{values['queue_directory']}/", "unix:")
+
+    wanted = {
+        parameter: f"socketmap:{seen(configuration.policy_daemon.socketmap)}:{table}"
+        for parameter, table in WIRED.items()
+    }
+    wanted["smtpd_recipient_restrictions"] = seen(configuration.policy_daemon.policy)
+    wanted["smtpd_milters"] = seen(configuration.milter.socket)
     missing = [parameter for parameter, endpoint in wanted.items() if endpoint not in values.get(parameter, "")]
     for parameter in missing:
         yield Finding(

@@ -8,7 +8,7 @@ import psycopg
 from alembic import context
 from sqlalchemy import Connection, create_engine
 
-from bascule.schema import FOLDER, REPLACEABLE
+from bascule.schema import FOLDER, REPLACEABLE, written
 
 
 def run(connection: Connection, sql: str) -> None:
@@ -27,6 +27,7 @@ try:
             context.run_migrations()
             for name in REPLACEABLE:
                 run(connection, (FOLDER / name).read_text())
+            run(connection, f"COMMENT ON SCHEMA bascule IS '{written()}'")
         connection.commit()
 finally:
     engine.dispose()
