@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -112,9 +113,12 @@ class Worker:
             except BasculeError as error:
                 self._failed(connection, account, error)
             except OSError as error:
+                full = error.errno in {errno.ENOSPC, errno.EDQUOT}
                 said = BasculeError(
-                    f"this host cannot store the mail: {error.strerror}",
-                    hint="Make room; the copy goes on where it stopped.",
+                    f"this host cannot store the mail: {error.strerror}" + ("" if full else f" ({error.filename})"),
+                    hint="Make room; the copy goes on where it stopped."
+                    if full
+                    else "May the worker's user write there, and its unit (ReadWritePaths)?",
                 )
                 self._failed(connection, account, said)
             except Exception as error:
