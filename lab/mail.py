@@ -256,14 +256,19 @@ def _put_malformed(legacy: LegacySite, name: str, ledger: Ledger) -> None:
 class Traffic:
     """Steady mail from outside, to everybody in turn, until stopped; every message is in the ledger."""
 
-    def __init__(self, smtp_port: int, names: Iterable[str], ledger: Ledger, *, pause: float = 0.15) -> None:
+    def __init__(
+        self, smtp_port: int, names: Iterable[str], ledger: Ledger, *, pause: float = 0.15, host: str = "127.0.0.1"
+    ) -> None:
         self._port = smtp_port
+        self._host = host
         self._names = list(names)
         self._ledger = ledger
         self._pause = pause
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.sent = 0
+        #: How often a server said "come back later".
+        self.put_off = 0
         self.failure: BaseException | None = None
 
     def _run(self) -> None:
@@ -271,7 +276,9 @@ class Traffic:
         try:
             while not self._stop.wait(self._pause):
                 name = self._names[self.sent % len(self._names)]
-                send(self._port, f"traffic-{self.sent}@outside.test", name, self._ledger, random)
+                self.put_off += send(
+                    self._port, f"traffic-{self.sent}@outside.test", name, self._ledger, random, host=self._host
+                )
                 self.sent += 1
         except BaseException as error:
             self.failure = error
@@ -304,10 +311,11 @@ def send(
     *,
     recipient: str | None = None,
     host: str = "127.0.0.1",
-) -> None:
+) -> int:
     """Send a message to ``recipient`` (default: the user's address), for the mailbox of ``name``.
 
-    A 4xx reply is answered as every mail server answers it, by another attempt.
+    A 4xx reply is answered as every mail server answers it, by another attempt;
+    how many there were is returned.
 
     Raises:
         smtplib.SMTPException: a 5xx reply, or 4xx for two minutes.
@@ -315,14 +323,16 @@ def send(
     to = recipient or f"{name}@{DOMAIN}"
     body = message(ledger.give(identity, name), to, random)
     deadline = time.monotonic() + 120
+    put_off = 0
     while True:
         try:
             with smtplib.SMTP(host, port, timeout=60) as smtp:
                 smtp.sendmail("sender@elsewhere.test", [to], body)
-                return
+                return put_off
         except (smtplib.SMTPRecipientsRefused, smtplib.SMTPResponseException) as error:
             if not _is_temporary(error) or time.monotonic() > deadline:
                 raise
+            put_off += 1
             time.sleep(0.5)
 
 

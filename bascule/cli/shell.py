@@ -1,11 +1,13 @@
-"""Completion in the shell."""
+"""The command in the shell, and the way to psql."""
 
 from __future__ import annotations
+
+import os
 
 import click
 from click.shell_completion import get_completion_class
 
-from bascule.cli.base import main
+from bascule.cli.base import ROLE, main, settings_of
 from bascule.errors import BasculeError
 
 
@@ -21,3 +23,21 @@ def completion(shell: str) -> None:
     if made is None:
         raise BasculeError(f"there is no completion for {shell}")
     click.echo(made(main, {}, "bascule", "_BASCULE_COMPLETE").source())
+
+
+@main.command("psql", context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def psql(context: click.Context, arguments: tuple[str, ...]) -> None:
+    """Open psql as an administrator of bascule; ARGUMENTS are psql's own.
+
+    \b
+    For instance:  bascule psql -c 'SELECT * FROM bascule.domains'
+    """
+    dsn = settings_of(context).dsn(ROLE)
+    try:
+        os.execvp("psql", ["psql", *arguments, "--dbname", dsn])  # noqa: S606 (its terminal is ours)
+    except OSError as error:
+        raise BasculeError(
+            f"psql cannot be run: {error.strerror}", hint="Install it: apt install postgresql-client."
+        ) from error
