@@ -457,6 +457,12 @@ def plug(hosts: Hosts, release: str, checkout: Path) -> None:
     queue_empties(mail)
     hosts.count(mail)
 
+    restores_byte_for_byte(hosts, inventory, before)
+
+
+def restores_byte_for_byte(hosts: Hosts, inventory: Path, before: dict[str, str]) -> None:
+    """Out again, after the operator has edited what was plugged into."""
+    mail = hosts.machines["mail"]
     hosts.tell("unplugged, after the operator has edited main.cf; everything but that is as it was, byte for byte")
     mail.run("echo 'message_size_limit = 20000000' >> /etc/postfix/main.cf")
     hosts.play("unplug", inventory)

@@ -25,7 +25,7 @@ def completion(shell: str) -> None:
     click.echo(made(main, {}, "bascule", "_BASCULE_COMPLETE").source())
 
 
-@main.command("psql", context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@main.command("psql", context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def psql(context: click.Context, arguments: tuple[str, ...]) -> None:

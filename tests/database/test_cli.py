@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from bascule.cli import main
 from bascule.config_templates import render
-from bascule.credential import create_keys
+from bascule.credential import Password, Sealer, Unsealer, create_keys
 from bascule.database import Connection
 from bascule.lab.postgres import Postgres
 from bascule.settings import Keys, Settings
@@ -219,3 +219,45 @@ def test_missing_settings_are_told() -> None:
     done = CliRunner().invoke(main, ["--settings", "/nowhere.toml", "status"])
     assert done.exit_code == 1
     assert "the settings file /nowhere.toml cannot be read" in done.output
+
+
+def test_stored_passwords_are_sealed_anew(bascule: Bascule, owner: Connection, tmp_path: Path) -> None:
+    keys = (str(tmp_path / "seal.pub"), str(tmp_path / "seal.key"))
+    bascule("prepare", "new.test", *PREPARE)
+    former = Sealer(tmp_path / "seal.pub").seal(Password("pâte"))
+    owner.execute(
+        "INSERT INTO mailbox (domain_id, local_part, store, sealed_credential) "
+        "SELECT id, 'alice', 'local', %s FROM domain WHERE name = 'new.test'",
+        (former,),
+    )
+    assert bascule("keys", "rotate", *keys).exit_code == 0
+    done = bascule("keys", "reseal")
+    assert (done.exit_code, done.output.split(",")[0]) == (0, "1 sealed anew")
+    assert bascule("keys", "reseal").output.startswith("0 sealed anew")
+    assert bascule("keys", "forget", keys[1]).exit_code == 0
+    (sealed,) = owner.execute("SELECT sealed_credential FROM mailbox WHERE local_part = 'alice'").fetchall()[0]
+    assert Unsealer(tmp_path / "seal.key").unseal(sealed).secret == "pâte"
+    # Lost to a key that is nowhere any more: it is named.
+    owner.execute("UPDATE mailbox SET sealed_credential = %s WHERE local_part = 'alice'", (former,))
+    done = bascule("keys", "reseal")
+    assert done.exit_code == 1
+    assert "alice@new.test" in done.output
+
+
+def test_whether_the_schema_is_this_versions_is_told(bascule: Bascule, postgres: Postgres, owner: Connection) -> None:
+    dsn = postgres.dsn("postgres")
+    assert bascule("db", "status", "--dsn", dsn).exit_code == 0
+    owner.execute("COMMENT ON SCHEMA bascule IS 'another version''s'")
+    assert bascule("db", "status", "--dsn", dsn).exit_code == 3
+    assert bascule("db", "upgrade", "--dsn", dsn).exit_code == 0
+    assert bascule("db", "status", "--dsn", dsn).exit_code == 0
+
+
+def test_postgresql_is_told_a_verifier_and_no_password(bascule: Bascule, postgres: Postgres, owner: Connection) -> None:
+    done = bascule(
+        "db", "password", "bascule_worker", "--dsn", postgres.dsn("postgres"), "--password-file", "-", stdin="geheim\n"
+    )
+    assert done.exit_code == 0
+    (verifier,) = owner.execute("SELECT rolpassword FROM pg_authid WHERE rolname = 'bascule_worker'").fetchall()[0]
+    assert verifier.startswith("SCRAM-SHA-256$")
+    assert "geheim" not in (postgres.folder / "postgres.log").read_text()

@@ -101,7 +101,7 @@ def test_front_ends_cannot_open_what_is_sealed(host: Host, groups: set[str]) -> 
 
 
 def test_sockets_are_open_to_those_who_need_them(host: Host, groups: set[str]) -> None:
-    expected = {}
+    expected: dict[str, tuple[str, int]] = {}
     if "mx" in groups:
         expected |= dict.fromkeys(
             (f"/var/spool/postfix/bascule/{name}" for name in ("socketmap", "policy", "hold")), ("postfix", 0o660)

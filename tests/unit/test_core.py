@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bascule import settings
 from bascule.address import Address
 from bascule.config_templates import render
-from bascule.credential import Password, Sealer, Unsealer, create_keys
+from bascule.credential import Password, Sealer, Unsealer, create_keys, forget_former_keys, rotate_keys
 from bascule.errors import BadAddress, BadSettings, CannotUnseal
 from bascule.settings import Arc, Authenticator, Legacy, Milter, PolicyDaemon, Settings, Worker
 
@@ -127,6 +127,27 @@ def test_sealed_passwords_open_with_the_private_key_only(tmp_path: Path) -> None
     with pytest.raises(CannotUnseal):
         Unsealer(tmp_path / "other.key").unseal(sealed)
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o400
+
+
+def test_a_new_key_leaves_no_password_behind(tmp_path: Path) -> None:
+    public, private = tmp_path / "pub", tmp_path / "key"
+    create_keys(public, private)
+    former = Sealer(public).seal(Password("pâte"))
+    rotate_keys(public, private)
+    public.unlink()
+    rotate_keys(public, private)  # as after a run that was stopped half-way
+    assert len(private.read_bytes().split()) == 2
+    assert private.stat().st_mode & 0o777 == 0o400
+    unsealer = Unsealer(private)
+    assert unsealer.unseal(former).secret == "pâte"
+    anew = unsealer.reseal(former)
+    assert anew is not None
+    assert unsealer.reseal(anew) is None
+    assert unsealer.reseal(Sealer(public).seal(Password("x"))) is None
+    forget_former_keys(private)
+    assert Unsealer(private).unseal(anew).secret == "pâte"
+    with pytest.raises(CannotUnseal):
+        Unsealer(private).unseal(former)
 
 
 def test_keys_are_never_overwritten(tmp_path: Path) -> None:
