@@ -158,6 +158,7 @@ class Hosts:
             [str(python.parent / "ansible-playbook"), "-i", str(inventory), *options, f"playbooks/{playbook}.yml"],
             cwd=top / "ansible",
             env=os.environ
+            | {"ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.folder / "ssh")}  # a connection is another run's, too
             | {"ANSIBLE_NOCOLOR": "1", "PATH": f"{python.parent}:{os.environ['PATH']}", "PYTHONPATH": str(top)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
