@@ -428,14 +428,13 @@ def plug(hosts: Hosts, release: str, checkout: Path) -> None:
     hosts.insist(fingerprint(mail) == before, "nothing was changed")
     hosts.insist("does not let" in text, "it says so")
 
-    hosts.tell("plugged in, but mail does not come through: it is restored by itself")
-    broken = hosts.inventory(
-        groups,
-        wheel,
-        **(probe | {"base__settings": {"policy_daemon": {"policy": "unix:/var/spool/postfix/bascule/socketmap"}}}),
-    )
-    text = hosts.play("plug", broken, fails=True)
+    hosts.tell("plugged in, but Postfix may not reach a socket: mail does not come through, and all is taken back")
+    fault = "etc/systemd/system/bascule-policy-daemon.socket.d/fault.conf"
+    mail.write(fault, "[Socket]\nSocketMode=0600\n")
+    text = hosts.play("plug", hosts.inventory(groups, wheel, **probe), fails=True)
+    mail.run(f"rm /{fault} && systemctl daemon-reload")
     hosts.insist("was not plugged in, and is configured as before" in text, "it says what happened")
+    hosts.insist("does not take a message" in text, "it says what the probe said")
     hosts.insist(only(fingerprint(mail), "/etc/postfix") == only(before, "/etc/postfix"), "Postfix is as before")
 
     inventory = hosts.inventory(groups, wheel, **probe)
