@@ -369,8 +369,14 @@ def _folders(host: str, port: int, trust: Trust, user: str, password: Password) 
 
 def check_parts(parts: Sequence[tuple[str, str, bool]]) -> Iterator[Finding]:
     """``parts``: name of a part, its node, whether it gave a sign of life lately."""
+    a_worker_lives = any(part == "worker" and alive for part, _, alive in parts)
     for part, node, alive in parts:
-        if not alive:
+        if alive:
+            continue
+        if part == "worker" and a_worker_lives:
+            # It has another number when it is started again.
+            yield Finding("note", "bascule", f"{node} ended suddenly; others work", "See the workers' logs.")
+        else:
             yield Finding(
                 "wrong",
                 "bascule",
