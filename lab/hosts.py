@@ -218,13 +218,13 @@ class Hosts:
             self.show(output)
         return output
 
-    def state(self, machine: Machine, name: str) -> str:
-        query = f"SELECT state FROM bascule.mailboxes WHERE address = '{name}@{DOMAIN}'"
-        return machine.run(f'bascule psql -Atc "{query}"').strip()
+    def has_moved(self, machine: Machine, name: str) -> bool:
+        status = json.loads(machine.run(f"bascule status {DOMAIN} --json"))
+        return any(user["address"] == f"{name}@{DOMAIN}" for user in status["migrated"])
 
     def until_moved(self, machine: Machine, name: str) -> None:
         try:
-            eventually(f"{name} has moved", lambda: self.state(machine, name) == "local", 120)
+            eventually(f"{name} has moved", lambda: self.has_moved(machine, name), 120)
         except LabError as error:
             raise LabError(f"{error}\n{machine.run('bascule status --json ' + DOMAIN)}") from error
         self.tell(f"{name} has moved")
