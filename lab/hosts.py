@@ -141,7 +141,7 @@ class Hosts:
 
     def _of(self, name: str) -> dict[str, str]:
         machine = self.machines[name]
-        return {"ansible_host": machine.address, "base__wheelhouse": f"{TREES}/host-{machine.release}/wheels"}
+        return {"ansible_host": machine.address, "base__wheelhouse": f"{TREES}/host-{machine.release}/wheels.tar"}
 
     def play(
         self, playbook: str, inventory: Path, *options: str, checkout: Path | None = None, fails: bool = False

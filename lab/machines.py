@@ -57,7 +57,7 @@ class Machine:
         self.folder = folder / name.partition(".")[0]
         self.root = self.folder / "root"
         self._process: subprocess.Popen[bytes] | None = None
-        if not (self._tree / "wheels" / ".complete").exists():
+        if not (self._tree / "wheels.tar").exists():
             raise LabError(f"{self._tree} is not there; run lab/trees.sh first")
 
     def create(self, certificate: Certificate) -> None:

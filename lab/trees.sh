@@ -29,7 +29,7 @@ inside() {
 
 for release in bookworm trixie; do
     tree=$cache/host-$release
-    [ -e "$tree/wheels/.complete" ] && continue
+    [ -e "$tree/wheels.tar" ] && continue
     echo "making the tree of the lab's $release hosts" >&2
     rm -rf --one-file-system "$tree" "$tree.new" "$tree.build"
     debootstrap --variant=minbase --include="$(echo "$installed" | tr ' ' ,)" "$release" "$tree.new" \
@@ -52,10 +52,9 @@ for release in bookworm trixie; do
     inside "$tree.build" sh -euc 'python3 -m venv /venv && /venv/bin/pip install --quiet --upgrade pip wheel && \
         /venv/bin/pip wheel --quiet --disable-pip-version-check \
         --wheel-dir /wheels /source && rm /wheels/bascule-*.whl'
-    mv "$tree.build/wheels" "$tree.new/wheels"
+    tar -C "$tree.build/wheels" -cf "$tree.new/wheels.tar" .
     rm -rf --one-file-system "$tree.build"
     rm "$tree.new/usr/sbin/policy-rc.d" "$tree.new/etc/hosts" "$tree.new/etc/resolv.conf"
     rm -f "$tree.new/etc/pip.conf" "$tree.new"/etc/apt/apt.conf.d/99*
-    touch "$tree.new/wheels/.complete"
     mv "$tree.new" "$tree"
 done
