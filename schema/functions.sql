@@ -976,7 +976,7 @@ END
 $$;
 COMMENT ON FUNCTION record_sighting IS 'The legacy server accepts this recipient, and that many messages for it entered';
 
--- Only who holds the private key can know that both are the same password.
+-- Only who holds the private key can know that both are the same password; so only workers may call these.
 CREATE OR REPLACE FUNCTION reseal_mailbox(mailbox_id bigint, former bytea, sealed bytea)
 RETURNS boolean LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
     UPDATE mailbox SET sealed_credential = sealed WHERE id = mailbox_id AND sealed_credential = former RETURNING true
