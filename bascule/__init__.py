@@ -1,3 +1,3 @@
 """bascule moves a mail domain to Postfix and Dovecot, one user at a time, while nobody notices."""
 
-__version__ = "0.2.0"
+__version__ = "0.1.0"
