@@ -247,7 +247,7 @@ class Hosts:
         self.bascule(machine, f"store {next_hop}")
         self.bascule(
             machine,
-            f"prepare {DOMAIN} --imap-host legacy.lab.test --imap-port {ports.imaps} --smtp-host legacy.lab.test "
+            f"prepare {DOMAIN} --store {next_hop.split()[0]} --imap-host legacy.lab.test --imap-port {ports.imaps} --smtp-host legacy.lab.test "
             f"--smtp-port {self.legacy.smtp_port} --sweep-interval '2 seconds' --quiet-period '3 seconds'",
             quiet=True,
         )
@@ -531,7 +531,6 @@ def several(hosts: Hosts, _release: str, checkout: Path) -> None:
     hosts.testinfra(groups)
     mx1, store = hosts.machines["mx1"], hosts.machines["store1"]
     hosts.prepare(mx1, "store1 inet:store1.lab.test:24 --login-host store1.lab.test")
-    mx1.run(f"bascule prepare {DOMAIN} --store store1")
     with Traffic(25, USERS, hosts.ledger, host=hosts.machines["mx2"].address):
         hosts.ask_at_the_url(hosts.machines["page"], "alice")
         with hosts.client(store, f"bob@{DOMAIN}", USERS["bob"]) as bob:
