@@ -244,10 +244,12 @@ class Hosts:
     def prepare(self, machine: Machine, next_hop: str) -> None:
         """The administrator gives the legacy settings, has them checked, and opens the domain."""
         ports = self.legacy.ports
+        store = next_hop.split(maxsplit=1)[0]
         self.bascule(machine, f"store {next_hop}")
         self.bascule(
             machine,
-            f"prepare {DOMAIN} --store {next_hop.split()[0]} --imap-host legacy.lab.test --imap-port {ports.imaps} --smtp-host legacy.lab.test "
+            f"prepare {DOMAIN} --store {store} --imap-host legacy.lab.test --imap-port {ports.imaps} "
+            f"--smtp-host legacy.lab.test "
             f"--smtp-port {self.legacy.smtp_port} --sweep-interval '2 seconds' --quiet-period '3 seconds'",
             quiet=True,
         )
@@ -546,7 +548,11 @@ def several(hosts: Hosts, _release: str, checkout: Path) -> None:
 
 
 def queue_empties(machine: Machine) -> None:
-    eventually(f"the queue of {machine.name} is empty", lambda: "is empty" in machine.run("postqueue -p"))
+    """What was put off while Dovecot was started anew is delivered at the latest now, as an administrator would do it."""
+    eventually(
+        f"the queue of {machine.name} is empty",
+        lambda: "is empty" in machine.run("postqueue -f; sleep 1; postqueue -p"),
+    )
 
 
 SCENARIOS: dict[str, tuple[Callable[[Hosts, str, Path], None], str]] = {
