@@ -548,7 +548,7 @@ def several(hosts: Hosts, _release: str, checkout: Path) -> None:
 
 
 def queue_empties(machine: Machine) -> None:
-    """What was put off while Dovecot was started anew is delivered at the latest now, as an administrator would do it."""
+    """What was put off while the database was away is delivered at the latest now, as an administrator would do it."""
     eventually(
         f"the queue of {machine.name} is empty",
         lambda: "is empty" in machine.run("postqueue -f; sleep 1; postqueue -p"),
