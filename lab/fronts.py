@@ -60,6 +60,7 @@ class Front:
             vmail_uid=VMAIL,
             vmail_gid=VMAIL,
             before_static=False,
+            mail_by_userdb=False,
             **values,
         )
         # As root: it has to use the doveadm of another tree.

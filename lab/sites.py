@@ -340,10 +340,13 @@ class NewSite:
             python=sys.executable,
             checkpassword=executable("bascule-checkpassword"),
             before_static=False,
+            mail_by_userdb=False,
             **(values | variables),
         )
         sql = self.folder / "etc" / "dovecot-sql.conf.ext"
-        sql.write_text(render("dovecot-2.3/sql.conf.ext.j2", vmail_uid=VMAIL, vmail_gid=VMAIL, **values))
+        sql.write_text(
+            render("dovecot-2.3/sql.conf.ext.j2", vmail_uid=VMAIL, vmail_gid=VMAIL, mail_by_userdb=False, **values)
+        )
 
     def create_postfix(self, **variables: object) -> None:
         """``variables`` are for the lab's own templates."""
