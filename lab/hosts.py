@@ -34,6 +34,7 @@ from bascule.lab.network import Network
 from bascule.lab.process import LabError, program, run
 from bascule.lab.servers import TEMPLATES
 from bascule.lab.sites import DOMAIN, LegacySite, eventually, make_certificate
+from bascule.lab.telling import Telling
 from bascule.lab.visitor import Visitor
 
 USERS = {"alice": "correct horse", "bob": "pâte à papier", "carol": "tide-table-9"}
@@ -45,10 +46,26 @@ CONFIGURATION = ("/etc/postfix", "/etc/dovecot", "/etc/postgresql", "/etc/nginx"
 MESSAGES = 40
 
 
-class Hosts:
+def _captured(command: Sequence[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder to its end; standard output and error together."""
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=1200,
+        check=False,
+    )
+
+
+class Hosts(Telling):
     """The legacy site, some machines, and what an administrator does with Ansible."""
 
     def __init__(self, folder: Path, checkout: Path) -> None:
+        super().__init__()
         self.folder = folder
         self._checkout = checkout
         self.network = Network(folder)
@@ -56,19 +73,8 @@ class Hosts:
         self.ledger = Ledger()
         self.random = Random(42)  # noqa: S311 (mail, not keys)
         self.machines: dict[str, Machine] = {}
-        self._began = time.monotonic()
         self._stack = ExitStack()
         self.url = ""
-
-    def tell(self, text: str) -> None:
-        print(f"[{time.monotonic() - self._began:6.1f} s] {text}", flush=True)
-
-    def show(self, text: str) -> None:
-        print("\n".join(f"           | {line}" for line in text.strip("\n").splitlines()), flush=True)
-
-    def insist(self, holds: object, what: str) -> None:
-        if not holds:
-            raise LabError(f"this must hold and does not: {what}")
 
     # What is there -------------------------------------------------------------
 
@@ -120,8 +126,7 @@ class Hosts:
         """An inventory of the machines by group, with variables for all of them."""
         common: dict[str, object] = {
             "ansible_user": "root",
-            "ansible_ssh_private_key_file": str(self._key.private),
-            "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR",
+            "ansible_ssh_common_args": f"-F {self._key.configuration}",
             "base__wheel": str(wheel),
             "base__settings": {
                 "dns": {"resolvers": ["system"]},
@@ -154,18 +159,13 @@ class Hosts:
         top = checkout or self._checkout
         python = Path(sys.executable)
         began = time.monotonic()
-        done = subprocess.run(
+        done = _captured(
             [str(python.parent / "ansible-playbook"), "-i", str(inventory), *options, f"playbooks/{playbook}.yml"],
-            cwd=top / "ansible",
-            env=os.environ
-            | {"ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.folder / "ssh")}  # a connection is another run's, too
-            | {"ANSIBLE_NOCOLOR": "1", "PATH": f"{python.parent}:{os.environ['PATH']}", "PYTHONPATH": str(top)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=1200,
-            check=False,
+            top / "ansible",
+            ANSIBLE_SSH_CONTROL_PATH_DIR=str(self.folder / "ssh"),  # a connection is another run's, too
+            ANSIBLE_NOCOLOR="1",
+            PATH=f"{python.parent}:{os.environ['PATH']}",
+            PYTHONPATH=str(top),
         )
         recap = done.stdout.partition("PLAY RECAP")[2].partition("\n")[2]
         self.tell(f"$ ansible-playbook {playbook}.yml {' '.join(options)}  ({time.monotonic() - began:.0f} s)")
@@ -186,24 +186,13 @@ class Hosts:
         """What must hold on each host, by its groups."""
         for name, machine in self.machines.items():
             here = ",".join(group for group, names in groups.items() if name in names)
-            configuration = self.folder / "ssh.config"
-            configuration.write_text(
-                f"Host *\n  IdentityFile {self._key.private}\n  StrictHostKeyChecking no\n"
-                "  UserKnownHostsFile /dev/null\n  LogLevel ERROR\n"
-            )
-            done = subprocess.run(
+            done = _captured(
                 [
                     *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/hosts"),
-                    *(f"--hosts=ssh://root@{machine.address}", f"--ssh-config={configuration}"),
+                    *(f"--hosts=ssh://root@{machine.address}", f"--ssh-config={self._key.configuration}"),
                 ],
-                cwd=self._checkout,
-                env=os.environ | {"BASCULE_GROUPS": here},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                timeout=300,
-                check=False,
+                self._checkout,
+                BASCULE_GROUPS=here,
             )
             self.tell(f"testinfra on {name} ({here}): {done.stdout.strip().splitlines()[-1]}")
             if done.returncode != 0:

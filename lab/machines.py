@@ -28,20 +28,18 @@ def own_control_groups() -> None:
 
 
 class Key:
-    """An SSH key of this run's own."""
+    """An SSH key of this run's own, and how ssh reaches machines that nobody has seen before."""
 
     def __init__(self, folder: Path) -> None:
         self.private = folder / "ssh.key"
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.private))
         self.public = self.private.with_suffix(".key.pub").read_text()
-
-    @property
-    def options(self) -> list[str]:
-        """ssh(1)'s, to reach a machine that nobody has seen before."""
-        return [
-            *("-i", str(self.private), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"),
-            *("-o", "LogLevel=ERROR", "-o", "ConnectTimeout=2", "-o", "BatchMode=yes"),
-        ]
+        #: ssh_config(5).
+        self.configuration = folder / "ssh.config"
+        self.configuration.write_text(
+            f"Host *\n  User root\n  IdentityFile {self.private}\n  StrictHostKeyChecking no\n"
+            "  UserKnownHostsFile /dev/null\n  LogLevel ERROR\n  ConnectTimeout 2\n  BatchMode yes\n"
+        )
 
 
 class Machine:
@@ -132,7 +130,7 @@ class Machine:
     def try_run(self, command: str, *, stdin: str = "", timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Run a shell's command line there, as root; standard output and error together."""
         return subprocess.run(
-            ["ssh", *self._key.options, f"root@{self.address}", command],
+            ["ssh", "-F", str(self._key.configuration), self.address, command],
             input=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

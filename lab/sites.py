@@ -331,7 +331,7 @@ class NewSite:
 
     def create_dovecot(self, *, smtp_host: str | None = None, **variables: object) -> None:
         """``variables`` are for the lab's own templates."""
-        values = self.settings.model_dump()
+        values = self.settings.model_dump() | {"before_static": False, "mail_by_userdb": False}
         self.dovecot.create(
             self.certificate,
             self.smtp_port,
@@ -339,14 +339,10 @@ class NewSite:
             dovecot_sql=self.folder / "etc" / "dovecot-sql.conf.ext",
             python=sys.executable,
             checkpassword=executable("bascule-checkpassword"),
-            before_static=False,
-            mail_by_userdb=False,
             **(values | variables),
         )
         sql = self.folder / "etc" / "dovecot-sql.conf.ext"
-        sql.write_text(
-            render("dovecot-2.3/sql.conf.ext.j2", vmail_uid=VMAIL, vmail_gid=VMAIL, mail_by_userdb=False, **values)
-        )
+        sql.write_text(render("dovecot-2.3/sql.conf.ext.j2", vmail_uid=VMAIL, vmail_gid=VMAIL, **values))
 
     def create_postfix(self, **variables: object) -> None:
         """``variables`` are for the lab's own templates."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import smtplib
 import sys
-import time
 from collections import Counter
 from functools import partial
 from random import Random
@@ -31,6 +30,7 @@ from bascule.lab.mail import (
 )
 from bascule.lab.process import LabError, free_ports, program, run
 from bascule.lab.sites import DOMAIN, Lab, eventually
+from bascule.lab.telling import Telling
 from bascule.lab.visitor import Visitor, plain
 
 USERS = {
@@ -55,25 +55,15 @@ def _has_ended(client: IMAPClient) -> bool:
     return False
 
 
-class Story:
+class Story(Telling):
     """The steps, in order; each prints what it does and insists on what must hold."""
 
     def __init__(self, lab: Lab) -> None:
+        super().__init__()
         self.lab = lab
         self.ledger = Ledger()
         self.random = Random(42)  # noqa: S311 (mail, not keys)
-        self._began = time.monotonic()
         self.url = ""
-
-    def tell(self, text: str) -> None:
-        print(f"[{time.monotonic() - self._began:6.1f} s] {text}", flush=True)
-
-    def show(self, text: str) -> None:
-        print("\n".join(f"           | {line}" for line in text.strip("\n").splitlines()), flush=True)
-
-    def insist(self, holds: object, what: str) -> None:
-        if not holds:
-            raise LabError(f"this must hold and does not: {what}")
 
     def bascule(self, *arguments: str, stdin: str = "", fails: bool = False) -> str:
         """Run the administrator's command and show it."""
