@@ -27,6 +27,7 @@ from typing import Any
 import click
 from imapclient import IMAPClient
 
+from bascule import __version__
 from bascule.lab.dns import NameServer
 from bascule.lab.machines import TREES, Key, Machine, own_control_groups
 from bascule.lab.mail import Ledger, Traffic, fill_mailbox, identities, read_mailbox, send
@@ -44,6 +45,14 @@ SHOP_PASSWORD = "sells everything"
 #: Configuration that plug may touch, and unplug must restore.
 CONFIGURATION = ("/etc/postfix", "/etc/dovecot", "/etc/postgresql", "/etc/nginx")
 MESSAGES = 40
+#: Where the version of bascule is written.
+VERSIONED = "bascule/__init__.py"
+#: Each scenario has its own of everything, which ends with its program, and with it whatever that started.
+NAMESPACES = (
+    *("setpriv", "--pdeathsig", "KILL"),
+    *("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--cgroup"),
+    *("--propagation", "private"),
+)
 
 
 def _captured(command: Sequence[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -375,19 +384,24 @@ def rejects_what_does_not_start(hosts: Hosts, inventory: Path, wheel: Path) -> N
 
 
 def former_version(folder: Path, checkout: Path) -> Path:
-    """A checkout of the tag before this version.
+    """A checkout of the version before this one: its tag, or the last commit that called itself so.
 
     Raises:
-        LabError: there is none; a shallow clone has no tags.
+        LabError: the history here does not reach back to it, as in a shallow clone.
     """
     git = (program("git"), "-c", "safe.directory=*", "-C", str(checkout))
+    changes = run(*git, "log", "--full-history", "--format=%H", "HEAD", "--", VERSIONED).split()
     tags = run(*git, "tag", "--list", "v*", "--merged", "HEAD", "--sort=-version:refname").split()
-    if not tags:
-        raise LabError("there is no tag of a former version here; git fetch --tags")
-    tree = folder / tags[0]
+    for commit in (*tags, *changes):
+        version = run(*git, "show", f"{commit}:{VERSIONED}").split('"')[-2]
+        if version != __version__:
+            break
+    else:
+        raise LabError("the history here has no former version; git fetch --unshallow")
+    tree = folder / f"v{version}"
     tree.mkdir()
     archive = folder / "former.tar"
-    run(*git, "archive", "--output", str(archive), tags[0])
+    run(*git, "archive", "--output", str(archive), commit)
     run("tar", "-C", str(tree), "-xf", str(archive))
     return tree
 
@@ -553,34 +567,50 @@ SCENARIOS: dict[str, tuple[Callable[[Hosts, str, Path], None], str]] = {
 }
 
 
+def play_here(scenario: str, checkout: Path) -> None:
+    """Play a scenario in the namespaces of this process; its machines' disks are in memory, and gone with its mounts.
+
+    Raises:
+        LabError: something does not hold; what the machines' journals say of it was printed.
+    """
+    own_control_groups()
+    folder = Path(tempfile.mkdtemp(prefix="bascule-lab-"))
+    run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", str(folder))
+    hosts = Hosts(folder, checkout)
+    play, release = SCENARIOS[scenario]
+    try:
+        play(hosts, release, checkout)
+    except LabError:
+        for machine in hosts.machines.values():
+            print(
+                machine.try_run("journalctl -n 60 --no-pager -o cat -u 'bascule*' -u dovecot").stdout, file=sys.stderr
+            )
+        raise
+    finally:
+        hosts.stop()
+        run("umount", "--lazy", str(folder))
+        folder.rmdir()
+
+
 @click.command()
 @click.option("--checkout", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--here", is_flag=True, hidden=True, help="In the namespaces of this process.")
 @click.argument("scenarios", nargs=-1, type=click.Choice(list(SCENARIOS)))
-def main(checkout: Path, scenarios: tuple[str, ...]) -> None:
+def main(checkout: Path, here: bool, scenarios: tuple[str, ...]) -> None:
     """Play SCENARIOS, or all of them; exit status 1, with the reason, when anything does not hold."""
-    own_control_groups()
+    if here:
+        for scenario in scenarios:
+            try:
+                play_here(scenario, checkout)
+            except LabError as error:
+                sys.exit(f"\n{scenario} FAILED: {error}")
+        return
     failed = []
     for scenario in scenarios or tuple(SCENARIOS):
-        folder = Path(tempfile.mkdtemp(prefix="bascule-lab-"))
-        # The machines' disks are in memory, and gone with this process's mounts.
-        run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", str(folder))
         print(f"\n=== {scenario}", flush=True)
-        hosts = Hosts(folder, checkout)
-        play, release = SCENARIOS[scenario]
-        try:
-            play(hosts, release, checkout)
-        except LabError as error:
+        command = [*NAMESPACES, sys.executable, "-m", __spec__.name, "--checkout", str(checkout), "--here", scenario]
+        if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode != 0:
             failed.append(scenario)
-            print(f"\n{scenario} FAILED: {error}", file=sys.stderr)
-            for machine in hosts.machines.values():
-                print(
-                    machine.try_run("journalctl -n 60 --no-pager -o cat -u 'bascule*' -u dovecot").stdout,
-                    file=sys.stderr,
-                )
-        finally:
-            hosts.stop()
-            run("umount", "--lazy", str(folder))
-            folder.rmdir()
     if failed:
         print(f"\nFAILED: {', '.join(failed)}", file=sys.stderr)
         sys.exit(1)
