@@ -10,6 +10,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from bascule.location import dovecot_settings
+
 FOLDER = Path(__file__).resolve().parent
 
 
@@ -19,13 +21,15 @@ def environment(*folders: Path) -> Environment:
     The settings are those of Ansible's template module: the last newline is
     kept, blocks leave no empty line.
     """
-    return Environment(
+    made = Environment(
         loader=FileSystemLoader([*folders, FOLDER]),
         undefined=StrictUndefined,
         trim_blocks=True,
         keep_trailing_newline=True,
         autoescape=select_autoescape(enabled_extensions=("html.j2",), default_for_string=False),
     )
+    made.filters["dovecot_settings"] = dovecot_settings
+    return made
 
 
 def render(name: str, **variables: object) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bascule.address import Address
 from bascule.errors import BasculeError
+from bascule.location import dovecot_settings
 from bascule.migrator.target import Target
 
 LIBEXEC = Path("/usr/lib/dovecot")
@@ -34,7 +35,7 @@ class Local:
 
     @contextmanager
     def open(self, address: Address, *, location: str | None = None) -> Iterator[Target]:
-        """A session of ``address``, for the ``with`` block; ``location`` overrides ``mail_location``.
+        """A session of ``address``, for the ``with`` block; ``location`` is where it is, if not where Dovecot has it.
 
         Raises:
             LocalUnavailable
@@ -66,7 +67,7 @@ class Local:
         self.doveadm("kick", str(address), good=(0, NO_SUCH_USER))
 
     def doveadm(self, *arguments: str, location: str | None = None, good: tuple[int, ...] = (0,)) -> None:
-        """Run doveadm; ``location`` overrides ``mail_location``.
+        """Run doveadm; ``location`` is where the mailbox is, if not where Dovecot has it.
 
         Raises:
             LocalUnavailable: it ends with a status that is not ``good``.
@@ -83,7 +84,12 @@ class Local:
 
 
 def _override(location: str | None) -> list[str]:
-    return [] if location is None else ["-o", f"mail_location={location}"]
+    """Options of doveadm and imap. Dovecot 2.4 takes 2.3's, too, and does not heed them: the version must be known."""
+    if location is None:
+        return []
+    version = subprocess.run(["dovecot", "--version"], stdin=subprocess.DEVNULL, capture_output=True, check=True).stdout
+    settings = dovecot_settings(location, version.decode())
+    return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
 
 
 class _Wire:

@@ -136,7 +136,9 @@ class Storage:
     def carry_over(self, address: Address, home: Path) -> None:
         """Bring a mailbox in dbox into line with the copy."""
         if not self.is_maildir:
-            self._local.doveadm("backup", "-u", str(address), "-R", self._staging(home))
+            # To dbox, whose layout needs not be said: a destination cannot say one to Dovecot 2.4.
+            destination = self._location.replace("~", str(home), 1)
+            self._local.doveadm("backup", "-u", str(address), destination, location=self._staging(home))
 
     @contextmanager
     def reading(self, address: Address, home: Path, last_pass: Pass) -> Iterator[Read]:

@@ -22,10 +22,15 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import DBAPIError
 
 from bascule.database import connect, translated, value
+from bascule.errors import BasculeError
 
 FOLDER = Path(__file__).resolve().parent
 
 REPLACEABLE = ("states.sql", "functions.sql", "views.sql", "roles.sql")
+
+
+class LaterSchema(BasculeError):
+    """A later version has changed the tables."""
 
 
 def _config() -> Config:
@@ -75,6 +80,13 @@ def current(dsn: str) -> str | None:
         engine.dispose()
 
 
+def is_later(dsn: str) -> bool:
+    """Whether a later version of the product has changed the tables at ``dsn``."""
+    revision = current(dsn)
+    known = {each.revision for each in ScriptDirectory.from_config(_config()).walk_revisions()}
+    return revision is not None and revision not in known
+
+
 def upgrade(dsn: str) -> None:
     """Bring the database at ``dsn`` to :func:`head`, in one transaction.
 
@@ -82,8 +94,13 @@ def upgrade(dsn: str) -> None:
     create roles and schemas.
 
     Raises:
-        DatabaseUnavailable, BasculeError: nothing was changed.
+        LaterSchema, DatabaseUnavailable, BasculeError: nothing was changed.
     """
+    if is_later(dsn):
+        raise LaterSchema(
+            f"the schema is of a later version of bascule ({current(dsn)}; this one knows {head()})",
+            hint="It was left as it is: each version's schema serves the parts of the version before, too.",
+        )
     config = _config()
     config.attributes["dsn"] = dsn
     with _translating():

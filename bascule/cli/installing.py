@@ -16,7 +16,7 @@ from bascule.database import connect, value
 from bascule.errors import BasculeError, CannotUnseal
 from bascule.language import LANGUAGES
 
-OUTDATED = 3  # exit status
+OUTDATED, LATER = 3, 4  # exit status
 LOGIN_ROLES = [f"bascule_{part}" for part in ("admin", "worker", "portal", "authenticator", "policy_daemon", "dovecot")]
 #: What is sealed, by the function that seals it anew.
 SEALED = {
@@ -44,10 +44,13 @@ def db_upgrade(dsn: str) -> None:
 @db.command("status")
 @click.option("--dsn", required=True, help="libpq connection string of a role that may see the schema.")
 def db_status(dsn: str) -> None:
-    """Say whether the schema is this version's; exit status 3 if it is not."""
+    """Say whether the schema is this version's; exit status 3 if it is not, 4 if it is a later one's."""
     if schema.is_current(dsn):
         click.echo(f"the schema is this version's: {schema.head()}")
         return
+    if schema.is_later(dsn):
+        click.echo(f"the schema is a later version's: {schema.current(dsn)}; this one's is {schema.head()}")
+        click.get_current_context().exit(LATER)
     click.echo(f"the schema is not this version's: {schema.current(dsn) or 'none'}, to become {schema.head()}")
     click.get_current_context().exit(OUTDATED)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from bascule import schema
 from bascule.cli import main
 from bascule.config_templates import render
 from bascule.credential import Password, Sealer, Unsealer, create_keys
@@ -261,3 +262,19 @@ def test_postgresql_is_told_a_verifier_and_no_password(bascule: Bascule, postgre
     (verifier,) = owner.execute("SELECT rolpassword FROM pg_authid WHERE rolname = 'bascule_worker'").fetchall()[0]
     assert verifier.startswith("SCRAM-SHA-256$")
     assert "geheim" not in (postgres.folder / "postgres.log").read_text()
+
+
+def test_the_schema_says_whose_it_is(bascule: Bascule, postgres: Postgres, owner: Connection) -> None:
+    dsn = postgres.dsn("postgres")
+    assert bascule("db", "status", "--dsn", dsn).exit_code == 0
+    owner.execute("COMMENT ON SCHEMA bascule IS 'another text'")
+    assert bascule("db", "status", "--dsn", dsn).exit_code == 3
+    owner.execute("UPDATE alembic_version SET version_num = 'later'")
+    try:
+        status, refused = bascule("db", "status", "--dsn", dsn), bascule("db", "upgrade", "--dsn", dsn)
+    finally:
+        owner.execute("UPDATE alembic_version SET version_num = %s", (schema.head(),))
+    assert (status.exit_code, refused.exit_code) == (4, 1)
+    assert "is of a later version" in refused.output
+    assert bascule("db", "upgrade", "--dsn", dsn).exit_code == 0
+    assert bascule("db", "status", "--dsn", dsn).exit_code == 0

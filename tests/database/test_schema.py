@@ -36,6 +36,23 @@ def test_an_upgrade_that_waits_for_a_lock_gives_up_and_changes_nothing(postgres:
     assert owner.execute("SELECT count(*) FROM domains").fetchall() == [(1,)]
 
 
+def test_what_a_later_version_has_changed_is_left_as_it_is(postgres: Postgres, owner: Connection) -> None:
+    dsn = postgres.dsn("postgres")
+    said = owner.execute("SELECT obj_description('bascule'::regnamespace)").fetchone()
+    owner.execute("UPDATE alembic_version SET version_num = 'from the future'")
+    owner.execute("COMMENT ON SCHEMA bascule IS 'of a later version'")
+    try:
+        assert schema.is_later(dsn)
+        with pytest.raises(schema.LaterSchema, match="from the future"):
+            schema.upgrade(dsn)
+        assert owner.execute("SELECT obj_description('bascule'::regnamespace)").fetchone() == ("of a later version",)
+    finally:
+        owner.execute("UPDATE alembic_version SET version_num = %s", (schema.head(),))
+        owner.execute(f"COMMENT ON SCHEMA bascule IS '{said[0] if said else ''}'".encode())
+    assert not schema.is_later(dsn)
+    assert schema.is_current(dsn)
+
+
 def test_every_table_and_view_is_documented(owner: Connection) -> None:
     undocumented = owner.execute(
         "SELECT relname FROM pg_class WHERE relnamespace = 'bascule'::regnamespace AND relkind IN ('r', 'v') "
