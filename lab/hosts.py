@@ -1,10 +1,4 @@
-"""The Ansible roles on real hosts, booted from Debian 12 and 13, and the whole story there.
-
-``build-bookworm`` and ``build-trixie``: one host from nothing with the former
-version of bascule, upgraded while mail comes in; ``plug-bookworm`` and
-``plug-trixie``: into a Postfix and a Dovecot that somebody runs already, and out
-again; ``several``: database, two MX, a store and the page, each on a host of its own.
-"""
+"""Hosts that boot, a legacy site, and what an administrator and people do there: what ``lab/roles.py`` plays with."""
 
 from __future__ import annotations
 
@@ -15,7 +9,6 @@ import shutil
 import ssl
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,35 +17,23 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import click
 from imapclient import IMAPClient
 
 from bascule import __version__
 from bascule.lab.dns import NameServer
-from bascule.lab.machines import TREES, Key, Machine, own_control_groups
-from bascule.lab.mail import Ledger, Traffic, fill_mailbox, identities, read_mailbox, send
+from bascule.lab.index import PackageIndex
+from bascule.lab.machines import Key, Machine
+from bascule.lab.mail import Ledger, fill_mailbox, identities, message, read_mailbox
 from bascule.lab.network import Network
 from bascule.lab.process import LabError, program, run
-from bascule.lab.servers import TEMPLATES
 from bascule.lab.sites import DOMAIN, LegacySite, eventually, make_certificate
 from bascule.lab.telling import Telling
 from bascule.lab.visitor import Visitor
 
 USERS = {"alice": "correct horse", "bob": "pâte à papier", "carol": "tide-table-9"}
-#: The operator's own user, of a domain that was there before bascule and stays.
-SHOP = "anna@shop.test"
-SHOP_PASSWORD = "sells everything"
-#: Configuration that plug may touch, and unplug must restore.
-CONFIGURATION = ("/etc/postfix", "/etc/dovecot", "/etc/postgresql", "/etc/nginx")
 MESSAGES = 40
 #: Where the version of bascule is written.
 VERSIONED = "bascule/__init__.py"
-#: Each scenario has its own of everything, which ends with its program, and with it whatever that started.
-NAMESPACES = (
-    *("setpriv", "--pdeathsig", "KILL"),
-    *("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--cgroup"),
-    *("--propagation", "private"),
-)
 
 
 def _captured(command: Sequence[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -76,13 +57,14 @@ class Hosts(Telling):
     def __init__(self, folder: Path, checkout: Path) -> None:
         super().__init__()
         self.folder = folder
-        self._checkout = checkout
+        self.checkout = checkout
         self.network = Network(folder)
         self._key = Key(folder)
         self.ledger = Ledger()
         self.random = Random(42)  # noqa: S311 (mail, not keys)
         self.machines: dict[str, Machine] = {}
         self._stack = ExitStack()
+        self._index: PackageIndex | None = None
         self.url = ""
 
     # What is there -------------------------------------------------------------
@@ -117,10 +99,20 @@ class Hosts(Telling):
         self._stack.close()
         self.network.close()
 
+    def serve_packages(self, machine: Machine) -> None:
+        """Have a machine install Python packages from an index, not from a wheelhouse."""
+        folder = self.folder / "index"
+        folder.mkdir()
+        self._index = PackageIndex(folder, self.network.hub)
+        self._stack.callback(self._index.stop)
+        self._index.start(machine.wheels)
+        machine.write("etc/pip.conf", self._index.configuration)
+
     # What an administrator does -------------------------------------------------
 
-    def wheel(self, source: Path) -> Path:
-        """bascule's own wheel of a source tree."""
+    def wheel(self, source: Path | None = None) -> Path:
+        """bascule's own wheel of a source tree, by default of this checkout's."""
+        source = source or self.checkout
         target = self.folder / f"dist-{source.name}"
         copy = self.folder / f"source-{source.name}"
         shutil.copytree(source, copy, symlinks=True, ignore=shutil.ignore_patterns(".git", "build", ".mypy_cache"))
@@ -131,8 +123,45 @@ class Hosts(Telling):
         )
         return next(target.glob("*.whl"))
 
-    def inventory(self, groups: Mapping[str, Sequence[str]], wheel: Path, **variables: object) -> Path:
-        """An inventory of the machines by group, with variables for all of them."""
+    def altered(self, wheel: Path, name: str, alter: Callable[[Path], None]) -> Path:
+        """A wheel as another version of bascule might be: ``alter`` is given the folder of its files."""
+        files = self.folder / f"files-{name}"
+        run(sys.executable, "-m", "zipfile", "-e", str(wheel), str(files))
+        alter(files)
+        (self.folder / name).mkdir()
+        packed = shutil.make_archive(str(self.folder / name / "wheel"), "zip", files)
+        return Path(packed).rename(self.folder / name / wheel.name)
+
+    def former_version(self) -> Path:
+        """A checkout of the version before this one: its tag, or the last commit that called itself so.
+
+        Raises:
+            LabError: the history here does not reach back to it, as in a shallow clone.
+        """
+        git = (program("git"), "-c", "safe.directory=*", "-C", str(self.checkout))
+        changes = run(*git, "log", "--full-history", "--format=%H", "HEAD", "--", VERSIONED).split()
+        tags = run(*git, "tag", "--list", "v*", "--merged", "HEAD", "--sort=-version:refname").split()
+        for commit in (*tags, *changes):
+            version = run(*git, "show", f"{commit}:{VERSIONED}").split('"')[-2]
+            if version != __version__:
+                break
+        else:
+            raise LabError("the history here has no former version; git fetch --unshallow")
+        tree = self.folder / f"v{version}"
+        tree.mkdir()
+        archive = self.folder / "former.tar"
+        run(*git, "archive", "--output", str(archive), commit)
+        run("tar", "-C", str(tree), "-xf", str(archive))
+        return tree
+
+    def inventory(
+        self,
+        groups: Mapping[str, Sequence[str]],
+        wheel: Path,
+        settings: Mapping[str, object] | None = None,
+        **variables: object,
+    ) -> Path:
+        """An inventory of the machines by group, with settings of bascule's and variables for all of them."""
         common: dict[str, object] = {
             "ansible_user": "root",
             "ansible_ssh_common_args": f"-F {self._key.configuration}",
@@ -140,6 +169,7 @@ class Hosts(Telling):
             "base__settings": {
                 "dns": {"resolvers": ["system"]},
                 "portal": {"public_url": f"https://{groups['portal'][0]}.lab.test"},
+                **(settings or {}),
             },
             "base__backup": str(self.folder / "backup"),
         }
@@ -155,7 +185,7 @@ class Hosts(Telling):
 
     def _of(self, name: str) -> dict[str, str]:
         machine = self.machines[name]
-        return {"ansible_host": machine.address, "base__wheelhouse": f"{TREES}/host-{machine.release}/wheels.tar"}
+        return {"ansible_host": machine.address, "base__wheelhouse": "" if self._index else str(machine.wheels)}
 
     def play(
         self, playbook: str, inventory: Path, *options: str, checkout: Path | None = None, fails: bool = False
@@ -165,7 +195,7 @@ class Hosts(Telling):
         Raises:
             LabError: it failed, or did not if it should.
         """
-        top = checkout or self._checkout
+        top = checkout or self.checkout
         python = Path(sys.executable)
         began = time.monotonic()
         done = _captured(
@@ -200,7 +230,7 @@ class Hosts(Telling):
                     *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/hosts"),
                     *(f"--hosts=ssh://root@{machine.address}", f"--ssh-config={self._key.configuration}"),
                 ],
-                self._checkout,
+                self.checkout,
                 BASCULE_GROUPS=here,
             )
             self.tell(f"testinfra on {name} ({here}): {done.stdout.strip().splitlines()[-1]}")
@@ -216,13 +246,13 @@ class Hosts(Telling):
             self.show(output)
         return output
 
-    def has_moved(self, machine: Machine, name: str) -> bool:
-        status = json.loads(machine.run(f"bascule status {DOMAIN} --json"))
-        return any(user["address"] == f"{name}@{DOMAIN}" for user in status["migrated"])
+    def state(self, machine: Machine, name: str) -> str:
+        query = f"SELECT state FROM bascule.mailboxes WHERE address = '{name}@{DOMAIN}'"
+        return machine.run(f'bascule psql -Atc "{query}"').strip()
 
     def until_moved(self, machine: Machine, name: str) -> None:
         try:
-            eventually(f"{name} has moved", lambda: self.has_moved(machine, name), 120)
+            eventually(f"{name} has moved", lambda: self.state(machine, name) == "local", 120)
         except LabError as error:
             raise LabError(f"{error}\n{machine.run('bascule status --json ' + DOMAIN)}") from error
         self.tell(f"{name} has moved")
@@ -267,6 +297,22 @@ class Hosts(Telling):
         self.insist("accepted" in said, f"the page takes the request of {name}: {visitor.status} {said}")
         self.tell(f"{name} asked at {self.url.partition('/m/')[0]}/m/...")
 
+    def goes_back_and_moves_again(self, machine: Machine, store: Machine, name: str) -> None:
+        """A user who has moved, and works here, is sent back with what came here; and moves once more."""
+        address, password = f"{name}@{DOMAIN}", USERS[name]
+        identity = self.ledger.give(f"made-here@{name}.test", name)
+        with self.client(store, address, password) as client:
+            client.create_folder("Made here")
+            client.append("Made here", message(identity, address, self.random))
+        self.bascule(machine, f"return {address} --reason 'a try'")
+        eventually(f"{name} is back at the legacy server", lambda: self.state(machine, name) == "legacy", 120)
+        with self.legacy.client(name) as client:
+            client.select_folder("Made here", readonly=True)
+            self.insist(client.search(["HEADER", "Message-ID", identity]), "what was made here is there")
+        self.tell(f"{name} went back, with what came here")
+        self.bascule(machine, f"request {address} --password-file -", stdin=f"{password}\n")
+        self.until_moved(machine, name)
+
     def close(self, machine: Machine) -> None:
         """The last user moves, and the domain is closed."""
         self.bascule(machine, f"request carol@{DOMAIN} --password-file -", stdin=f"{USERS['carol']}\n")
@@ -293,329 +339,3 @@ class Hosts(Telling):
         count = self.ledger.compare(found())
         self.tell(f"count: {count}")
         count.insist()
-
-
-def build(hosts: Hosts, release: str, checkout: Path) -> None:
-    """One host from nothing, with the former version; upgraded while mail comes in; and the whole story."""
-    hosts.start({"mail": release})
-    mail = hosts.machines["mail"]
-    groups = {group: ["mail"] for group in ("database", "mx", "store", "portal")}
-    present = hosts.wheel(checkout)
-    inventory = hosts.inventory(groups, present)
-
-    hosts.tell("check mode on a fresh host tells what would be done, and does nothing")
-    before = mail.run("dpkg -l | sha256sum; ls /opt /etc")
-    hosts.play("build", inventory, "--check", "--diff")
-    hosts.insist(mail.run("dpkg -l | sha256sum; ls /opt /etc") == before, "check mode changes nothing")
-
-    former = former_version(hosts.folder, checkout)
-    hosts.tell(f"built with the version that was tagged before: {former.name}")
-    old = hosts.inventory(groups, hosts.wheel(former))
-    hosts.play("build", old, checkout=former)
-    hosts.prepare(mail, "local unix:bascule/lmtp")
-    with Traffic(25, USERS, hosts.ledger, host=mail.address) as traffic:
-        hosts.ask_at_the_url(mail, "alice")
-        with hosts.client(mail, f"bob@{DOMAIN}", USERS["bob"]) as bob:
-            hosts.insist(bob.folder_exists("INBOX"), "bob is logged in, proxied")
-        hosts.until_moved(mail, "alice")
-        sent, put_off = traffic.sent, traffic.put_off
-
-        hosts.tell("upgraded to this version, while mail comes in")
-        inventory = hosts.inventory(groups, present)
-        hosts.play("build", inventory)
-        hosts.tell(f"meanwhile {traffic.sent - sent} messages came; told to come back: {traffic.put_off - put_off}")
-        hosts.insist(traffic.put_off == put_off, "an upgrade puts no message off")
-        hosts.insist_unchanged(hosts.play("build", inventory))
-        hosts.testinfra(groups)
-        hosts.until_moved(mail, "bob")
-
-        keeps_what_it_knows(hosts, inventory)
-        rejects_what_does_not_start(hosts, inventory, present)
-        hosts.close(mail)
-    queue_empties(mail)
-    hosts.count(mail)
-    hosts.tell("what systemd thinks of the units")
-    hosts.show(
-        mail.run(
-            "for part in policy-daemon milter authenticator worker portal; do "
-            "systemd-analyze security --no-pager bascule-$part | tail -n 1; done"
-        )
-    )
-
-
-def keeps_what_it_knows(hosts: Hosts, inventory: Path) -> None:
-    """A change of the key for sealing; a backup, and the database from it."""
-    mail = hosts.machines["mail"]
-    hosts.tell("the key for sealing is changed")
-    public = mail.run("cat /etc/bascule/seal.pub")
-    hosts.play("rotate", inventory)
-    hosts.insist(mail.run("cat /etc/bascule/seal.pub") != public, "there is a new key")
-    hosts.insist(mail.run("wc -l < /etc/bascule/seal.key").strip() == "1", "the former one is forgotten")
-    hosts.insist_unchanged(hosts.play("build", inventory))
-
-    hosts.tell("backup; the database is lost; restored")
-    hosts.play("backup", inventory)
-    rows = mail.run("bascule psql -Atc 'SELECT address, state FROM bascule.mailboxes ORDER BY 1'")
-    mail.run("systemctl stop bascule-worker && runuser -u postgres -- dropdb --force bascule")
-    hosts.play("restore", inventory)
-    hosts.insist(
-        mail.run("bascule psql -Atc 'SELECT address, state FROM bascule.mailboxes ORDER BY 1'") == rows,
-        "all are again where they were",
-    )
-
-
-def rejects_what_does_not_start(hosts: Hosts, inventory: Path, wheel: Path) -> None:
-    """A version whose programs do not start is taken back, and the former one serves."""
-    mail = hosts.machines["mail"]
-    hosts.tell("a version that does not start is taken back")
-    broken = hosts.folder / "broken"
-    run(sys.executable, "-m", "zipfile", "-e", str(wheel), str(broken))
-    service = broken / "bascule" / "milter" / "service.py"
-    service.write_text(service.read_text().replace("def _run(", "def _run_not("))
-    bad = hosts.folder / "bad" / wheel.name
-    bad.parent.mkdir()
-    run(sys.executable, "-c", "import shutil, sys; shutil.make_archive(sys.argv[1], 'zip', sys.argv[2])",
-        str(bad), str(broken))  # fmt: skip
-    bad.with_name(f"{wheel.name}.zip").rename(bad)
-    text = hosts.play("build", inventory, "--extra-vars", f"base__wheel={bad}", fails=True)
-    hosts.insist("does not start here" in text and "runs again" in text, "it says what happened")
-    hosts.insist("running" in mail.run("systemctl is-system-running || true"), "the former version serves")
-    hosts.play("build", inventory)
-
-
-def former_version(folder: Path, checkout: Path) -> Path:
-    """A checkout of the version before this one: its tag, or the last commit that called itself so.
-
-    Raises:
-        LabError: the history here does not reach back to it, as in a shallow clone.
-    """
-    git = (program("git"), "-c", "safe.directory=*", "-C", str(checkout))
-    changes = run(*git, "log", "--full-history", "--format=%H", "HEAD", "--", VERSIONED).split()
-    tags = run(*git, "tag", "--list", "v*", "--merged", "HEAD", "--sort=-version:refname").split()
-    for commit in (*tags, *changes):
-        version = run(*git, "show", f"{commit}:{VERSIONED}").split('"')[-2]
-        if version != __version__:
-            break
-    else:
-        raise LabError("the history here has no former version; git fetch --unshallow")
-    tree = folder / f"v{version}"
-    tree.mkdir()
-    archive = folder / "former.tar"
-    run(*git, "archive", "--output", str(archive), commit)
-    run("tar", "-C", str(tree), "-xf", str(archive))
-    return tree
-
-
-def plug(hosts: Hosts, release: str, checkout: Path) -> None:
-    """Into a Postfix and Dovecot with settings of their own; out again, byte for byte."""
-    hosts.start({"mail": release})
-    mail = hosts.machines["mail"]
-    the_operators_own(mail)
-    groups = {group: ["mail"] for group in ("database", "mx", "store", "portal")}
-    wheel = hosts.wheel(checkout)
-    probe = {"probe__recipient": SHOP, "probe__password": SHOP_PASSWORD}
-    inventory = hosts.inventory(groups, wheel, **probe)
-    before = fingerprint(mail)
-
-    hosts.tell("check mode shows what would be changed, and changes nothing")
-    shown = hosts.play("plug", inventory, "--check", "--diff")
-    hosts.show(
-        "\n".join(
-            line
-            for line in shown.splitlines()
-            if re.match(r"[+-](bascule_former|transport_maps|bascule-|.*socketmap)", line)
-        )
-    )
-    hosts.insist(fingerprint(mail) == before, "check mode changes nothing")
-
-    hosts.tell("a wrong password for the probe: nothing is begun")
-    text = hosts.play("plug", hosts.inventory(groups, wheel, **(probe | {"probe__password": "wrong"})), fails=True)
-    hosts.insist(fingerprint(mail) == before, "nothing was changed")
-    hosts.insist("does not let" in text, "it says so")
-
-    hosts.tell("plugged in, but Postfix may not reach a socket: mail does not come through, and all is taken back")
-    fault = "etc/systemd/system/bascule-policy-daemon.socket.d/fault.conf"
-    mail.write(fault, "[Socket]\nSocketMode=0600\n")
-    text = hosts.play("plug", hosts.inventory(groups, wheel, **probe), fails=True)
-    mail.run(f"rm /{fault} && systemctl daemon-reload")
-    hosts.insist("was not plugged in, and is configured as before" in text, "it says what happened")
-    hosts.insist("does not take a message" in text, "it says what the probe said")
-    hosts.insist(only(fingerprint(mail), "/etc/postfix") == only(before, "/etc/postfix"), "Postfix is as before")
-
-    inventory = hosts.inventory(groups, wheel, **probe)
-    hosts.play("plug", inventory)
-    hosts.insist_unchanged(hosts.play("plug", inventory))
-    hosts.testinfra(groups)
-    hosts.show(mail.run("postconf -n | grep bascule; postfix check 2>&1"))
-    hosts.prepare(mail, "local unix:bascule/lmtp")
-    with Traffic(25, USERS, hosts.ledger, host=mail.address):
-        hosts.ask_at_the_url(mail, "alice")
-        with hosts.client(mail, f"bob@{DOMAIN}", USERS["bob"]) as bob:
-            hosts.insist(bob.folder_exists("INBOX"), "bob is logged in, proxied")
-        hosts.until_moved(mail, "alice")
-        hosts.until_moved(mail, "bob")
-        mail.run("echo from-the-shop | sendmail -f x@outside.test " + SHOP)
-        with hosts.client(mail, SHOP, SHOP_PASSWORD) as anna:
-            anna.select_folder("INBOX")
-            eventually("the operator's own mail is delivered as before", lambda: anna.noop() and anna.search("ALL"))
-        hosts.close(mail)
-    queue_empties(mail)
-    hosts.count(mail)
-
-    restores_byte_for_byte(hosts, inventory, before)
-
-
-def restores_byte_for_byte(hosts: Hosts, inventory: Path, before: dict[str, str]) -> None:
-    """Out again, after the operator has edited what was plugged into."""
-    mail = hosts.machines["mail"]
-    hosts.tell("unplugged, after the operator has edited main.cf; everything but that is as it was, byte for byte")
-    mail.run("echo 'message_size_limit = 20000000' >> /etc/postfix/main.cf")
-    hosts.play("unplug", inventory)
-    mail.run("sed -i '$d' /etc/postfix/main.cf")
-    after = fingerprint(mail)
-    different = sorted(set(before.items()) ^ set(after.items()))
-    hosts.insist(not different, f"the configuration is what it was: {different}")
-    hosts.tell(f"{len(after)} files under {', '.join(CONFIGURATION)} are the same, byte for byte")
-    with hosts.client(mail, SHOP, SHOP_PASSWORD) as anna:
-        hosts.insist(anna.folder_exists("INBOX"), "the operator's own users log in as before")
-    hosts.insist_unchanged(hosts.play("unplug", inventory))
-
-
-def the_operators_own(mail: Machine) -> None:
-    """A Postfix and a Dovecot that somebody has set up by hand, and nothing of ours."""
-    mail.run(
-        "DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql postfix nginx-light "
-        "dovecot-core dovecot-imapd dovecot-lmtpd dovecot-pop3d 2>&1"
-    )
-    mail.write("etc/postfix/main.cf", (TEMPLATES / "shop-main.cf.j2").read_text())
-    mail.write("etc/dovecot/shop.users", f"{SHOP}:{{PLAIN}}{SHOP_PASSWORD}::::::\n")
-    mail.run("useradd --system --create-home --home-dir /var/shop shop")
-    version = "2.3" if mail.release == "bookworm" else "2.4"
-    mail.write("etc/dovecot/conf.d/95-shop.conf", (TEMPLATES / f"shop-dovecot-{version}.conf.j2").read_text())
-    mail.run("sed -i 's/^!include auth-system/#&/' /etc/dovecot/conf.d/10-auth.conf; systemctl restart dovecot postfix")
-
-
-def fingerprint(machine: Machine) -> dict[str, str]:
-    """Every file of the configuration that bascule may touch: digest, owner and mode, by path."""
-    listing = machine.run(
-        f"find {' '.join(CONFIGURATION)} -type f ! -name '*.db' -exec sh -c 'for f; do echo \"$f "
-        '$(sha256sum < "$f" | cut -c 1-64) $(stat -c %U:%G:%a "$f")"; done\' sh {} +'
-    )
-    return dict(line.split(" ", 1) for line in listing.splitlines())
-
-
-def only(files: dict[str, str], below: str) -> dict[str, str]:
-    return {path: said for path, said in files.items() if path.startswith(below)}
-
-
-def several(hosts: Hosts, _release: str, checkout: Path) -> None:
-    """Database, two MX, a store and the page, each on a host of its own, of both releases."""
-    releases = {"db": "bookworm", "store1": "trixie", "mx1": "bookworm", "mx2": "trixie", "page": "bookworm"}
-    hosts.start(releases)
-    groups = {"database": ["db"], "store": ["store1"], "mx": ["mx1", "mx2"], "portal": ["page"]}
-    there = hosts.network.names
-    inventory = hosts.inventory(
-        groups,
-        hosts.wheel(checkout),
-        database__clients=["10.77.0.0/24"],
-        base__database_options="{{ '' if inventory_hostname in groups['database'] else "
-        "'host=db.lab.test sslmode=verify-full sslrootcert=/etc/ssl/certs/ca-certificates.crt' }}",
-        postfix__networks=["127.0.0.0/8", there["store1.lab.test"]],
-        dovecot__submission_host="mx1.lab.test",
-        store__lmtp_port=24,
-        base__settings={
-            "dns": {"resolvers": ["system"]},
-            "portal": {"public_url": "https://page.lab.test"},
-            "worker": {"store": "store1"},
-            "dovecot": {"imap": "store1.lab.test:143"},
-            "postfix": {"smtp": "mx1.lab.test:25"},
-        },
-    )
-    hosts.play("build", inventory)
-    hosts.insist_unchanged(hosts.play("build", inventory))
-    hosts.testinfra(groups)
-    mx1, store = hosts.machines["mx1"], hosts.machines["store1"]
-    hosts.prepare(mx1, "store1 inet:store1.lab.test:24 --login-host store1.lab.test")
-    with Traffic(25, USERS, hosts.ledger, host=hosts.machines["mx2"].address):
-        hosts.ask_at_the_url(hosts.machines["page"], "alice")
-        with hosts.client(store, f"bob@{DOMAIN}", USERS["bob"]) as bob:
-            hosts.insist(bob.folder_exists("INBOX"), "bob is logged in, proxied")
-        hosts.until_moved(mx1, "alice")
-        hosts.until_moved(mx1, "bob")
-        send(25, "by-mx1@outside.test", "alice", hosts.ledger, hosts.random, host=mx1.address)
-        hosts.play("rotate", inventory)
-        hosts.close(mx1)
-    for name in ("mx1", "mx2"):
-        queue_empties(hosts.machines[name])
-    hosts.count(store)
-
-
-def queue_empties(machine: Machine) -> None:
-    """What was put off while the database was away is delivered at the latest now, as an administrator would do it."""
-    eventually(
-        f"the queue of {machine.name} is empty",
-        lambda: "is empty" in machine.run("postqueue -f; sleep 1; postqueue -p"),
-    )
-
-
-SCENARIOS: dict[str, tuple[Callable[[Hosts, str, Path], None], str]] = {
-    "build-bookworm": (build, "bookworm"),
-    "build-trixie": (build, "trixie"),
-    "plug-bookworm": (plug, "bookworm"),
-    "plug-trixie": (plug, "trixie"),
-    "several": (several, ""),
-}
-
-
-def play_here(scenario: str, checkout: Path) -> None:
-    """Play a scenario in the namespaces of this process; its machines' disks are in memory, and gone with its mounts.
-
-    Raises:
-        LabError: something does not hold; what the machines' journals say of it was printed.
-    """
-    own_control_groups()
-    folder = Path(tempfile.mkdtemp(prefix="bascule-lab-"))
-    run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", str(folder))
-    hosts = Hosts(folder, checkout)
-    play, release = SCENARIOS[scenario]
-    try:
-        play(hosts, release, checkout)
-    except LabError:
-        for machine in hosts.machines.values():
-            print(
-                machine.try_run("journalctl -n 60 --no-pager -o cat -u 'bascule*' -u dovecot").stdout, file=sys.stderr
-            )
-        raise
-    finally:
-        hosts.stop()
-        run("umount", "--lazy", str(folder))
-        folder.rmdir()
-
-
-@click.command()
-@click.option("--checkout", type=click.Path(path_type=Path, exists=True), required=True)
-@click.option("--here", is_flag=True, hidden=True, help="In the namespaces of this process.")
-@click.argument("scenarios", nargs=-1, type=click.Choice(list(SCENARIOS)))
-def main(checkout: Path, here: bool, scenarios: tuple[str, ...]) -> None:
-    """Play SCENARIOS, or all of them; exit status 1, with the reason, when anything does not hold."""
-    if here:
-        for scenario in scenarios:
-            try:
-                play_here(scenario, checkout)
-            except LabError as error:
-                sys.exit(f"\n{scenario} FAILED: {error}")
-        return
-    failed = []
-    for scenario in scenarios or tuple(SCENARIOS):
-        print(f"\n=== {scenario}", flush=True)
-        command = [*NAMESPACES, sys.executable, "-m", __spec__.name, "--checkout", str(checkout), "--here", scenario]
-        if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode != 0:
-            failed.append(scenario)
-    if failed:
-        print(f"\nFAILED: {', '.join(failed)}", file=sys.stderr)
-        sys.exit(1)
-    print("\nAll of it holds. Nothing is left running.")
-
-
-if __name__ == "__main__":
-    main()

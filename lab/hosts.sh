@@ -1,8 +1,8 @@
 #!/bin/sh
-# Set up, then try the Ansible roles on hosts that boot: see lab/hosts.py.
+# Set up, then try the Ansible roles on hosts that boot: see lab/roles.py.
 set -eu
 top=$(cd "$(dirname "$0")/.." && pwd)
 venv=$(sh "$top/lab/setup.sh")
 sh "$top/lab/trees.sh"
 cd "$top"
-exec "$venv/bin/python" -m bascule.lab.hosts --checkout "$top" "$@"
+exec "$venv/bin/python" -m bascule.lab.roles --checkout "$top" "$@"

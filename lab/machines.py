@@ -55,7 +55,9 @@ class Machine:
         self.folder = folder / name.partition(".")[0]
         self.root = self.folder / "root"
         self._process: subprocess.Popen[bytes] | None = None
-        if not (self._tree / "wheels.tar").exists():
+        #: A tar archive with the wheels of all that bascule needs.
+        self.wheels = self._tree / "wheels.tar"
+        if not (self._tree / "made-by").exists():
             raise LabError(f"{self._tree} is not there; run lab/trees.sh first")
 
     def create(self, certificate: Certificate) -> None:
@@ -78,9 +80,6 @@ class Machine:
         if not link.is_symlink():
             link.symlink_to("/lib/systemd/system/systemd-networkd.service")
         self.write("root/.ssh/authorized_keys", self._key.public)
-        # No session of a user's own systemd for each command: in Debian 13's it does not start here, after two minutes.
-        sessions = self.root / "etc/pam.d/common-session"
-        sessions.write_text("".join(line for line in sessions.open() if "pam_systemd" not in line))
         # apt's lists are as old as the tree, and nothing outside can be reached.
         (self.root / "var/lib/apt/lists").touch()
         authority = certificate.ca.read_text()

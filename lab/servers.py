@@ -24,7 +24,7 @@ def write(path: Path, template: str, **variables: object) -> Path:
     return path
 
 
-def _listens(address: str, where: int | Path) -> bool:
+def listens(address: str, where: int | Path) -> bool:
     """Whether somebody accepts connections at a port of an address, or a Unix socket."""
     with socket.socket(socket.AF_INET if isinstance(where, int) else socket.AF_UNIX) as probe:
         return probe.connect_ex((address, where) if isinstance(where, int) else str(where)) == 0
@@ -202,7 +202,7 @@ class Dovecot:
         pid.unlink()  # the dead master stays a zombie for as long as init pleases
         doors = (self.ports.imap, self.ports.imaps, self.ports.pop3, self.ports.submission, self.lmtp_socket)
         deadline = time.monotonic() + 30
-        while any(_listens(self.host.address, door) for door in doors):
+        while any(listens(self.host.address, door) for door in doors):
             if time.monotonic() > deadline:
                 raise LabError("Dovecot's processes outlive their master")
             time.sleep(0.05)

@@ -7,6 +7,7 @@
 # that run already are left alone.
 set -eu
 top=$(cd "$(dirname "$0")/.." && pwd)
+. "$top/lab/debian.sh"
 # Not inside the checkout: the lab's servers run as users of their own, who
 # could not enter a checkout in /root.
 venv=${BASCULE_VENV:-/var/cache/bascule/venv-$(printf %s "$top" | cksum | cut -d ' ' -f 1)}
@@ -57,26 +58,13 @@ fi
 # Debian 13, for its Dovecot 2.4. Its programs are run in this tree; it is not booted.
 if [ ! -e "$trixie/usr/sbin/dovecot" ]; then
     echo "unpacking Debian 13 with Dovecot 2.4" >&2
-    mirror=$(sed -n 's/^URIs: *//p; s/^deb *\(\[[^]]*\] *\)\?\(http[^ ]*\).*/\2/p' \
-        /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | grep -v security | head -n 1)
-    rm -rf --one-file-system "$trixie" "$trixie.new"
-    debootstrap --variant=minbase --include=ca-certificates trixie "$trixie.new" "${mirror:-http://deb.debian.org/debian}" >&2
-    printf '#!/bin/sh\nexit 101\n' > "$trixie.new/usr/sbin/policy-rc.d"
-    chmod 755 "$trixie.new/usr/sbin/policy-rc.d"
-    for file in /etc/resolv.conf /etc/hosts /etc/apt/apt.conf.d/99*; do
-        [ -e "$file" ] && cp -L "$file" "$trixie.new$file"
-    done
+    make_tree trixie "$trixie.new" ca-certificates
     # Its own are links that lead out of the tree when they are looked at from here.
     rm -rf "$trixie.new/etc/ssl/certs"
     cp -rL /etc/ssl/certs "$trixie.new/etc/ssl/"
-    unshare --mount --propagation private sh -euc '
-        mount -t proc proc "$1/proc"
-        mount --rbind /dev "$1/dev"
-        export DEBIAN_FRONTEND=noninteractive
-        exec chroot "$1" apt-get install -y -qq -o Dpkg::Use-Pty=0 --no-install-recommends dovecot-core dovecot-imapd \
-            dovecot-pop3d dovecot-lmtpd dovecot-submissiond dovecot-pgsql dovecot-managesieved dovecot-sieve \
-            dovecot-auth-lua lua-socket
-    ' sh "$trixie.new" >&2
+    install_inside "$trixie.new" dovecot-core dovecot-imapd dovecot-pop3d dovecot-lmtpd dovecot-submissiond dovecot-pgsql \
+        dovecot-managesieved dovecot-sieve dovecot-auth-lua lua-socket
+    rm -rf --one-file-system "$trixie"
     mv "$trixie.new" "$trixie"
 fi
 

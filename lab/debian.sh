@@ -1,0 +1,35 @@
+# For lab/setup.sh and lab/trees.sh, which read it: Debian in a directory, made and entered by root.
+
+mirror=$(sed -n 's/^URIs: *//p; s/^deb *\(\[[^]]*\] *\)\?\(http[^ ]*\).*/\2/p' \
+    /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | grep -v security | head -n 1)
+
+# $1: a release. $2: the directory. $3: packages, by commas. It reaches what this machine reaches, and starts no service.
+make_tree() {
+    rm -rf --one-file-system "$2"
+    debootstrap --variant=minbase --include="$3" "$1" "$2" "${mirror:-http://deb.debian.org/debian}" >&2
+    printf '#!/bin/sh\nexit 101\n' > "$2/usr/sbin/policy-rc.d"
+    chmod 755 "$2/usr/sbin/policy-rc.d"
+    rm -f "$2/etc/resolv.conf"
+    for file in /etc/resolv.conf /etc/hosts /etc/pip.conf /etc/apt/apt.conf.d/99*; do
+        [ -e "$file" ] && cp -L "$file" "$2$file"
+    done
+}
+
+# $1: a tree. The rest: a command that is run there, with this machine's network.
+inside() {
+    unshare --mount --propagation private sh -euc '
+        tree=$1; shift
+        mount -t proc proc "$tree/proc"
+        mount --rbind /dev "$tree/dev"
+        mount -t tmpfs tmpfs "$tree/tmp"
+        export DEBIAN_FRONTEND=noninteractive
+        exec chroot "$tree" "$@"
+    ' sh "$@" >&2
+}
+
+# $1: a tree. The rest: packages, or options of apt-get.
+install_inside() {
+    tree=$1
+    shift
+    inside "$tree" apt-get install -y -qq -o Dpkg::Use-Pty=0 --no-install-recommends "$@"
+}

@@ -1,0 +1,448 @@
+"""The Ansible roles, tried on hosts booted from Debian 12 and 13, with the whole story on each.
+
+``fresh-trixie``: one host from nothing, without more ado; ``build-bookworm`` and
+``build-trixie``: one host from nothing with the former version of bascule,
+upgraded while mail comes in, and whatever an administrator does later;
+``plug-bookworm`` and ``plug-trixie``: into a Postfix and a Dovecot that somebody
+runs already, and out again; ``several``: database, two MX, a store and the page,
+each on a host of its own.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import click
+
+from bascule import schema
+from bascule.lab.hosts import Hosts
+from bascule.lab.machines import Machine, own_control_groups
+from bascule.lab.mail import Traffic, send
+from bascule.lab.process import LabError, run
+from bascule.lab.servers import TEMPLATES
+from bascule.lab.sites import DOMAIN, eventually
+
+#: The operator's own user, of a domain that was there before bascule and stays.
+SHOP = "anna@shop.test"
+SHOP_PASSWORD = "sells everything"
+#: Configuration that plug may touch, and unplug must restore.
+CONFIGURATION = ("/etc/postfix", "/etc/dovecot", "/etc/postgresql", "/etc/nginx")
+ONE_HOST = {group: ["mail"] for group in ("database", "mx", "store", "portal")}
+#: Each scenario has its own of everything, which ends with its program, and with it whatever that started.
+NAMESPACES = (
+    *("setpriv", "--pdeathsig", "KILL"),
+    *("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--cgroup"),
+    *("--propagation", "private"),
+)
+
+
+def fresh(hosts: Hosts, *, release: str) -> None:
+    """One host from nothing, and the whole story."""
+    hosts.start({"mail": release})
+    mail = hosts.machines["mail"]
+    inventory = hosts.inventory(ONE_HOST, hosts.wheel())
+    hosts.play("build", inventory)
+    hosts.insist_unchanged(hosts.play("build", inventory))
+    hosts.testinfra(ONE_HOST)
+    hosts.prepare(mail, "local unix:bascule/lmtp")
+    with Traffic(25, hosts.legacy.users, hosts.ledger, host=mail.address):
+        two_move(hosts, mail)
+        hosts.goes_back_and_moves_again(mail, mail, "bob")
+        hosts.close(mail)
+    ends(hosts, mail)
+
+
+def two_move(hosts: Hosts, mail: Machine) -> None:
+    """alice asks at the URL, bob merely logs in."""
+    hosts.ask_at_the_url(mail, "alice")
+    with hosts.client(mail, f"bob@{DOMAIN}", hosts.legacy.users["bob"]) as bob:
+        hosts.insist(bob.folder_exists("INBOX"), "bob is logged in, proxied")
+    hosts.until_moved(mail, "alice")
+    hosts.until_moved(mail, "bob")
+
+
+def ends(hosts: Hosts, mail: Machine) -> None:
+    """Nothing waits any more, and everything is there, once."""
+    queue_empties(mail)
+    hosts.count(mail)
+
+
+def build(hosts: Hosts, *, release: str) -> None:
+    """One host from nothing, with the former version; upgraded while mail comes in; and what comes later."""
+    hosts.start({"mail": release})
+    mail = hosts.machines["mail"]
+    present = hosts.wheel()
+    inventory = hosts.inventory(ONE_HOST, present)
+
+    hosts.tell("check mode on a fresh host tells what would be done, and does nothing")
+    before = mail.run("dpkg -l | sha256sum; ls /opt /etc")
+    hosts.play("build", inventory, "--check", "--diff")
+    hosts.insist(mail.run("dpkg -l | sha256sum; ls /opt /etc") == before, "check mode changes nothing")
+
+    former = hosts.former_version()
+    hosts.tell(f"built with the version before this one: {former.name}")
+    hosts.play("build", hosts.inventory(ONE_HOST, hosts.wheel(former)), checkout=former)
+    hosts.prepare(mail, "local unix:bascule/lmtp")
+    with Traffic(25, hosts.legacy.users, hosts.ledger, host=mail.address) as traffic:
+        two_move(hosts, mail)
+        hosts.tell("upgraded to this version, while mail comes in")
+        inventory = hosts.inventory(ONE_HOST, present)
+        puts_nothing_off(hosts, traffic, lambda: hosts.play("build", inventory))
+        hosts.insist_unchanged(hosts.play("build", inventory))
+        hosts.testinfra(ONE_HOST)
+        hosts.goes_back_and_moves_again(mail, mail, "bob")
+        keeps_what_it_knows(hosts, inventory)
+        changes_the_schema_or_nothing(hosts, inventory, present, traffic)
+        rejects_what_does_not_start(hosts, inventory, present)
+        hosts.close(mail)
+    ends(hosts, mail)
+    hosts.tell("what systemd thinks of the units")
+    hosts.show(
+        mail.run(
+            "for part in policy-daemon milter authenticator worker portal; do "
+            "systemd-analyze security --no-pager bascule-$part | tail -n 1; done"
+        )
+    )
+
+
+def puts_nothing_off(hosts: Hosts, traffic: Traffic, act: Callable[[], object]) -> None:
+    """Nobody who sends while something is done is told to come back later."""
+    sent, put_off = traffic.sent, traffic.put_off
+    act()
+    hosts.tell(f"meanwhile {traffic.sent - sent} messages came; told to come back: {traffic.put_off - put_off}")
+    hosts.insist(traffic.sent > sent and traffic.put_off == put_off, "no message is put off")
+
+
+def keeps_what_it_knows(hosts: Hosts, inventory: Path) -> None:
+    """A change of the key for sealing; a backup, and the database from it."""
+    mail = hosts.machines["mail"]
+    hosts.tell("the key for sealing is changed")
+    public = mail.run("cat /etc/bascule/seal.pub")
+    hosts.play("rotate", inventory)
+    hosts.insist(mail.run("cat /etc/bascule/seal.pub") != public, "there is a new key")
+    hosts.insist(mail.run("wc -l < /etc/bascule/seal.key").strip() == "1", "the former one is forgotten")
+    hosts.insist_unchanged(hosts.play("build", inventory))
+
+    hosts.tell("backup; the database is lost; restored")
+    hosts.play("backup", inventory)
+    rows = mail.run("bascule psql -Atc 'SELECT address, state FROM bascule.mailboxes ORDER BY 1'")
+    mail.run("systemctl stop bascule-worker && runuser -u postgres -- dropdb --force bascule")
+    hosts.play("restore", inventory)
+    hosts.insist(
+        mail.run("bascule psql -Atc 'SELECT address, state FROM bascule.mailboxes ORDER BY 1'") == rows,
+        "all are again where they were",
+    )
+
+
+def changes_the_schema_or_nothing(hosts: Hosts, inventory: Path, present: Path, traffic: Traffic) -> None:
+    """A later version changes a table while mail comes in, and the way back; one whose change fails changes nothing."""
+    mail = hosts.machines["mail"]
+
+    def columns() -> str:
+        return mail.run(
+            "bascule psql -Atc \"SELECT attname FROM pg_attribute WHERE attrelid = 'bascule.mailbox'::regclass "
+            "AND attname ~ '^lab_'\""
+        ).strip()
+
+    hosts.tell("a version whose change of the schema fails half-way")
+    running = mail.run("readlink /opt/bascule/current")
+    failing = hosts.altered(present, "failing", partial(add_revision, statement=f"{ADD_COLUMN}; SELECT 1 / 0"))
+    text = hosts.play("build", inventory, "--extra-vars", f"base__wheel={failing}", fails=True)
+    hosts.insist("It is as it was, and so is everything else" in text and "division by zero" in text, "it says so")
+    hosts.insist(columns() == "", "the schema is as it was")
+    hosts.insist(mail.run("readlink /opt/bascule/current") == running, "the former version goes on")
+
+    hosts.tell("a later version changes a table, while mail comes in")
+    later = hosts.altered(present, "later", partial(add_revision, statement=ADD_COLUMN))
+    puts_nothing_off(hosts, traffic, lambda: hosts.play("build", inventory, "--extra-vars", f"base__wheel={later}"))
+    hosts.insist(columns() == "lab_note", "the table has changed")
+    hosts.insist(mail.run("ls /var/backups/bascule"), "there is a copy of the database as it was")
+
+    hosts.tell("back to this version, which leaves the table as it is")
+    puts_nothing_off(hosts, traffic, lambda: hosts.play("build", inventory))
+    hosts.insist(mail.run("readlink /opt/bascule/current") == running, "this version is the current one again")
+    hosts.insist(columns() == "lab_note", "the table is as the later version made it")
+    hosts.insist_unchanged(hosts.play("build", inventory))
+
+
+ADD_COLUMN = "ALTER TABLE bascule.mailbox ADD COLUMN lab_note text NOT NULL DEFAULT 'as it was'"
+
+
+def add_revision(files: Path, *, statement: str) -> None:
+    """Put a change of the schema into a wheel's files."""
+    (files / "bascule" / "schema" / "alembic" / "versions" / "lab.py").write_text(
+        f"from alembic import op\n\nrevision = 'lab'\ndown_revision = {schema.head()!r}\n\n\n"
+        f"def upgrade():\n    op.get_bind().connection.driver_connection.execute({statement!r})\n"
+    )
+
+
+def rejects_what_does_not_start(hosts: Hosts, inventory: Path, present: Path) -> None:
+    """A version of which one program does not start is taken back, and the former one serves, with its settings."""
+    mail = hosts.machines["mail"]
+    hosts.tell("a version that does not start is taken back")
+
+    def break_the_milter(files: Path) -> None:
+        service = files / "bascule" / "milter" / "service.py"
+        service.write_text(service.read_text().replace("def _run(", "def _run_not("))
+
+    bad = hosts.altered(present, "bad", break_the_milter)
+    before = mail.run("readlink /opt/bascule/current; cat /etc/bascule/bascule.toml")
+    text = hosts.play("build", inventory, "--extra-vars", f"base__wheel={bad}", fails=True)
+    hosts.insist("does not start here" in text and "runs again" in text, "it says what happened")
+    hosts.insist("running" in mail.run("systemctl is-system-running || true"), "the former version serves")
+    hosts.insist(mail.run("readlink /opt/bascule/current; cat /etc/bascule/bascule.toml") == before, "as before")
+    hosts.insist_unchanged(hosts.play("build", inventory))
+
+
+@dataclass(frozen=True, slots=True)
+class Shop:
+    """An operator's own Postfix and Dovecot, and how bascule is plugged into them."""
+
+    release: str
+    #: Dovecot's configuration of the operator's own, a template of the lab's.
+    dovecot: str
+    #: What else the operator says in the inventory.
+    variables: Mapping[str, object]
+    #: Settings of bascule's.
+    settings: Mapping[str, object]
+    #: Where the Python packages come from: an index, not a wheelhouse.
+    index: bool
+
+
+def plug(hosts: Hosts, *, shop: Shop) -> None:
+    """Into a Postfix and Dovecot with settings of their own; out again, byte for byte."""
+    hosts.start({"mail": shop.release})
+    mail = hosts.machines["mail"]
+    the_operators_own(mail, shop.dovecot)
+    if shop.index:
+        hosts.serve_packages(mail)
+    wheel = hosts.wheel()
+
+    def inventory_with(password: str) -> Path:
+        probe = {"probe__recipient": SHOP, "probe__password": password}
+        return hosts.inventory(ONE_HOST, wheel, shop.settings, **probe, **shop.variables)
+
+    inventory = inventory_with(SHOP_PASSWORD)
+    before = fingerprint(mail)
+
+    hosts.tell("check mode shows what would be changed, and changes nothing")
+    shown = hosts.play("plug", inventory, "--check", "--diff")
+    hosts.show(
+        "\n".join(
+            line
+            for line in shown.splitlines()
+            if re.match(r"[+-](bascule_former|transport_maps|bascule-|.*socketmap)", line)
+        )
+    )
+    hosts.insist(fingerprint(mail) == before, "check mode changes nothing")
+
+    hosts.tell("a wrong password for the probe: nothing is begun")
+    text = hosts.play("plug", inventory_with("wrong"), fails=True)
+    hosts.insist(fingerprint(mail) == before, "nothing was changed")
+    hosts.insist("does not let" in text, "it says so")
+
+    hosts.tell("plugged in, but Postfix may not reach a socket: mail does not come through, and all is taken back")
+    fault = "etc/systemd/system/bascule-policy-daemon.socket.d/fault.conf"
+    mail.write(fault, "[Socket]\nSocketMode=0600\n")
+    text = hosts.play("plug", inventory_with(SHOP_PASSWORD), fails=True)
+    mail.run(f"rm /{fault} && systemctl daemon-reload")
+    hosts.insist("was not plugged in, and is configured as before" in text, "it says what happened")
+    hosts.insist("does not take a message" in text, "it says what the probe said")
+    hosts.insist(only(fingerprint(mail), "/etc/postfix") == only(before, "/etc/postfix"), "Postfix is as before")
+
+    hosts.play("plug", inventory)
+    hosts.insist_unchanged(hosts.play("plug", inventory))
+    hosts.testinfra(ONE_HOST)
+    hosts.show(mail.run("postconf -n | grep bascule; postfix check 2>&1"))
+    hosts.prepare(mail, "local unix:bascule/lmtp")
+    with Traffic(25, hosts.legacy.users, hosts.ledger, host=mail.address):
+        two_move(hosts, mail)
+        hosts.goes_back_and_moves_again(mail, mail, "bob")
+        mail.run("echo from-the-shop | sendmail -f x@outside.test " + SHOP)
+        with hosts.client(mail, SHOP, SHOP_PASSWORD) as anna:
+            anna.select_folder("INBOX")
+            eventually("the operator's own mail is delivered as before", lambda: anna.noop() and anna.search("ALL"))
+        hosts.close(mail)
+    ends(hosts, mail)
+    restores_byte_for_byte(hosts, inventory, before)
+
+
+def restores_byte_for_byte(hosts: Hosts, inventory: Path, before: dict[str, str]) -> None:
+    """Out again, after the operator has edited what was plugged into."""
+    mail = hosts.machines["mail"]
+    hosts.tell("unplugged, after the operator has edited main.cf; everything but that is as it was, byte for byte")
+    mail.run("echo 'message_size_limit = 20000000' >> /etc/postfix/main.cf")
+    hosts.play("unplug", inventory)
+    mail.run("sed -i '$d' /etc/postfix/main.cf")
+    after = fingerprint(mail)
+    different = sorted(set(before.items()) ^ set(after.items()))
+    hosts.insist(not different, f"the configuration is what it was: {different}")
+    hosts.tell(f"{len(after)} files under {', '.join(CONFIGURATION)} are the same, byte for byte")
+    with hosts.client(mail, SHOP, SHOP_PASSWORD) as anna:
+        hosts.insist(anna.folder_exists("INBOX"), "the operator's own users log in as before")
+    hosts.insist_unchanged(hosts.play("unplug", inventory))
+
+
+def the_operators_own(mail: Machine, dovecot: str) -> None:
+    """A Postfix and a Dovecot that somebody has set up by hand, and nothing of ours."""
+    mail.run(
+        "DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql postfix nginx-light "
+        "dovecot-core dovecot-imapd dovecot-lmtpd dovecot-pop3d 2>&1"
+    )
+    mail.write("etc/postfix/main.cf", (TEMPLATES / "shop-main.cf.j2").read_text())
+    mail.write("etc/dovecot/shop.users", f"{SHOP}:{{PLAIN}}{SHOP_PASSWORD}::::::\n")
+    mail.run("useradd --system --create-home --home-dir /var/shop shop")
+    mail.write("etc/dovecot/conf.d/95-shop.conf", (TEMPLATES / dovecot).read_text())
+    mail.run("sed -i 's/^!include auth-system/#&/' /etc/dovecot/conf.d/10-auth.conf; systemctl restart dovecot postfix")
+
+
+def fingerprint(machine: Machine) -> dict[str, str]:
+    """Every file of the configuration that bascule may touch: digest, owner and mode, by path."""
+    listing = machine.run(
+        f"find {' '.join(CONFIGURATION)} -type f ! -name '*.db' -exec sh -c 'for f; do echo \"$f "
+        '$(sha256sum < "$f" | cut -c 1-64) $(stat -c %U:%G:%a "$f")"; done\' sh {} +'
+    )
+    return dict(line.split(" ", 1) for line in listing.splitlines())
+
+
+def only(files: dict[str, str], below: str) -> dict[str, str]:
+    return {path: said for path, said in files.items() if path.startswith(below)}
+
+
+def several(hosts: Hosts) -> None:
+    """Database, two MX, a store and the page, each on a host of its own, of both releases."""
+    releases = {"db": "bookworm", "store1": "trixie", "mx1": "bookworm", "mx2": "trixie", "page": "bookworm"}
+    hosts.start(releases)
+    groups = {"database": ["db"], "store": ["store1"], "mx": ["mx1", "mx2"], "portal": ["page"]}
+    there = hosts.network.names
+    inventory = hosts.inventory(
+        groups,
+        hosts.wheel(),
+        database__clients=["10.77.0.0/24"],
+        base__database_options="{{ '' if inventory_hostname in groups['database'] else "
+        "'host=db.lab.test sslmode=verify-full sslrootcert=/etc/ssl/certs/ca-certificates.crt' }}",
+        postfix__networks=["127.0.0.0/8", there["store1.lab.test"]],
+        dovecot__submission_host="mx1.lab.test",
+        store__lmtp_port=24,
+        settings={
+            "worker": {"store": "store1"},
+            "dovecot": {"imap": "store1.lab.test:143"},
+            "postfix": {"smtp": "mx1.lab.test:25"},
+        },
+    )
+    hosts.play("build", inventory)
+    hosts.insist_unchanged(hosts.play("build", inventory))
+    hosts.testinfra(groups)
+    mx1, store = hosts.machines["mx1"], hosts.machines["store1"]
+    hosts.prepare(mx1, "store1 inet:store1.lab.test:24 --login-host store1.lab.test")
+    with Traffic(25, hosts.legacy.users, hosts.ledger, host=hosts.machines["mx2"].address):
+        hosts.ask_at_the_url(hosts.machines["page"], "alice")
+        with hosts.client(store, f"bob@{DOMAIN}", hosts.legacy.users["bob"]) as bob:
+            hosts.insist(bob.folder_exists("INBOX"), "bob is logged in, proxied")
+        hosts.until_moved(mx1, "alice")
+        hosts.until_moved(mx1, "bob")
+        send(25, "by-mx1@outside.test", "alice", hosts.ledger, hosts.random, host=mx1.address)
+        hosts.play("rotate", inventory)
+        hosts.goes_back_and_moves_again(mx1, store, "bob")
+        hosts.close(mx1)
+    for name in ("mx1", "mx2"):
+        queue_empties(hosts.machines[name])
+    hosts.count(store)
+
+
+def queue_empties(machine: Machine) -> None:
+    """What was put off while the database was away is delivered at the latest now, as an administrator would do it."""
+    eventually(
+        f"the queue of {machine.name} is empty",
+        lambda: "is empty" in machine.run("postqueue -f; sleep 1; postqueue -p"),
+    )
+
+
+SCENARIOS: dict[str, Callable[[Hosts], None]] = {
+    "fresh-trixie": partial(fresh, release="trixie"),
+    "build-bookworm": partial(build, release="bookworm"),
+    "build-trixie": partial(build, release="trixie"),
+    # A userdb that takes every name, and a hook that is not the usual one.
+    "plug-bookworm": partial(
+        plug,
+        shop=Shop(
+            release="bookworm",
+            dovecot="shop-dovecot-2.3.conf.j2",
+            variables={"store__before_static": True, "store__hook": "lua"},
+            settings={},
+            index=False,
+        ),
+    ),
+    # Moved mailboxes in another format than the operator's own, and pymilter built on the host.
+    "plug-trixie": partial(
+        plug,
+        shop=Shop(
+            release="trixie",
+            dovecot="shop-dovecot-2.4.conf.j2",
+            variables={},
+            settings={"worker": {"mail_location": "mdbox:~/mdbox"}},
+            index=True,
+        ),
+    ),
+    "several": several,
+}
+
+
+def play_here(scenario: str, checkout: Path) -> None:
+    """Play a scenario in the namespaces of this process; its machines' disks are in memory, and gone with its mounts.
+
+    Raises:
+        LabError: something does not hold; what the machines' journals say of it was printed.
+    """
+    own_control_groups()
+    folder = Path(tempfile.mkdtemp(prefix="bascule-lab-"))
+    run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", str(folder))
+    hosts = Hosts(folder, checkout)
+    try:
+        SCENARIOS[scenario](hosts)
+    except LabError:
+        for machine in hosts.machines.values():
+            print(
+                machine.try_run("journalctl -n 60 --no-pager -o cat -u 'bascule*' -u dovecot").stdout, file=sys.stderr
+            )
+        raise
+    finally:
+        hosts.stop()
+        run("umount", "--lazy", str(folder))
+        folder.rmdir()
+
+
+@click.command()
+@click.option("--checkout", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--here", is_flag=True, hidden=True, help="In the namespaces of this process.")
+@click.argument("scenarios", nargs=-1, type=click.Choice(list(SCENARIOS)))
+def main(checkout: Path, here: bool, scenarios: tuple[str, ...]) -> None:
+    """Play SCENARIOS, or all of them; exit status 1, with the reason, when anything does not hold."""
+    if here:
+        for scenario in scenarios:
+            try:
+                play_here(scenario, checkout)
+            except LabError as error:
+                sys.exit(f"\n{scenario} FAILED: {error}")
+        return
+    failed = []
+    for scenario in scenarios or tuple(SCENARIOS):
+        print(f"\n=== {scenario}", flush=True)
+        command = [*NAMESPACES, sys.executable, "-m", __spec__.name, "--checkout", str(checkout), "--here", scenario]
+        if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode != 0:
+            failed.append(scenario)
+    if failed:
+        print(f"\nFAILED: {', '.join(failed)}", file=sys.stderr)
+        sys.exit(1)
+    print("\nAll of it holds. Nothing is left running.")
+
+
+if __name__ == "__main__":
+    main()
