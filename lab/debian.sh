@@ -29,7 +29,7 @@ inside() {
 
 # $1: a tree. The rest: packages, or options of apt-get.
 install_inside() {
-    tree=$1
+    within=$1
     shift
-    inside "$tree" apt-get install -y -qq -o Dpkg::Use-Pty=0 --no-install-recommends "$@"
+    inside "$within" apt-get install -y -qq -o Dpkg::Use-Pty=0 --no-install-recommends "$@"
 }
