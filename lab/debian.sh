@@ -6,7 +6,9 @@ mirror=$(sed -n 's/^URIs: *//p; s/^deb *\(\[[^]]*\] *\)\?\(http[^ ]*\).*/\2/p' \
 # $1: a release. $2: the directory. $3: packages, by commas. It reaches what this machine reaches, and starts no service.
 make_tree() {
     rm -rf --one-file-system "$2"
-    debootstrap --variant=minbase --include="$3" "$1" "$2" "${mirror:-http://deb.debian.org/debian}" >&2
+    # What it mounts is gone with it, should it be ended from outside.
+    unshare --mount --propagation private \
+        debootstrap --variant=minbase --include="$3" "$1" "$2" "${mirror:-http://deb.debian.org/debian}" >&2
     printf '#!/bin/sh\nexit 101\n' > "$2/usr/sbin/policy-rc.d"
     chmod 755 "$2/usr/sbin/policy-rc.d"
     rm -f "$2/etc/resolv.conf"
