@@ -42,10 +42,10 @@ class LabError(Exception):
 
 
 def free_ports(count: int) -> list[int]:
-    """``count`` different TCP ports that were free on 127.0.0.1 a moment ago.
+    """``count`` different TCP ports of 127.0.0.1 that nobody listens at, for this process and what it starts.
 
     They are below those that the kernel gives to clients: no connection takes
-    one before its server does.
+    one before its server does; and no other run of the lab's is given them.
     """
     first_of_clients = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     found: list[int] = []
@@ -56,9 +56,21 @@ def free_ports(count: int) -> list[int]:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-        if port not in found:
+        if _reserve(port):
             found.append(port)
     return found
+
+
+def _reserve(port: int) -> bool:
+    """Whether nobody has reserved a port yet; then it is this process's as long as that lives."""
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(f"\0bascule-lab-port-{port}")  # unix(7), "Abstract sockets"
+    except OSError:
+        claim.close()
+        return False
+    claim.detach()  # it stays open
+    return True
 
 
 def program(name: str, *places: str) -> str:

@@ -10,6 +10,7 @@ each on a host of its own.
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -183,16 +184,22 @@ def add_revision(files: Path, *, statement: str) -> None:
     )
 
 
-def rejects_what_does_not_start(hosts: Hosts, inventory: Path, present: Path) -> None:
-    """A version of which one program does not start is taken back, and the former one serves, with its settings."""
-    mail = hosts.machines["mail"]
-    hosts.tell("a version that does not start is taken back")
+def broken_milter(hosts: Hosts, present: Path) -> Path:
+    """A version of which one program does not start."""
 
-    def break_the_milter(files: Path) -> None:
+    def alter(files: Path) -> None:
         service = files / "bascule" / "milter" / "service.py"
         service.write_text(service.read_text().replace("def _run(", "def _run_not("))
 
-    bad = hosts.altered(present, "bad", break_the_milter)
+    return hosts.altered(present, "bad", alter)
+
+
+def rejects_what_does_not_start(hosts: Hosts, inventory: Path, present: Path) -> None:
+    """What does not start is taken back, and the former version serves, with its settings."""
+    mail = hosts.machines["mail"]
+    hosts.tell("a version that does not start is taken back")
+
+    bad = broken_milter(hosts, present)
     before = mail.run("readlink /opt/bascule/current; cat /etc/bascule/bascule.toml")
     text = hosts.play("build", inventory, "--extra-vars", f"base__wheel={bad}", fails=True)
     hosts.insist("does not start here" in text and "runs again" in text, "it says what happened")
@@ -262,9 +269,10 @@ def plug(hosts: Hosts, *, shop: Shop) -> None:
     hosts.testinfra(ONE_HOST)
     hosts.show(mail.run("postconf -n | grep bascule; postfix check 2>&1"))
     hosts.prepare(mail, "local unix:bascule/lmtp")
-    with Traffic(25, hosts.legacy.users, hosts.ledger, host=mail.address):
+    with Traffic(25, hosts.legacy.users, hosts.ledger, host=mail.address) as traffic:
         two_move(hosts, mail)
         hosts.goes_back_and_moves_again(mail, mail, "bob")
+        stays_plugged_in(hosts, inventory, wheel, traffic)
         mail.run("echo from-the-shop | sendmail -f x@outside.test " + SHOP)
         with hosts.client(mail, SHOP, SHOP_PASSWORD) as anna:
             anna.select_folder("INBOX")
@@ -274,12 +282,34 @@ def plug(hosts: Hosts, *, shop: Shop) -> None:
     restores_byte_for_byte(hosts, inventory, before)
 
 
+def stays_plugged_in(hosts: Hosts, inventory: Path, present: Path, traffic: Traffic) -> None:
+    """While mail comes for a domain that moves, neither a failed upgrade nor an unplug leaves it without bascule."""
+    mail = hosts.machines["mail"]
+    before = fingerprint(mail)
+    hosts.tell("an upgrade that fails leaves it plugged in, as it was")
+
+    def upgrade() -> None:
+        bad = broken_milter(hosts, present)
+        text = hosts.play("plug", inventory, "--extra-vars", f"base__wheel={bad}", fails=True)
+        hosts.insist("goes on as it was plugged in before" in text, "it says so")
+
+    puts_nothing_off(hosts, traffic, upgrade)
+    hosts.insist(fingerprint(mail) == before, "the configuration is as it was")
+    hosts.insist_unchanged(hosts.play("plug", inventory))
+    hosts.tell("unplugging is refused, for mail comes here")
+    text = hosts.play("unplug", inventory, fails=True)
+    hosts.insist(f"{DOMAIN}: bascule takes this mail here" in text, "it says which domain")
+    hosts.insist(fingerprint(mail) == before, "nothing was changed")
+
+
 def restores_byte_for_byte(hosts: Hosts, inventory: Path, before: dict[str, str]) -> None:
     """Out again, after the operator has edited what was plugged into."""
     mail = hosts.machines["mail"]
     hosts.tell("unplugged, after the operator has edited main.cf; everything but that is as it was, byte for byte")
     mail.run("echo 'message_size_limit = 20000000' >> /etc/postfix/main.cf")
-    hosts.play("unplug", inventory)
+    # The messages are counted; nobody's mail comes here any more.
+    elsewhere = ("--extra-vars", json.dumps({"database__served_elsewhere": [DOMAIN]}))
+    hosts.play("unplug", inventory, *elsewhere)
     mail.run("sed -i '$d' /etc/postfix/main.cf")
     after = fingerprint(mail)
     different = sorted(set(before.items()) ^ set(after.items()))
@@ -287,7 +317,7 @@ def restores_byte_for_byte(hosts: Hosts, inventory: Path, before: dict[str, str]
     hosts.tell(f"{len(after)} files under {', '.join(CONFIGURATION)} are the same, byte for byte")
     with hosts.client(mail, SHOP, SHOP_PASSWORD) as anna:
         hosts.insist(anna.folder_exists("INBOX"), "the operator's own users log in as before")
-    hosts.insist_unchanged(hosts.play("unplug", inventory))
+    hosts.insist_unchanged(hosts.play("unplug", inventory, *elsewhere))
 
 
 def the_operators_own(mail: Machine, dovecot: str) -> None:

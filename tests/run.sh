@@ -3,6 +3,7 @@
 set -eu
 top=$(cd "$(dirname "$0")/.." && pwd)
 venv=$(sh "$top/lab/setup.sh")
+sh "$top/lab/trees.sh" trixie
 cd "$top"
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .

@@ -46,7 +46,7 @@ EXAMPLES = """
 - name: Mail and logins of our own users
   bascule.mail.probe:
     recipient: probe@example.com
-    password: "{{ plug__probe_password }}"
+    password: "{{ probe__password }}"
 """
 
 RETURN = """
