@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
-from bascule.lab.process import Host
+from bascule.lab.process import Host, run
 from bascule.lab.servers import listens
 from bascule.lab.sites import eventually
 
@@ -31,9 +30,10 @@ class PackageIndex:
 
     def start(self, wheels: Path) -> None:
         """Serve what is in a tar archive."""
-        with tarfile.open(wheels) as archive:
-            archive.extractall(self._folder / "wheels", filter="data")
-        for file in (self._folder / "wheels").iterdir():
+        unpacked = self._folder / "wheels"
+        unpacked.mkdir()
+        run("tar", "-C", str(unpacked), "-xf", str(wheels))
+        for file in unpacked.iterdir():
             name, _, rest = file.name.partition("-")
             if name == "pymilter" and rest.endswith(".whl"):
                 continue
