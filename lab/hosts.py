@@ -221,6 +221,15 @@ class Hosts(Telling):
             "a second run changes nothing:\n" + "\n".join(re.findall(r"TASK.*\n(?:.*\n)*?changed: .*", output)),
         )
 
+    def insist_current(self, machine: Machine) -> None:
+        """Whether every part there runs the version that is the current one."""
+        current, *running = machine.run(
+            "readlink /opt/bascule/current; for unit in $(systemctl list-units --plain --no-legend 'bascule-*.service' "
+            "| cut -d ' ' -f 1); do tr '\\0' ' ' < /proc/$(systemctl show --value -p MainPID $unit)/cmdline; echo; done"
+        ).splitlines()
+        others = [command for command in running if not command.startswith(f"{current}/")]
+        self.insist(running and not others, f"every part is of {current}: {others}")
+
     def testinfra(self, groups: Mapping[str, Sequence[str]]) -> None:
         """What must hold on each host, by its groups."""
         for name, machine in self.machines.items():

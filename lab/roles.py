@@ -164,11 +164,13 @@ def changes_the_schema_or_nothing(hosts: Hosts, inventory: Path, present: Path, 
     later = hosts.altered(present, "later", partial(add_revision, statement=ADD_COLUMN))
     puts_nothing_off(hosts, traffic, lambda: hosts.play("build", inventory, "--extra-vars", f"base__wheel={later}"))
     hosts.insist(columns() == "lab_note", "the table has changed")
+    hosts.insist_current(mail)
     hosts.insist(mail.run("ls /var/backups/bascule"), "there is a copy of the database as it was")
 
     hosts.tell("back to this version, which leaves the table as it is")
     puts_nothing_off(hosts, traffic, lambda: hosts.play("build", inventory))
     hosts.insist(mail.run("readlink /opt/bascule/current") == running, "this version is the current one again")
+    hosts.insist_current(mail)
     hosts.insist(columns() == "lab_note", "the table is as the later version made it")
     hosts.insist_unchanged(hosts.play("build", inventory))
 
@@ -205,6 +207,7 @@ def rejects_what_does_not_start(hosts: Hosts, inventory: Path, present: Path) ->
     hosts.insist("does not start here" in text and "runs again" in text, "it says what happened")
     hosts.insist("running" in mail.run("systemctl is-system-running || true"), "the former version serves")
     hosts.insist(mail.run("readlink /opt/bascule/current; cat /etc/bascule/bascule.toml") == before, "as before")
+    hosts.insist_current(mail)
     hosts.insist_unchanged(hosts.play("build", inventory))
 
 
@@ -295,6 +298,7 @@ def stays_plugged_in(hosts: Hosts, inventory: Path, present: Path, traffic: Traf
 
     puts_nothing_off(hosts, traffic, upgrade)
     hosts.insist(fingerprint(mail) == before, "the configuration is as it was")
+    hosts.insist_current(mail)
     hosts.insist_unchanged(hosts.play("plug", inventory))
     hosts.tell("unplugging is refused, for mail comes here")
     text = hosts.play("unplug", inventory, fails=True)

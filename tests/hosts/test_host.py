@@ -41,6 +41,11 @@ def test_it_runs_and_comes_back_after_a_boot(host: Host, part: str) -> None:
     assert service.is_enabled
 
 
+def test_it_is_of_the_current_version(host: Host, part: str) -> None:
+    command = host.check_output("cat /proc/%s/cmdline", _shown(host, f"bascule-{part}", "MainPID"))
+    assert command.startswith(f"{host.file('/opt/bascule/current').linked_to}/")
+
+
 def test_it_does_not_run_as_root_and_has_no_capability(host: Host, part: str) -> None:
     pid = _shown(host, f"bascule-{part}", "MainPID")
     status = host.check_output("cat /proc/%s/status", pid)
