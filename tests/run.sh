@@ -1,5 +1,6 @@
 #!/bin/sh
-# Set up, then every check: style, types, tests. Arguments go to pytest.
+# Set up, then every check: style, types, tests. Arguments go to pytest. Two
+# files at a time are played, each in a lab of its own: mostly, a lab waits.
 set -eu
 top=$(cd "$(dirname "$0")/.." && pwd)
 venv=$(sh "$top/lab/setup.sh")
@@ -9,4 +10,4 @@ cd "$top"
 "$venv/bin/ruff" format --check .
 "$venv/bin/mypy"
 "$venv/bin/mypy" hooks/bascule-checkpassword
-exec "$venv/bin/python" -m pytest "$@"
+exec "$venv/bin/python" -m pytest --numprocesses 2 --dist loadfile "$@"

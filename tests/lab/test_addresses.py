@@ -110,7 +110,7 @@ def prepare(lab: Lab, domain: str) -> None:
     ports = lab.legacy.ports
     done = lab.new.cli(
         "prepare", domain, "--imap-host", "localhost", "--imap-port", str(ports.imaps), "--smtp-host", "127.0.0.1",
-        "--smtp-port", str(lab.legacy.smtp_port), "--sweep-interval", "2 seconds", "--no-first-login",
+        "--smtp-port", str(lab.legacy.smtp_port), "--sweep-interval", "2 seconds", "--no-first-login", "--no-messages",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     done = lab.new.cli("activate", domain)

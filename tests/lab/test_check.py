@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,10 +34,18 @@ def dns(lab: Lab) -> Iterator[None]:
     lab.new.dns.stop()
 
 
-def check(lab: Lab, name: str) -> tuple[int, list[Finding]]:
-    """Exit status and findings of a check with a user."""
+def check(lab: Lab, name: str, *options: str) -> tuple[int, list[Finding]]:
+    """Exit status and findings of a check with a user; ``options`` of the command itself."""
     done = lab.new.cli(
-        "check", DOMAIN, "--user", full(name), "--password-file", "-", "--json", stdin=lab.legacy.users[name] + "\n"
+        *options,
+        "check",
+        DOMAIN,
+        "--user",
+        full(name),
+        "--password-file",
+        "-",
+        "--json",
+        stdin=lab.legacy.users[name] + "\n",
     )
     assert done.stdout.startswith("["), done.stdout
     return done.returncode, [Finding(**each) for each in json.loads(done.stdout)]
@@ -131,14 +140,17 @@ def test_a_policy_daemon_that_does_not_run(lab: Lab) -> None:
     assert any(each.startswith("Postfix: ") for each in told)
 
 
-def test_a_postfix_that_does_not_ask(lab: Lab) -> None:
-    path = lab.new.postfix.folder / "main.cf"
-    before = path.read_text()
-    path.write_text(before.replace("transport_maps = socketmap", "transport_maps = static:error #"))
-    try:
-        _, findings = check(lab, "checked")
-    finally:
-        path.write_text(before)
+def test_a_postfix_that_does_not_ask(lab: Lab, tmp_path: Path) -> None:
+    """By a configuration beside the running one's: any process of Postfix that starts reads that."""
+    running = lab.new.postfix.folder
+    shutil.copy(running / "master.cf", tmp_path)
+    unplugged = (
+        (running / "main.cf").read_text().replace("transport_maps = socketmap", "transport_maps = static:error #")
+    )
+    (tmp_path / "main.cf").write_text(unplugged)
+    settings = tmp_path / "bascule.toml"
+    settings.write_text(lab.new.settings_file.read_text().replace(f'"{running}"', f'"{tmp_path}"'))
+    _, findings = check(lab, "checked", "--settings", str(settings))
     assert f"Postfix: transport_maps does not name socketmap:{lab.new.settings.policy_daemon.socketmap}:transport" in (
         wrong(findings)
     )
