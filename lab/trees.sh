@@ -11,8 +11,8 @@ cache=/var/cache/bascule
 top=$(cd "$(dirname "$0")/.." && pwd)
 . "$top/lab/debian.sh"
 installed="systemd systemd-sysv systemd-resolved dbus openssh-server python3 ca-certificates iproute2 procps ssl-cert python3-apt"
-for_roles="postgresql postgresql-client postfix nginx-light python3-venv libmilter1.0.1 lua-socket dovecot-core dovecot-imapd
-    dovecot-pop3d dovecot-lmtpd dovecot-submissiond dovecot-managesieved dovecot-sieve dovecot-pgsql dovecot-auth-lua"
+for_roles="postgresql postgresql-client postfix nginx-light python3-venv libmilter1.0.1 lua-socket
+    dovecot-core dovecot-imapd dovecot-pop3d dovecot-lmtpd dovecot-submissiond dovecot-managesieved dovecot-sieve dovecot-pgsql dovecot-auth-lua"
 to_build="gcc libc6-dev libmilter-dev python3-dev python3-venv"
 # What is inside depends on these files.
 made_by=$(cat "$top/lab/trees.sh" "$top/lab/debian.sh" "$top/setup.cfg" | cksum)
