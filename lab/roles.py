@@ -36,6 +36,8 @@ SHOP_PASSWORD = "sells everything"
 #: Configuration that plug may touch, and unplug must restore.
 CONFIGURATION = ("/etc/postfix", "/etc/dovecot", "/etc/postgresql", "/etc/nginx")
 ONE_HOST = {group: ["mail"] for group in ("database", "mx", "store", "portal")}
+#: What a later version of bascule changes in its schema.
+ADD_COLUMN = "ALTER TABLE bascule.mailbox ADD COLUMN lab_note text NOT NULL DEFAULT 'as it was'"
 #: Each scenario has its own of everything, which ends with its program, and with it whatever that started.
 NAMESPACES = (
     *("setpriv", "--pdeathsig", "KILL"),
@@ -175,9 +177,6 @@ def changes_the_schema_or_nothing(hosts: Hosts, inventory: Path, present: Path, 
     hosts.insist_unchanged(hosts.play("build", inventory))
 
 
-ADD_COLUMN = "ALTER TABLE bascule.mailbox ADD COLUMN lab_note text NOT NULL DEFAULT 'as it was'"
-
-
 def add_revision(files: Path, *, statement: str) -> None:
     """Put a change of the schema into a wheel's files."""
     (files / "bascule" / "schema" / "alembic" / "versions" / "lab.py").write_text(
@@ -200,7 +199,6 @@ def rejects_what_does_not_start(hosts: Hosts, inventory: Path, present: Path) ->
     """What does not start is taken back, and the former version serves, with its settings."""
     mail = hosts.machines["mail"]
     hosts.tell("a version that does not start is taken back")
-
     bad = broken_milter(hosts, present)
     before = mail.run("readlink /opt/bascule/current; cat /etc/bascule/bascule.toml")
     text = hosts.play("build", inventory, "--extra-vars", f"base__wheel={bad}", fails=True)
