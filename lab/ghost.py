@@ -1,4 +1,4 @@
-"""What makes a cutover fail: a node that does not answer, a budget that is short."""
+"""What makes a move fail, or last: a node that does not answer, a budget that is short, a slow line."""
 
 from __future__ import annotations
 
@@ -36,3 +36,13 @@ def cutover_budget(new: NewSite, interval: str) -> Iterator[None]:
         yield
     finally:
         new.sql("UPDATE bascule.domain SET cutover_budget = '60 seconds'")
+
+
+@contextmanager
+def slow_line(new: NewSite, bytes_per_second: int) -> Iterator[None]:
+    """A limit for all sessions together, of which each has its part."""
+    new.sql("UPDATE bascule.domain SET bytes_per_second = %s", bytes_per_second)
+    try:
+        yield
+    finally:
+        new.sql("UPDATE bascule.domain SET bytes_per_second = NULL")

@@ -14,7 +14,7 @@ from random import Random
 import pytest
 from imapclient.exceptions import LoginError
 
-from bascule.lab.ghost import cutover_budget, ghost
+from bascule.lab.ghost import cutover_budget, ghost, slow_line
 from bascule.lab.mail import (
     Count,
     Ledger,
@@ -92,14 +92,16 @@ def test_a_worker_killed_during_the_copy_goes_on_where_it_stopped(
 ) -> None:
     put_messages(lab.legacy, "killed", 2500, ledger)
     mailbox = lab.new.folder / "mail" / DOMAIN / "killed" / "Maildir"
-    request_move("killed")
-    for wanted in (200, 900):
-        eventually(f"{wanted} messages copied", partial(_has_copied, mailbox, wanted))
-        lab.new.worker.kill()
-        assert lab.new.state("killed") == "copying"
-        stopped_at = _count(mailbox)
-        assert wanted <= stopped_at < 2500
-        lab.new.worker.start()
+    with slow_line(lab.new, 10_000_000):
+        request_move("killed")
+        for wanted in (200, 900):
+            eventually(f"{wanted} messages copied", partial(_has_copied, mailbox, wanted))
+            lab.new.worker.kill()
+            try:
+                assert lab.new.state("killed") == "copying"
+                assert wanted <= _count(mailbox) < 2500
+            finally:
+                lab.new.worker.start()
     oldest = {path.name.partition(":")[0]: path.stat().st_ino for path in delivered_files(mailbox)}
     await_state("killed")
     insist_on_the_same(lab, "killed", ledger)

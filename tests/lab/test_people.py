@@ -21,6 +21,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from bascule.lab.browser import SMALL, browser
+from bascule.lab.ghost import slow_line
 from bascule.lab.mail import Ledger, fill_mailbox, message
 from bascule.lab.process import program
 from bascule.lab.sites import DOMAIN, Lab, NewSite, eventually, full
@@ -131,13 +132,12 @@ def test_a_copy_that_is_paused_stops_and_goes_on(
         for number in range(120):
             body = message(ledger.give(f"{number}@{name}.test", name), full(name), random, size=400_000)
             client.append("INBOX", body)
-    lab.new.sql("UPDATE bascule.domain SET bytes_per_second = 40000000 WHERE name = %s", DOMAIN)
     how_far = "SELECT messages_copied FROM bascule.mailboxes WHERE address = %s"
 
     def copied() -> int:
         return int(lab.new.sql(how_far, full(name))[0][0])
 
-    try:
+    with slow_line(lab.new, 40_000_000):
         request_move(name)
         eventually("some are copied", lambda: copied() > 3, 60)
         assert lab.new.cli("pause", full(name), "--reason", "she gives a lecture").returncode == 0
@@ -147,8 +147,6 @@ def test_a_copy_that_is_paused_stops_and_goes_on(
         time.sleep(5)  # longer than it takes to look after mailboxes that nobody attends to
         assert copied() == stopped_at
         assert "paused: she gives a lecture" in lab.new.cli("status", DOMAIN).stdout
-    finally:
-        lab.new.sql("UPDATE bascule.domain SET bytes_per_second = NULL WHERE name = %s", DOMAIN)
     assert lab.new.cli("resume", full(name)).returncode == 0
     await_state(name)
 
