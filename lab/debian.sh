@@ -13,7 +13,7 @@ make_tree() {
     chmod 755 "$2/usr/sbin/policy-rc.d"
     rm -f "$2/etc/resolv.conf"
     for file in /etc/resolv.conf /etc/hosts /etc/pip.conf /etc/apt/apt.conf.d/99*; do
-        [ -e "$file" ] && cp -L "$file" "$2$file"
+        if [ -e "$file" ]; then cp -L "$file" "$2$file"; fi
     done
 }
 
