@@ -314,32 +314,35 @@ def send(
 ) -> int:
     """Send a message to ``recipient`` (default: the user's address), for the mailbox of ``name``.
 
-    A 4xx reply is answered as every mail server answers it, by another attempt;
-    how many there were is returned.
+    A 4xx reply, or no greeting, is answered as every mail server answers it, by
+    another attempt (RFC 5321 section 4.5.4.1); how many there were is returned.
 
     Raises:
-        smtplib.SMTPException: a 5xx reply, or 4xx for two minutes.
+        smtplib.SMTPException: a 5xx reply, or nothing better for two minutes; a connection that is lost later.
     """
     to = recipient or f"{name}@{DOMAIN}"
     body = message(ledger.give(identity, name), to, random)
     deadline = time.monotonic() + 120
     put_off = 0
     while True:
+        greeted = False
         try:
             with smtplib.SMTP(host, port, timeout=60) as smtp:
+                greeted = True
                 smtp.sendmail("sender@elsewhere.test", [to], body)
                 return put_off
-        except (smtplib.SMTPRecipientsRefused, smtplib.SMTPResponseException) as error:
-            if not _is_temporary(error) or time.monotonic() > deadline:
+        except smtplib.SMTPException as error:
+            again = _is_temporary(error) if greeted else isinstance(error, smtplib.SMTPServerDisconnected)
+            if not again or time.monotonic() > deadline:
                 raise
             put_off += 1
             time.sleep(0.5)
 
 
-def _is_temporary(error: smtplib.SMTPRecipientsRefused | smtplib.SMTPResponseException) -> bool:
-    if isinstance(error, smtplib.SMTPResponseException):
-        return 400 <= error.smtp_code < 500
-    return all(400 <= code < 500 for code, _ in error.recipients.values())
+def _is_temporary(error: smtplib.SMTPException) -> bool:
+    if isinstance(error, smtplib.SMTPRecipientsRefused):
+        return all(400 <= code < 500 for code, _ in error.recipients.values())
+    return isinstance(error, smtplib.SMTPResponseException) and 400 <= error.smtp_code < 500
 
 
 def submit(port: int, name: str, password: str, recipient: str, identity: str, ledger: Ledger, random: Random) -> None:
