@@ -62,13 +62,13 @@ def fresh(hosts: Hosts, *, release: str) -> None:
     ends(hosts, mail)
 
 
-def two_move(hosts: Hosts, mail: Machine) -> None:
-    """alice asks at the URL, bob merely logs in."""
-    hosts.ask_at_the_url(mail, "alice")
-    with hosts.client(mail, f"bob@{DOMAIN}", hosts.legacy.users["bob"]) as bob:
+def two_move(hosts: Hosts, machine: Machine, *, page: Machine | None = None, store: Machine | None = None) -> None:
+    """alice asks at the URL, bob merely logs in; ``machine`` is all that another one is not."""
+    hosts.ask_at_the_url(page or machine, "alice")
+    with hosts.client(store or machine, f"bob@{DOMAIN}", hosts.legacy.users["bob"]) as bob:
         hosts.insist(bob.folder_exists("INBOX"), "bob is logged in, proxied")
-    hosts.until_moved(mail, "alice")
-    hosts.until_moved(mail, "bob")
+    hosts.until_moved(machine, "alice")
+    hosts.until_moved(machine, "bob")
 
 
 def ends(hosts: Hosts, mail: Machine) -> None:
@@ -375,11 +375,7 @@ def several(hosts: Hosts) -> None:
     mx1, store = hosts.machines["mx1"], hosts.machines["store1"]
     hosts.prepare(mx1, "store1 inet:store1.lab.test:24 --login-host store1.lab.test")
     with Traffic(25, hosts.legacy.users, hosts.ledger, host=hosts.machines["mx2"].address):
-        hosts.ask_at_the_url(hosts.machines["page"], "alice")
-        with hosts.client(store, f"bob@{DOMAIN}", hosts.legacy.users["bob"]) as bob:
-            hosts.insist(bob.folder_exists("INBOX"), "bob is logged in, proxied")
-        hosts.until_moved(mx1, "alice")
-        hosts.until_moved(mx1, "bob")
+        two_move(hosts, mx1, page=hosts.machines["page"], store=store)
         send(25, "by-mx1@outside.test", "alice", hosts.ledger, hosts.random, host=mx1.address)
         hosts.play("rotate", inventory)
         hosts.goes_back_and_moves_again(mx1, store, "bob")
