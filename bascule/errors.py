@@ -28,7 +28,7 @@ class BadAddress(BasculeError):
 class Refused(BasculeError):
     """The database refuses an act in the present state (SQLSTATE class BA). Nothing was changed.
 
-    ``code`` is the SQLSTATE: see the head of ``schema/functions.sql``.
+    ``code`` is the SQLSTATE: see the head of ``schema/functions/addresses.sql``.
     """
 
     def __init__(self, message: str, *, code: str, hint: str = "") -> None:

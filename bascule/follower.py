@@ -14,7 +14,7 @@ from bascule.directory import Directory, Domain, Mailbox
 from bascule.errors import BasculeError
 from bascule.snapshot import Snapshot
 
-HEARTBEAT = 5.0  # seconds; schema/functions.sql, unacknowledged(), waits for three of them
+HEARTBEAT = 5.0  # seconds; schema/functions/migration.sql, unacknowledged(), waits for three of them
 RECONNECT = 1.0  # seconds between attempts to reach the database
 BATCH = 2000  # mailboxes that are read before other work has its turn
 

@@ -22,7 +22,7 @@ ROLE = "portal"
 MAX_FIELD = 320  # characters
 #: The fields of the form that are shown again; never the password.
 SHOWN_FIELDS = ("email", "last_name", "first_name")
-_ALIAS = "BA005"  # see schema/functions.sql
+_ALIAS = "BA005"  # see schema/functions/addresses.sql
 
 #: Why a form cannot be used; the words are in templates/reasons.html.
 Reason = Literal["empty", "address", "domain", "wrong", "too_many", "unavailable", "alias", "cannot"]

@@ -1,7 +1,7 @@
 """The PostgreSQL schema, as SQL files, and its upgrades.
 
 ``tables/`` holds the history of the tables, one file a revision, run once by
-Alembic. ``states.sql``, ``functions.sql``, ``views.sql`` and ``roles.sql`` are
+Alembic. ``states.sql``, ``functions/``, ``views.sql`` and ``roles.sql`` are
 the present text of everything that can be replaced; they are run whole, in the
 same transaction, at each upgrade.
 """
@@ -26,7 +26,16 @@ from bascule.errors import BasculeError
 
 FOLDER = Path(__file__).resolve().parent
 
-REPLACEABLE = ("states.sql", "functions.sql", "views.sql", "roles.sql")
+REPLACEABLE = (
+    "states.sql",
+    "functions/addresses.sql",
+    "functions/administration.sql",
+    "functions/requests.sql",
+    "functions/migration.sql",
+    "functions/routing.sql",
+    "views.sql",
+    "roles.sql",
+)
 
 
 class LaterSchema(BasculeError):

@@ -1,0 +1,371 @@
+-- Administration.
+
+CREATE OR REPLACE FUNCTION domain_named(domain_name text)
+RETURNS domain LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    found_domain domain;
+BEGIN
+    SELECT * INTO found_domain FROM domain WHERE name = lower(domain_name) FOR UPDATE;
+    IF found_domain IS NULL THEN
+        RAISE EXCEPTION 'no domain % is known here', domain_name
+            USING ERRCODE = 'BA003', HINT = 'Tell its legacy server first: bascule prepare.';
+    END IF;
+    RETURN found_domain;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION activate_domain(domain_name text, token text, valid_for interval DEFAULT '90 days')
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    the_domain domain := domain_named(domain_name);
+BEGIN
+    IF the_domain.mode <> 'prepared' THEN
+        RAISE EXCEPTION '% is already %', the_domain.name, the_domain.mode USING ERRCODE = 'BA002';
+    END IF;
+    UPDATE domain SET mode = 'active', url_token = token, url_expires_at = now() + valid_for
+     WHERE id = the_domain.id;
+END
+$$;
+COMMENT ON FUNCTION activate_domain IS
+    'Open a domain for migration. The token, made by the CLI from a secure source, is the secret part of its URL.';
+
+CREATE OR REPLACE FUNCTION rotate_url(domain_name text, token text, valid_for interval DEFAULT '90 days')
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    the_domain domain := domain_named(domain_name);
+BEGIN
+    IF the_domain.mode <> 'active' THEN
+        RAISE EXCEPTION '% is %, it has no URL', the_domain.name, the_domain.mode USING ERRCODE = 'BA002';
+    END IF;
+    UPDATE domain SET url_token = token, url_expires_at = now() + valid_for WHERE id = the_domain.id;
+    INSERT INTO journal (domain, event) VALUES (the_domain.name, 'url rotated');
+END
+$$;
+COMMENT ON FUNCTION rotate_url IS 'Replace the URL of an active domain; the former one stops working at once';
+
+CREATE OR REPLACE FUNCTION assign_alias(alias_address text, mailbox_address text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    target mailbox := mailbox_of(mailbox_address);
+BEGIN
+    IF (domain_of(alias_address)).id <> target.domain_id THEN
+        RAISE EXCEPTION '% and % are not of one domain', alias_address, mailbox_address USING ERRCODE = 'BA001';
+    END IF;
+    IF EXISTS (SELECT FROM mailbox WHERE domain_id = target.domain_id
+                  AND local_part = local_part_of(alias_address) AND state <> 'legacy') THEN
+        RAISE EXCEPTION '% is a mailbox that moves or has moved', alias_address USING ERRCODE = 'BA002';
+    END IF;
+    INSERT INTO alias (domain_id, local_part, mailbox_id)
+    VALUES (target.domain_id, local_part_of(alias_address), target.id)
+    ON CONFLICT (domain_id, local_part) DO UPDATE SET mailbox_id = excluded.mailbox_id;
+    DELETE FROM sighting WHERE domain_id = target.domain_id AND local_part = local_part_of(alias_address);
+    INSERT INTO journal (domain, address, event, reason)
+    VALUES ((domain_of(alias_address)).name, lower(alias_address), 'alias', 'of ' || lower(mailbox_address));
+END
+$$;
+COMMENT ON FUNCTION assign_alias IS 'Make an address another name of a mailbox: its mail goes where that mailbox is';
+
+CREATE OR REPLACE FUNCTION remove_alias(alias_address text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    the_domain domain := domain_of(alias_address);
+BEGIN
+    DELETE FROM alias WHERE domain_id = the_domain.id AND local_part = local_part_of(alias_address);
+    IF NOT FOUND THEN
+        RAISE EXCEPTION '% is no alias', alias_address USING ERRCODE = 'BA003';
+    END IF;
+    INSERT INTO journal (domain, address, event) VALUES (the_domain.name, lower(alias_address), 'alias removed');
+END
+$$;
+COMMENT ON FUNCTION remove_alias IS 'Take an alias back: its mail goes to the legacy server again';
+
+CREATE OR REPLACE FUNCTION expect(address text, first_name text DEFAULT '', last_name text DEFAULT '')
+RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    the_domain domain := domain_of(address);
+BEGIN
+    IF the_domain.mode = 'closed' THEN
+        RAISE EXCEPTION '% is closed: nobody can be moved', the_domain.name USING ERRCODE = 'BA002';
+    END IF;
+    PERFORM refuse_alias(the_domain.id, address);
+    INSERT INTO mailbox (domain_id, local_part, store, first_name, last_name)
+    VALUES (the_domain.id, local_part_of(address), the_domain.store, expect.first_name, expect.last_name)
+    ON CONFLICT (domain_id, local_part) DO NOTHING;
+    IF FOUND THEN
+        INSERT INTO journal (domain, address, event) VALUES (the_domain.name, lower(address), 'expected');
+    END IF;
+    RETURN FOUND;
+END
+$$;
+COMMENT ON FUNCTION expect IS
+    'Tell of a mailbox at the legacy server: until it has moved or is waived, the domain cannot be closed. False: it was known';
+
+CREATE OR REPLACE FUNCTION place(address text, store_name text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    the_domain domain := domain_of(address);
+BEGIN
+    IF NOT EXISTS (SELECT FROM store WHERE name = store_name) THEN
+        RAISE EXCEPTION 'no store % is known', store_name USING ERRCODE = 'BA003', HINT = 'Tell it first: bascule store.';
+    END IF;
+    INSERT INTO mailbox AS box (domain_id, local_part, store)
+    VALUES (the_domain.id, local_part_of(address), store_name)
+    ON CONFLICT (domain_id, local_part) DO UPDATE SET store = excluded.store WHERE box.state = 'legacy';
+    IF NOT FOUND THEN
+        RAISE EXCEPTION '% moves or has moved: it stays at its store', address USING ERRCODE = 'BA002';
+    END IF;
+    INSERT INTO journal (domain, address, event, reason)
+    VALUES (the_domain.name, lower(address), 'placed', 'at ' || store_name);
+END
+$$;
+COMMENT ON FUNCTION place IS 'Have a mailbox kept at another store than its domain''s; before it moves';
+
+CREATE OR REPLACE FUNCTION waive_address(address text, reason text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    the_domain domain := domain_of(address);
+BEGIN
+    PERFORM insist_on_reason(waive_address.reason, format('say why %s need not move', address));
+    INSERT INTO sighting (domain_id, local_part, waived_at, waived_reason)
+    VALUES (the_domain.id, local_part_of(address), now(), waive_address.reason)
+    ON CONFLICT (domain_id, local_part) DO UPDATE SET waived_at = now(), waived_reason = excluded.waived_reason;
+    INSERT INTO journal (domain, address, event, reason)
+    VALUES (the_domain.name, lower(address), 'waived', waive_address.reason);
+END
+$$;
+COMMENT ON FUNCTION waive_address IS 'Decide that an address is given up: it will be refused when the domain is closed';
+
+CREATE OR REPLACE FUNCTION unwaive_address(address text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    the_domain domain := domain_of(address);
+BEGIN
+    UPDATE sighting SET waived_at = NULL, waived_reason = NULL
+     WHERE domain_id = the_domain.id AND local_part = local_part_of(address) AND waived_at IS NOT NULL;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION '% is not waived', address USING ERRCODE = 'BA003';
+    END IF;
+    INSERT INTO journal (domain, address, event) VALUES (the_domain.name, lower(address), 'waiver taken back');
+END
+$$;
+COMMENT ON FUNCTION unwaive_address IS 'Take back that an address is given up';
+
+CREATE OR REPLACE FUNCTION pause(address text, reason text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    box mailbox := mailbox_of(address);
+BEGIN
+    PERFORM insist_on_reason(pause.reason, format('say why %s is to wait', address));
+    IF box.state IN ('cutover', 'returning') THEN
+        RAISE EXCEPTION '% is in state %: it is over in a moment', address, box.state USING ERRCODE = 'BA002';
+    END IF;
+    UPDATE mailbox SET paused_at = clock_timestamp(), pause_reason = pause.reason WHERE id = box.id;
+    INSERT INTO journal (domain, address, event, reason)
+    VALUES ((domain_of(address)).name, lower(address), 'paused', pause.reason);
+END
+$$;
+COMMENT ON FUNCTION pause IS
+    'Have workers leave a mailbox alone until resume(): no copy, no cutover, no sweep. A copy that is under way stops; what it brought is kept.';
+
+CREATE OR REPLACE FUNCTION resume(address text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    box mailbox := mailbox_of(address);
+BEGIN
+    IF box.paused_at IS NULL THEN
+        RAISE EXCEPTION '% is not paused', address USING ERRCODE = 'BA002',
+            HINT = 'Its domain may be: see bascule.domains.';
+    END IF;
+    UPDATE mailbox SET paused_at = NULL, pause_reason = NULL WHERE id = box.id;
+    INSERT INTO journal (domain, address, event) VALUES ((domain_of(address)).name, lower(address), 'resumed');
+END
+$$;
+COMMENT ON FUNCTION resume IS 'Let a paused mailbox go on where it stopped; a worker takes it up within seconds';
+
+CREATE OR REPLACE FUNCTION pause_domain(domain_name text, reason text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    the_domain domain := domain_named(domain_name);
+BEGIN
+    PERFORM insist_on_reason(pause_domain.reason, format('say why %s is to wait', the_domain.name));
+    UPDATE domain SET paused_at = clock_timestamp(), pause_reason = pause_domain.reason WHERE id = the_domain.id;
+    INSERT INTO journal (domain, event, reason) VALUES (the_domain.name, 'paused', pause_domain.reason);
+END
+$$;
+COMMENT ON FUNCTION pause_domain IS
+    'Have workers leave a legacy server alone until resume_domain(). Requests are taken, mail and logins go on.';
+
+CREATE OR REPLACE FUNCTION resume_domain(domain_name text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    the_domain domain := domain_named(domain_name);
+BEGIN
+    IF the_domain.paused_at IS NULL THEN
+        RAISE EXCEPTION '% is not paused', the_domain.name USING ERRCODE = 'BA002';
+    END IF;
+    UPDATE domain SET paused_at = NULL, pause_reason = NULL WHERE id = the_domain.id;
+    INSERT INTO journal (domain, event) VALUES (the_domain.name, 'resumed');
+END
+$$;
+COMMENT ON FUNCTION resume_domain IS 'Let the mailboxes of a paused domain go on';
+
+CREATE OR REPLACE FUNCTION retry(address text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    box mailbox := mailbox_of(address);
+BEGIN
+    IF box.state = 'legacy' THEN
+        RAISE EXCEPTION '% is in state %: nothing to try again', address, box.state USING ERRCODE = 'BA002';
+    END IF;
+    IF box.paused_at IS NOT NULL OR (domain_of(address)).paused_at IS NOT NULL THEN
+        RAISE EXCEPTION '% is paused', address USING ERRCODE = 'BA002', HINT = 'Resume it: bascule resume.';
+    END IF;
+    IF box.needs_credential THEN
+        RAISE EXCEPTION '% waits for the user''s new password: to try the old one again is no use', address
+            USING ERRCODE = 'BA002', HINT = 'bascule request gives the new one, if you know it.';
+    END IF;
+    UPDATE mailbox SET next_try = now() WHERE id = box.id;
+    PERFORM enqueue(task_of(box), box.id, box.store, now());
+    INSERT INTO journal (domain, address, event)
+    VALUES ((domain_of(address)).name, lower(address), 'retry');
+END
+$$;
+COMMENT ON FUNCTION retry IS 'Do not wait for next_try: try the migration, the return or the sweep again now';
+
+CREATE OR REPLACE FUNCTION give_up(address text, reason text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    box mailbox := mailbox_of(address);
+BEGIN
+    IF box.state = 'local' THEN
+        RAISE EXCEPTION '% has moved already', address
+            USING ERRCODE = 'BA002', HINT = 'bascule return sends it back, with what is new here.';
+    END IF;
+    PERFORM set_config('bascule.reason', give_up.reason, true);
+    UPDATE mailbox SET state = 'legacy', next_try = NULL, needs_credential = false, sealed_credential = NULL
+     WHERE id = box.id;
+END
+$$;
+COMMENT ON FUNCTION give_up IS 'Send a mailbox that has not flipped back to state legacy; its password is erased, what was copied stays for another time';
+
+CREATE OR REPLACE FUNCTION return_mailbox(address text, reason text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    box mailbox := mailbox_of(address);
+    the_domain domain := domain_of(address);
+BEGIN
+    IF box.state <> 'local' THEN
+        RAISE EXCEPTION '% is in state %: only a mailbox that has moved can be returned', address, box.state
+            USING ERRCODE = 'BA002', HINT = 'One that is on the move is stopped by bascule give-up.';
+    END IF;
+    IF the_domain.mode <> 'active' THEN
+        RAISE EXCEPTION '% is %: its legacy server is not used any more', the_domain.name, the_domain.mode
+            USING ERRCODE = 'BA002';
+    END IF;
+    PERFORM insist_on_reason(return_mailbox.reason, format('say why %s is to be returned', address));
+    UPDATE mailbox SET return_requested_at = clock_timestamp(), return_reason = return_mailbox.reason, attempts = 0
+     WHERE id = box.id;
+    PERFORM enqueue('return', box.id, box.store);
+    INSERT INTO journal (domain, address, event, reason)
+    VALUES (the_domain.name, lower(address), 'return requested', return_mailbox.reason);
+END
+$$;
+COMMENT ON FUNCTION return_mailbox IS
+    'Send a mailbox that has moved back to the legacy server: what is new or changed here is written there, then the route flips';
+
+CREATE OR REPLACE FUNCTION cancel_return(address text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    box mailbox := mailbox_of(address);
+BEGIN
+    IF box.return_requested_at IS NULL OR box.state <> 'local' THEN
+        RAISE EXCEPTION 'no return of % can be called off now', address USING ERRCODE = 'BA002';
+    END IF;
+    IF EXISTS (SELECT FROM returned_message WHERE mailbox_id = box.id) THEN
+        RAISE EXCEPTION 'the return of % has begun to append messages at the legacy server', address
+            USING ERRCODE = 'BA002', HINT = 'Let it end, then request the migration again.';
+    END IF;
+    -- The last message may be gone there already: the next sweep writes it again if so.
+    UPDATE mailbox SET return_requested_at = NULL, return_reason = NULL, last_message_at = NULL, attempts = 0,
+        last_error = NULL, last_advice = NULL, last_error_at = NULL, next_try = NULL WHERE id = box.id;
+    INSERT INTO journal (domain, address, event) VALUES ((domain_of(address)).name, lower(address), 'return called off');
+    PERFORM enqueue('sweep', box.id, box.store);
+END
+$$;
+COMMENT ON FUNCTION cancel_return IS 'Call off a return that has not yet appended anything at the legacy server';
+
+CREATE OR REPLACE FUNCTION waive_messages(address text, reason text, folder text DEFAULT NULL, uid bigint DEFAULT NULL)
+RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    box mailbox := mailbox_of(address);
+    waived bigint;
+BEGIN
+    PERFORM insist_on_reason(waive_messages.reason, format('say why the messages of %s need not move', address));
+    UPDATE unreadable_message AS message SET waived_at = clock_timestamp(), waived_reason = waive_messages.reason
+     WHERE message.mailbox_id = box.id AND message.waived_at IS NULL
+       AND message.folder = coalesce(waive_messages.folder, message.folder)
+       AND message.uid = coalesce(waive_messages.uid, message.uid);
+    GET DIAGNOSTICS waived = ROW_COUNT;
+    IF waived = 0 THEN
+        RAISE EXCEPTION '% has no such unreadable message', address
+            USING ERRCODE = 'BA003', HINT = 'They are in the view bascule.unreadable.';
+    END IF;
+    INSERT INTO journal (domain, address, event, reason)
+    VALUES ((domain_of(address)).name, lower(address),
+            waived || CASE waived WHEN 1 THEN ' message' ELSE ' messages' END || ' waived', waive_messages.reason);
+    IF box.state IN ('requested', 'copying') THEN
+        UPDATE mailbox SET next_try = now() WHERE id = box.id;
+        PERFORM enqueue('migrate', box.id, box.store, now());
+    END IF;
+    RETURN waived;
+END
+$$;
+COMMENT ON FUNCTION waive_messages IS
+    'Decide that messages which the legacy server does not give need not move: all of a mailbox, or of one folder, or one UID; how many';
+
+CREATE OR REPLACE FUNCTION close_domain(domain_name text, force boolean DEFAULT false, reason text DEFAULT '')
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    the_domain domain := domain_named(domain_name);
+    remaining text;
+    how_many bigint;
+BEGIN
+    IF the_domain.mode <> 'active' THEN
+        RAISE EXCEPTION '% is %, only an active domain can be closed', the_domain.name, the_domain.mode
+            USING ERRCODE = 'BA002';
+    END IF;
+    SELECT count(*) INTO how_many FROM closing_obstacles WHERE domain = the_domain.name;
+    IF how_many > 0 AND NOT force THEN
+        SELECT string_agg(line, E'\n') INTO remaining FROM (
+            SELECT format('%s (%s). %s', address, why, remedy) AS line FROM closing_obstacles
+             WHERE domain = the_domain.name ORDER BY address LIMIT 25) AS first;
+        RAISE EXCEPTION E'% cannot be closed, % in the way:\n%', the_domain.name,
+            CASE how_many WHEN 1 THEN 'one thing is' ELSE how_many || ' things are' END,
+            remaining || CASE WHEN how_many > 25 THEN E'\n... and ' || how_many - 25 || ' more: SELECT * FROM bascule.closing_obstacles' ELSE '' END
+            USING ERRCODE = 'BA004', HINT = 'What would happen to each all the same is in bascule.closing_obstacles, column consequence.';
+    END IF;
+    IF force THEN
+        PERFORM insist_on_reason(close_domain.reason, 'closing by force needs a reason');
+    END IF;
+    IF how_many > 0 THEN
+        SELECT string_agg(format('%s (%s): %s', address, why, consequence), E'\n' ORDER BY address)
+          INTO remaining FROM closing_obstacles WHERE domain = the_domain.name;
+        INSERT INTO journal (domain, event, reason)
+        VALUES (the_domain.name, 'closed by force', close_domain.reason || E'\n' || remaining);
+    END IF;
+    PERFORM set_config('bascule.reason', 'closed: given up with the domain', true);
+    UPDATE mailbox SET state = 'copying', cutover_deadline = NULL WHERE domain_id = the_domain.id AND state = 'cutover';
+    UPDATE mailbox SET state = 'local', cutover_deadline = NULL WHERE domain_id = the_domain.id AND state = 'returning';
+    UPDATE mailbox SET return_requested_at = NULL, return_reason = NULL WHERE domain_id = the_domain.id;
+    UPDATE mailbox SET state = 'legacy' WHERE domain_id = the_domain.id AND state IN ('requested', 'copying');
+    PERFORM set_config('bascule.reason', close_domain.reason, true);
+    UPDATE domain SET mode = 'closed', url_token = NULL, url_expires_at = NULL WHERE id = the_domain.id;
+    UPDATE mailbox SET sealed_credential = NULL, needs_credential = false, paused_at = NULL, pause_reason = NULL
+     WHERE domain_id = the_domain.id;
+    UPDATE domain SET copy_login = 'user', sealed_copy_login = NULL, paused_at = NULL, pause_reason = NULL
+     WHERE id = the_domain.id;
+END
+$$;
+COMMENT ON FUNCTION close_domain IS
+    'End the migration: no relay to the legacy server any more, credentials erased, sweeps ended. '
+    'Refused (BA004) while an address would be forgotten, unless forced with a reason.';
