@@ -13,6 +13,7 @@ import click
 
 from bascule import log, settings
 from bascule.errors import BadSettings, BasculeError
+from bascule.words import printable_lines
 
 MIN_SECRET = 32  # characters
 _PR_SET_DUMPABLE = 4  # linux/prctl.h
@@ -41,7 +42,9 @@ def spoken() -> Iterator[None]:
     try:
         yield
     except BasculeError as error:
-        raise click.ClickException(error.message + (f"\n{error.hint}" if error.hint else "")) from error
+        raise click.ClickException(
+            printable_lines(error.message + (f"\n{error.hint}" if error.hint else ""))
+        ) from error
 
 
 def command(part: str, purpose: str, run: Callable[[settings.Settings], None]) -> click.Command:
