@@ -91,7 +91,8 @@ SELECT mailbox.full_address AS address, domain.name AS domain, mailbox.first_nam
        jsonb_array_length(report -> 'folders') AS folders, counted.messages, counted.bytes,
        report -> 'folders' AS folder_list, report -> 'waived' AS waived, report -> 'notes' AS notes,
        report -> 'odd_sizes' AS odd_sizes,
-       (SELECT count(*) FROM straggler WHERE straggler.mailbox_id = mailbox.id AND delivered_at IS NOT NULL) AS stragglers
+       (SELECT count(*) FROM straggler WHERE straggler.mailbox_id = mailbox.id AND delivered_at IS NOT NULL) AS stragglers,
+       (report ->> 'bodies_compared')::bigint AS bodies_compared, verification.verified_again_at, verification.again
   FROM verification JOIN mailbox ON mailbox.id = verification.mailbox_id JOIN domain ON domain.id = mailbox.domain_id,
        LATERAL (SELECT coalesce(sum((folder ->> 'messages')::bigint), 0)::bigint AS messages,
                        coalesce(sum((folder ->> 'bytes')::bigint), 0)::bigint AS bytes
