@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import psycopg
 import pytest
 
 from bascule.database import Connection, value
 from bascule.lab.sites import eventually
+
+
+Acknowledge = Callable[[int, int], None]
 
 
 def everything(connection: Connection) -> list[tuple[object, ...]]:
@@ -200,7 +204,7 @@ def test_sightings_are_counted(owner: Connection) -> None:
     assert owner.execute("SELECT address FROM forgotten").fetchall() == []
 
 
-def test_a_return_has_its_own_deadline_and_epoch(owner: Connection) -> None:
+def test_a_return_has_its_own_deadline_and_epoch(owner: Connection, acknowledge: Acknowledge) -> None:
     mailbox = put_local(owner, "alice@lab.test")
     with pytest.raises(psycopg.Error, match="is not to be returned"):
         owner.execute("SELECT begin_return(%s)", (mailbox,))
@@ -217,6 +221,7 @@ def test_a_return_has_its_own_deadline_and_epoch(owner: Connection) -> None:
     assert value(owner, "SELECT state FROM mailbox") == "local"
     assert value(owner, "SELECT return_requested_at IS NOT NULL FROM mailbox")
     epoch = value(owner, "SELECT begin_return(%s)", mailbox)
+    acknowledge(mailbox, epoch)
     owner.execute("SELECT finish_return(%s, %s)", (mailbox, epoch))
     row = owner.execute("SELECT state, password_hash, sealed_credential, return_requested_at FROM mailbox").fetchone()
     assert row == ("legacy", None, None, None)
@@ -502,6 +507,14 @@ def test_the_parts_that_run(owner: Connection) -> None:
     owner.execute("SELECT beat('mx2', 'policy_daemon')")
     owner.execute("UPDATE node SET heartbeat_at = now() - interval '1 minute' WHERE name = 'mx2'")
     assert owner.execute("SELECT part, name, alive FROM parts ORDER BY name").fetchall() == [
+        ("policy_daemon", "mx", True),
         ("policy_daemon", "mx1", True),
         ("policy_daemon", "mx2", False),
+        ("authenticator", "store", True),
+    ]
+    owner.execute("SELECT sign_off('mx', 'policy_daemon'), sign_off('store', 'authenticator')")
+    assert owner.execute("SELECT name, alive FROM parts ORDER BY name").fetchall() == [
+        ("mx1", True),
+        ("mx2", False),
+        ("store", False),
     ]
