@@ -19,9 +19,9 @@ from threading import Lock
 
 from bascule import log
 from bascule.errors import LegacyBusy, LegacyRefusedLogin, LegacyUnavailable
+from bascule.imap.reader import Changes, Layout, Message, Reader, Status, Wanted, batches
 from bascule.legacy import BUSY_CODES
 from bascule.migrator import maildir
-from bascule.migrator.source import Changes, Layout, Message, Source, Status, Wanted, batches
 
 #: UIDs given here begin this far above the legacy server's next one, so that no
 #: client takes a message that came late there for one that came here.
@@ -32,7 +32,7 @@ WRITE_OUT = 32 << 20  # bytes that are received before the disk is made to write
 MAX_LOST = 20  # sessions that may be lost in a pass
 REPORT_INTERVAL = 0.5  # seconds
 
-Open = Callable[[], AbstractContextManager[Source]]
+Open = Callable[[], AbstractContextManager[Reader]]
 
 
 @dataclass(slots=True)
@@ -101,7 +101,7 @@ class Copy:
         self._states = root / ".bascule-passed.json"  # goes where the copy goes
         self.waived = waived
         self._stack = ExitStack()
-        self.source: Source
+        self.source: Reader
         self.sizes = True  # whether the server can be asked for them
         self._uidls: Mapping[int, str] = {}
         self._uidls_are_new = False

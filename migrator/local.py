@@ -15,8 +15,8 @@ from pathlib import Path
 
 from bascule.address import Address
 from bascule.errors import BasculeError
+from bascule.imap.writer import Writer
 from bascule.location import dovecot_settings
-from bascule.migrator.target import Target
 
 LIBEXEC = Path("/usr/lib/dovecot")
 PATIENCE = 30  # seconds
@@ -34,7 +34,7 @@ class Local:
         self._config_file = config_file
 
     @contextmanager
-    def open(self, address: Address, *, location: str | None = None) -> Iterator[Target]:
+    def open(self, address: Address, *, location: str | None = None) -> Iterator[Writer]:
         """A session of ``address``, for the ``with`` block; ``location`` is where it is, if not where Dovecot has it.
 
         Raises:
@@ -50,7 +50,7 @@ class Local:
                     raise LocalUnavailable(
                         f"Dovecot does not open the mailbox of {address} here", hint="See Dovecot's log."
                     )
-                yield Target(wire, wire.capabilities())
+                yield Writer(wire, wire.capabilities())
             finally:
                 wire.close()
                 try:

@@ -17,11 +17,11 @@ from pathlib import Path
 from imapclient import imap_utf7
 
 from bascule.address import Address
+from bascule.imap.pipeline import PIECE
+from bascule.imap.reader import Batch, Layout, Message, Reader, Wanted
 from bascule.migrator import maildir
 from bascule.migrator.copying import Pass
-from bascule.migrator.imap import PIECE
 from bascule.migrator.local import Local
-from bascule.migrator.source import Batch, Layout, Message, Source, Wanted
 
 #: HIGHESTMODSEQ here is raised this far above the legacy server's, which moves on until the flip.
 MODSEQ_GAP = 1_000_000
@@ -38,7 +38,7 @@ def straggler_name(folder: str, uidvalidity: int, uid: int) -> str:
     return f"{uid}.{uidvalidity}.{sha256(folder.encode()).hexdigest()[:16]}"
 
 
-def digest_of(source: Source, folder: str, message: Message) -> bytes:
+def digest_of(source: Reader, folder: str, message: Message) -> bytes:
     """The SHA-256 of a message's bytes."""
     digest = sha256()
 
@@ -51,7 +51,7 @@ def digest_of(source: Source, folder: str, message: Message) -> bytes:
     return digest.digest()
 
 
-def _holds(here: Source, file: Path) -> bool:
+def _holds(here: Reader, file: Path) -> bool:
     """Whether any folder holds the message that is in a file."""
     size = file.stat().st_size
     with file.open("rb") as body:

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from imapclient import imap_utf7
 
 from bascule.errors import BasculeError
+from bascule.imap.reader import Reader
 from bascule.migrator.copying import FolderState, Pass
-from bascule.migrator.source import Source
 from bascule.migrator.storage import Read
 
 
@@ -42,7 +42,7 @@ class Verification:
 
 
 def verify(
-    source: Source,
+    source: Reader,
     read: Read,
     last_pass: Pass,
     *,

@@ -6,7 +6,6 @@ import asyncio
 import errno
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import procrastinate
 import psycopg
@@ -14,16 +13,19 @@ from procrastinate.jobs import Status
 
 from bascule import letters, log, program, settings
 from bascule.credential import Unsealer
-from bascule.database import Connection, connect, translated, value
+from bascule.database import connect, translated
 from bascule.errors import BasculeError, LegacyBusy, LegacyRefusedLogin
 from bascule.legacy import Trust
 from bascule.metrics import serve
 from bascule.migrator import metrics
-from bascule.migrator.account import Account, exclusively, load
+from bascule.migrator.account import Account
+from bascule.migrator.acts import Acts
+from bascule.migrator.attempt import Attempt, exclusively
 from bascule.migrator.cutover import Paused, migrate
 from bascule.migrator.letters import Letters
 from bascule.migrator.local import Local
 from bascule.migrator.returning import give_back
+from bascule.migrator.sessions import Sessions
 from bascule.migrator.storage import Storage
 from bascule.migrator.sweep import sweep
 from bascule.readiness import ready, stay_alive
@@ -38,7 +40,7 @@ WRITE_AGAIN = 60.0  # seconds after which it is tried again to send a message to
 BUSY = {"OVERQUOTA": 900, "THROTTLED": 900, "LIMIT": 30, "INUSE": 30, "UNAVAILABLE": 60}
 SHORT = 5  # seconds, after a BYE that gives no code
 
-Work = Callable[[Connection, Account, Path], None]
+Work = Callable[[Attempt], None]
 
 
 class Worker:
@@ -64,54 +66,73 @@ class Worker:
     def migrate(self, mailbox_id: int) -> None:
         """Task: move a mailbox, or take its move up where it stopped."""
 
-        def work(connection: Connection, account: Account, home: Path) -> None:
-            if account.state in {"requested", "copying", "cutover"}:
-                migrate(connection, account, home, self._storage, self._trust, self._unsealer)
+        def work(attempt: Attempt) -> None:
+            if attempt.account.state in {"requested", "copying", "cutover"} and attempt.account.domain_mode == "active":
+                migrate(attempt)
 
         self._attempt(mailbox_id, work)
 
     def sweep(self, mailbox_id: int) -> None:
         """Task: bring the stragglers of a mailbox that has moved."""
 
-        def work(connection: Connection, account: Account, home: Path) -> None:
+        def work(attempt: Attempt) -> None:
+            account = attempt.account
             if account.state == "local" and account.domain_mode == "active" and not account.return_requested:
-                sweep(connection, account, home, self._storage, self._trust, self._unsealer, self._letters)
+                sweep(attempt)
 
         self._attempt(mailbox_id, work)
 
     def give_back(self, mailbox_id: int) -> None:
         """Task: send a mailbox that has moved back to the legacy server."""
 
-        def work(connection: Connection, account: Account, home: Path) -> None:
-            if account.return_requested and account.domain_mode == "active":
-                give_back(connection, account, home, self._storage, self._local, self._trust, self._unsealer)
+        def work(attempt: Attempt) -> None:
+            if attempt.account.return_requested and attempt.account.domain_mode == "active":
+                give_back(attempt)
 
         self._attempt(mailbox_id, work)
 
     def _attempt(self, mailbox_id: int, work: Work) -> None:
         """Do ``work``; a failure is kept in the mailbox, with the time of the next attempt."""
         with connect(self._dsn) as connection:
-            account = load(connection, mailbox_id)
-            if account is None or (account.paused and account.state not in {"cutover", "returning"}):
+            acts = Acts(connection)
+            account = acts.account(mailbox_id)
+            if account is None:
                 return
             home = self._settings.worker.mail_root / account.home
             try:
                 with exclusively(home), metrics.AT_WORK.track_inprogress():
-                    work(connection, account, home)
+                    # Read again under the lock: whoever held it may have changed everything.
+                    now = acts.account(mailbox_id)
+                    if now is None or (now.paused and now.state not in {"cutover", "returning"}):
+                        return
+                    account = now
+                    work(
+                        Attempt(
+                            acts=acts,
+                            account=account,
+                            home=home,
+                            storage=self._storage,
+                            local=self._local,
+                            sessions=Sessions(acts, account, self._trust, self._unsealer),
+                            letters=self._letters,
+                            trust=self._trust,
+                            unsealer=self._unsealer,
+                        )
+                    )
             except Paused:
                 self._log.info("paused", address=str(account.address))
             except psycopg.OperationalError:
                 raise  # nothing can be recorded now; the mailbox is found unattended later
             except psycopg.Error as error:
-                self._failed(connection, account, translated(error))
+                self._failed(acts, account, translated(error))
             except LegacyRefusedLogin as error:
-                self._failed(connection, account, error, refused=True)
+                self._failed(acts, account, error, refused=True)
             except LegacyBusy as error:
                 wait = BUSY.get(error.code, SHORT)
                 said = BasculeError(f"{error.message}; next try in {wait} s or later", hint=error.hint)
-                self._failed(connection, account, said, at_least=wait)
+                self._failed(acts, account, said, at_least=wait)
             except BasculeError as error:
-                self._failed(connection, account, error)
+                self._failed(acts, account, error)
             except OSError as error:
                 full = error.errno in {errno.ENOSPC, errno.EDQUOT}
                 said = BasculeError(
@@ -120,41 +141,33 @@ class Worker:
                     if full
                     else "May the worker's user write there, and its unit (ReadWritePaths)?",
                 )
-                self._failed(connection, account, said)
+                self._failed(acts, account, said)
             except Exception as error:
                 self._log.exception("attempt failed", address=str(account.address))
                 said = BasculeError(
                     f"an error of bascule's own: {type(error).__name__}", hint="See the worker's log, and report it."
                 )
-                self._failed(connection, account, said)
+                self._failed(acts, account, said)
                 raise
 
     def _failed(
-        self, connection: Connection, account: Account, error: BasculeError, *, refused: bool = False, at_least: int = 0
+        self, acts: Acts, account: Account, error: BasculeError, *, refused: bool = False, at_least: int = 0
     ) -> None:
         metrics.FAILURES.labels("refused" if refused else "temporary").inc()
         self._log.warning("attempt failed", address=str(account.address), reason=error.message)
-        connection.execute(
-            "SELECT bascule.attempt_failed(%s, %s, %s, make_interval(secs => %s), %s)",
-            (account.id, error.message, refused, at_least, error.hint),
-        )
+        acts.attempt_failed(account.id, error.message, refused=refused, at_least=at_least, advice=error.hint)
 
     def write_to_waiting(self) -> None:
         """Send word to the users whose move waits for their new password, each once."""
         if time.monotonic() < self._write_again_at:
             return
         with connect(self._dsn) as connection:
-            waiting = connection.execute(
-                "SELECT mailbox.id FROM bascule.mailbox JOIN bascule.domain ON domain.id = mailbox.domain_id "
-                "WHERE mailbox.needs_credential AND mailbox.trouble_told_at IS NULL AND mailbox.store = %s "
-                "AND mailbox.state IN ('requested', 'copying') AND domain.writes_to_users AND domain.mode = 'active'",
-                (self._settings.worker.store,),
-            ).fetchall()
-            for (mailbox_id,) in waiting:
-                # Told once it is sent: whoever dies in between has it sent again, not forgotten.
-                with connection.transaction():
-                    if value(connection, "SELECT bascule.trouble_told(%s)", mailbox_id):
-                        account = load(connection, mailbox_id)
+            acts = Acts(connection)
+            for mailbox_id in acts.waiting_for_password(self._settings.worker.store):
+                # Recorded once it is sent: whoever dies in between has it sent again, not forgotten.
+                with acts.transaction():
+                    if acts.trouble_told(mailbox_id):
+                        account = acts.account(mailbox_id)
                         if account is not None:
                             self._letters.trouble(account)
                             self._log.info("user asked for the new password", address=str(account.address))

@@ -13,7 +13,7 @@ SELECT mailbox.full_address AS address, domain.name AS domain, mailbox.state, ma
        CASE WHEN mailbox.paused_at IS NOT NULL THEN 'paused: ' || mailbox.pause_reason
             WHEN mailbox.needs_credential THEN
                 'waits for the user''s new password: the legacy server refuses the one we keep'
-            WHEN unreadable.mailbox_id IS NOT NULL THEN 'the legacy server does not give every message'
+            WHEN unreadable.mailbox_id IS NOT NULL THEN 'the legacy server does not give every message or folder'
             ELSE mailbox.last_error END AS problem,
        mailbox.last_error_at AS problem_at, mailbox.next_try, mailbox.migrated_at, mailbox.last_message_at,
        mailbox.swept_at, mailbox.return_requested_at,
@@ -35,7 +35,8 @@ SELECT mailbox.full_address AS address, domain.name AS domain, mailbox.state, ma
             END AS advice,
        coalesce(mailbox.language, domain.language) AS language, mailbox.needs_credential AS needs_password
   FROM mailbox JOIN domain ON domain.id = mailbox.domain_id
-  LEFT JOIN (SELECT DISTINCT mailbox_id FROM unreadable_message WHERE waived_at IS NULL) AS unreadable
+  LEFT JOIN (SELECT mailbox_id FROM unreadable_message WHERE waived_at IS NULL
+              UNION SELECT mailbox_id FROM unreadable_folder WHERE waived_at IS NULL) AS unreadable
     ON unreadable.mailbox_id = mailbox.id;
 COMMENT ON VIEW mailboxes IS 'Every mailbox we know of, where it stands, and what the last trouble with it was';
 COMMENT ON COLUMN mailboxes.percent IS 'Of the messages, how many are copied; 100: the mailbox has moved';
@@ -77,10 +78,12 @@ COMMENT ON VIEW stragglers IS 'Messages that reached a legacy mailbox after its 
 CREATE VIEW unreadable AS
 SELECT mailbox.full_address AS address, message.folder, message.uid, message.reason,
        message.first_seen, message.last_seen, message.waived_at, message.waived_reason, domain.name AS domain
-  FROM unreadable_message AS message
+  FROM (SELECT mailbox_id, folder, uid, reason, first_seen, last_seen, waived_at, waived_reason FROM unreadable_message
+         UNION ALL
+        SELECT mailbox_id, folder, NULL, reason, first_seen, last_seen, waived_at, waived_reason FROM unreadable_folder) AS message
   JOIN mailbox ON mailbox.id = message.mailbox_id JOIN domain ON domain.id = mailbox.domain_id;
 COMMENT ON VIEW unreadable IS
-    'Messages that the legacy server says it has and does not give, and which of them were waived: a mailbox with one that is not waived is copied but not cut over';
+    'Messages, and whole folders (uid is null), that the legacy server says it has and does not give, and which of them were waived: a mailbox with one that is not waived is copied but not cut over';
 
 CREATE VIEW verifications AS
 SELECT mailbox.full_address AS address, domain.name AS domain, mailbox.first_name, mailbox.last_name,

@@ -299,6 +299,7 @@ RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_t
 DECLARE
     box mailbox := mailbox_of(address);
     waived bigint;
+    waived_folders bigint;
 BEGIN
     PERFORM insist_on_reason(waive_messages.reason, format('say why the messages of %s need not move', address));
     UPDATE unreadable_message AS message SET waived_at = clock_timestamp(), waived_reason = waive_messages.reason
@@ -306,8 +307,15 @@ BEGIN
        AND message.folder = coalesce(waive_messages.folder, message.folder)
        AND message.uid = coalesce(waive_messages.uid, message.uid);
     GET DIAGNOSTICS waived = ROW_COUNT;
+    IF waive_messages.uid IS NULL THEN
+        UPDATE unreadable_folder AS the_folder SET waived_at = clock_timestamp(), waived_reason = waive_messages.reason
+         WHERE the_folder.mailbox_id = box.id AND the_folder.waived_at IS NULL
+           AND the_folder.folder = coalesce(waive_messages.folder, the_folder.folder);
+        GET DIAGNOSTICS waived_folders = ROW_COUNT;
+        waived := waived + waived_folders;
+    END IF;
     IF waived = 0 THEN
-        RAISE EXCEPTION '% has no such unreadable message', address
+        RAISE EXCEPTION '% has no such unreadable message or folder', address
             USING ERRCODE = 'BA003', HINT = 'They are in the view bascule.unreadable.';
     END IF;
     INSERT INTO journal (domain, address, event, reason)
@@ -321,7 +329,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION waive_messages IS
-    'Decide that messages which the legacy server does not give need not move: all of a mailbox, or of one folder, or one UID; how many';
+    'Decide that messages and folders which the legacy server does not give need not move: all of a mailbox, or of one folder, or one UID; how many';
 
 CREATE OR REPLACE FUNCTION close_domain(domain_name text, force boolean DEFAULT false, reason text DEFAULT '')
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$

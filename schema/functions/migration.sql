@@ -5,10 +5,14 @@ RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_tem
 BEGIN
     UPDATE mailbox SET state = 'copying' WHERE id = begin_copy.mailbox_id AND state = 'requested';
     UPDATE mailbox SET attempts = attempts + 1, next_try = NULL, copy_began_at = clock_timestamp(), copied_before = NULL
-     WHERE id = begin_copy.mailbox_id AND state IN ('copying', 'cutover');
+     WHERE id = begin_copy.mailbox_id AND state = 'copying';
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'mailbox % is not to be copied', begin_copy.mailbox_id USING ERRCODE = 'BA002',
+            HINT = 'It moved, or was given up, meanwhile.';
+    END IF;
 END
 $$;
-COMMENT ON FUNCTION begin_copy IS 'A worker has taken the mailbox up';
+COMMENT ON FUNCTION begin_copy IS 'A worker has taken the mailbox up; refused (BA002) when it is not to be copied';
 
 CREATE OR REPLACE FUNCTION report_progress(mailbox_id bigint, copied bigint, total bigint, bytes bigint)
 RETURNS boolean LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
@@ -94,6 +98,20 @@ END
 $$;
 COMMENT ON FUNCTION set_unreadable IS
     'The messages that the legacy server did not give in the last pass; after a complete pass those not among them are forgotten. What is waived stays waived.';
+
+CREATE OR REPLACE FUNCTION set_unreadable_folders(mailbox_id bigint, reasons jsonb)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+BEGIN
+    DELETE FROM unreadable_folder AS old
+     WHERE old.mailbox_id = set_unreadable_folders.mailbox_id AND old.waived_at IS NULL AND NOT reasons ? old.folder;
+    INSERT INTO unreadable_folder AS old (mailbox_id, folder, reason)
+    SELECT set_unreadable_folders.mailbox_id, now.key, now.value FROM jsonb_each_text(reasons) AS now
+    ON CONFLICT ON CONSTRAINT unreadable_folder_pkey
+    DO UPDATE SET reason = excluded.reason, last_seen = clock_timestamp();
+END
+$$;
+COMMENT ON FUNCTION set_unreadable_folders IS
+    'The folders that the legacy server lists and that could not be opened or stored, with the reason of each; others are forgotten. What is waived stays waived.';
 
 CREATE OR REPLACE FUNCTION set_hierarchy(mailbox_id bigint, separator text, prefix text)
 RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
@@ -249,12 +267,17 @@ RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS
 $$;
 COMMENT ON FUNCTION undo_overdue_cutovers IS 'Called at each heartbeat of a policy daemon, so that a dead worker holds nobody''s mail';
 
-CREATE OR REPLACE FUNCTION stage_straggler(mailbox_id bigint, folder text, uidvalidity bigint, uid bigint)
+DROP FUNCTION IF EXISTS stage_straggler(bigint, text, bigint, bigint);
+CREATE OR REPLACE FUNCTION stage_straggler(
+    mailbox_id bigint, folder text, uidvalidity bigint, uid bigint, message_id text DEFAULT '', digest bytea DEFAULT NULL
+)
 RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-    INSERT INTO straggler (mailbox_id, folder, uidvalidity, uid)
-    VALUES (stage_straggler.mailbox_id, stage_straggler.folder, stage_straggler.uidvalidity, stage_straggler.uid)
+    INSERT INTO straggler (mailbox_id, folder, uidvalidity, uid, message_id, digest)
+    VALUES (stage_straggler.mailbox_id, stage_straggler.folder, stage_straggler.uidvalidity, stage_straggler.uid,
+            stage_straggler.message_id, stage_straggler.digest)
     ON CONFLICT DO NOTHING
 $$;
+COMMENT ON FUNCTION stage_straggler IS 'The file of a late message is complete beside the mailbox; Message-ID and SHA-256 know it again';
 
 CREATE OR REPLACE FUNCTION straggler_delivered(mailbox_id bigint, folder text, uidvalidity bigint, uid bigint)
 RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
@@ -280,6 +303,13 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION sweep_done IS 'A sweep that began then found all there was, and the last message is written; the next one is queued while the domain is active';
+
+CREATE OR REPLACE FUNCTION last_message_written(mailbox_id bigint)
+RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+    UPDATE mailbox SET last_message_at = clock_timestamp()
+     WHERE id = last_message_written.mailbox_id AND state = 'local' AND last_message_at IS NULL
+$$;
+COMMENT ON FUNCTION last_message_written IS 'The last message is in the legacy mailbox';
 
 CREATE OR REPLACE FUNCTION welcomed(mailbox_id bigint)
 RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$

@@ -18,7 +18,7 @@ from typing import Self
 from imapclient import IMAPClient
 
 from bascule.errors import BasculeError, LegacyUnavailable
-from bascule.migrator.imap import CommandRefused, Pipeline, Receive, Token, Untagged, Wire, quoted, uid_set, unquoted
+from bascule.imap.pipeline import CommandRefused, Pipeline, Receive, Token, Untagged, Wire, quoted, uid_set, unquoted
 
 AHEAD = 32  # commands that are sent before their turn, at most
 BATCH_MESSAGES, BATCH_BYTES = 100, 4 << 20  # that one FETCH asks for, at most (a larger message comes alone)
@@ -38,7 +38,7 @@ SPECIAL_USES = frozenset({"\\Archive", "\\Drafts", "\\Junk", "\\Sent", "\\Trash"
 
 
 @dataclass(frozen=True, slots=True)
-class SourceFolder:
+class ListedFolder:
     """A folder as listed. ``name`` is as on the wire; ``special_use`` is empty or one of RFC 6154."""
 
     name: str
@@ -52,7 +52,7 @@ class Layout:
 
     separator: str
     prefix: str
-    folders: tuple[SourceFolder, ...]
+    folders: tuple[ListedFolder, ...]
     subscribed: tuple[str, ...]
 
 
@@ -160,7 +160,7 @@ def batches(folder: str, messages: Iterable[Message]) -> Iterator[Batch]:
         yield Batch(folder, tuple(group))
 
 
-class Source:
+class Reader:
     """A logged-in session, used by one thread at a time."""
 
     def __init__(
@@ -507,9 +507,9 @@ def _listed(untagged: Untagged) -> tuple[frozenset[str], str, str]:
     raise LegacyUnavailable(f"the legacy server does not speak IMAP: {untagged.text[:80]!r}")
 
 
-def _folder(attributes: frozenset[str], name: str) -> SourceFolder:
+def _folder(attributes: frozenset[str], name: str) -> ListedFolder:
     uses = [use for use in SPECIAL_USES if use.lower() in attributes]
-    return SourceFolder(name, not {"\\noselect", "\\nonexistent"} & attributes, uses[0] if uses else "")
+    return ListedFolder(name, not {"\\noselect", "\\nonexistent"} & attributes, uses[0] if uses else "")
 
 
 def _internaldate(raw: bytes) -> int:
