@@ -22,6 +22,7 @@ from bascule.errors import LegacyBusy, LegacyRefusedLogin, LegacyUnavailable
 from bascule.imap.reader import Changes, Layout, Message, Reader, Status, Wanted, batches
 from bascule.legacy import BUSY_CODES
 from bascule.migrator import maildir
+from bascule.migrator.pop3 import MAX_HEADER
 
 #: UIDs given here begin this far above the legacy server's next one, so that no
 #: client takes a message that came late there for one that came here.
@@ -131,6 +132,18 @@ class Copy:
         """The messages of the legacy INBOX now, by UID."""
         status = self.source.statuses(["INBOX"])["INBOX"]
         return next(iter(self.source.changes([("INBOX", None)], sizes=self.sizes))).new if status.messages else []
+
+    def inbox_header(self) -> Callable[[int], bytes]:
+        """Gives the beginning of a message of INBOX, as it was copied, by UID; nothing for one that was not."""
+        files = maildir.files_of(self.root)
+
+        def header(uid: int) -> bytes:
+            if (path := files.get(uid)) is None:
+                return b""
+            with path.open("rb") as file:
+                return file.read(MAX_HEADER)
+
+        return header
 
     def leave_gap(self, last_pass: Pass) -> None:
         """Have UIDs given here begin above a gap; after the last pass."""

@@ -261,6 +261,15 @@ def receive(path: str, size: int, pieces: Iterable[bytes]) -> Received:
     return Received(path, size, size + bare)
 
 
+def files_of(folder: Path) -> dict[int, Path]:
+    """The messages of a folder that is not yet in use here, by UID."""
+    found = {}
+    for path in (folder / "cur").iterdir():
+        if (match := _NAME.match(path.name)) is not None:
+            found[int(match["uid"])] = path
+    return found
+
+
 def write_subscriptions(root: Path, names: Iterable[str], separator: str, prefix: str) -> None:
     """Write the ``subscriptions`` file; names are as on the wire."""
     lines = [name.removeprefix(prefix).replace(separator, "/") for name in names]
