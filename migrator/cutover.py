@@ -134,8 +134,8 @@ def _take_along(attempt: Attempt, copy: Copy) -> list[str]:
             notes.append(f"POP3 clients may download INBOX again: {error.message}")
     if legacy.sieve is not None:
         try:
-            scripts, active = read_scripts(legacy, legacy.sieve, trust, address, password)
-            write_scripts(attempt.home, scripts, active)
+            scripts = read_scripts(legacy, legacy.sieve, trust, address, password)
+            notes += write_scripts(attempt.home, scripts)
         except BasculeError as error:
             notes.append(f"Sieve scripts were not copied: {error.message}")
     return notes
