@@ -12,7 +12,6 @@ import pytest
 from bascule.database import Connection, value
 from bascule.lab.sites import eventually
 
-
 Acknowledge = Callable[[int, int], None]
 
 

@@ -198,7 +198,8 @@ def test_nothing_sealed_is_readable_but_by_workers(owner: Connection) -> None:
     """By whatever grant, on whatever table or view, also one that is added later."""
     readable = owner.execute(
         "SELECT role.rolname, attrelid::regclass::text, attname FROM pg_attribute, pg_roles AS role "
-        "WHERE attrelid IN (SELECT oid FROM pg_class WHERE relnamespace = 'bascule'::regnamespace AND relkind IN ('r', 'v')) "
+        "WHERE attrelid IN (SELECT oid FROM pg_class "
+        "WHERE relnamespace = 'bascule'::regnamespace AND relkind IN ('r', 'v')) "
         "AND (attname LIKE 'sealed%' OR attname = 'password_hash') AND NOT attisdropped "
         "AND role.rolname LIKE 'bascule\\_%' AND has_column_privilege(role.rolname, attrelid, attnum, 'SELECT')"
     ).fetchall()
