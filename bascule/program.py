@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from bascule import log, settings
+from bascule import settings
 from bascule.errors import BadSettings, BasculeError
 from bascule.words import printable_lines
 
@@ -53,6 +53,8 @@ def command(part: str, purpose: str, run: Callable[[settings.Settings], None]) -
     @click.command(cls=Spoken, help=purpose)
     @settings_option
     def main(path: Path) -> None:
+        from bascule import log  # noqa: PLC0415 (slow to start; the command bascule logs nothing)
+
         keep_memory_private()
         log.configure(part)
         run(settings.load(path))

@@ -54,6 +54,7 @@ COMMANDS = {
     "rotate-url": Place("domain", "Replace the URL of DOMAIN; the former one stops working at once."),
     "status": Place("progress", "Show who has moved, moves, has trouble, or is forgotten."),
     "store": Place("installing", "Tell the Dovecot store NAME, reached by LMTP_NEXT_HOP."),
+    "verify": Place("verify", "Compare every message of ADDRESS, which has moved, with what came in."),
     "waive": Place("people", "Give ADDRESS up: it need not move."),
     "waive-messages": Place("people", "Move ADDRESS without the messages that are not given."),
 }
@@ -63,18 +64,19 @@ class _Commands(MutableMapping[str, click.Command]):
     """The commands by name; each is imported when it is looked at."""
 
     def __init__(self) -> None:
-        self._imported: dict[str, click.Command] = {}
+        #: Those whose modules are imported.
+        self.entered: dict[str, click.Command] = {}
 
     def __getitem__(self, name: str) -> click.Command:
-        if name not in self._imported:
+        if name not in self.entered:
             importlib.import_module(f"bascule.cli.{COMMANDS[name].module}")
-        return self._imported[name]
+        return self.entered[name]
 
     def __setitem__(self, name: str, command: click.Command) -> None:
-        self._imported[name] = command
+        self.entered[name] = command
 
     def __delitem__(self, name: str) -> None:
-        del self._imported[name]
+        del self.entered[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(COMMANDS)
@@ -88,6 +90,8 @@ class _Commands(MutableMapping[str, click.Command]):
 
 class Cli(click.Group):
     """A group whose commands say our errors in words, with exit status 1."""
+
+    commands: _Commands
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
