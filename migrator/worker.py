@@ -30,6 +30,7 @@ from bascule.migrator.sessions import Sessions
 from bascule.migrator.storage import Storage
 from bascule.migrator.sweep import sweep
 from bascule.readiness import ready, stay_alive
+from bascule.watch import Watch
 
 PART = "worker"
 HEARTBEAT = 2.0  # seconds
@@ -187,7 +188,8 @@ class Worker:
         """Work until SIGTERM; tasks that are under way are finished first."""
         store = self._settings.worker.store
         async with self.app.open_async():
-            background = [asyncio.create_task(work) for work in (self._attend(), stay_alive())]
+            watch = Watch(self._settings, PART)
+            background = [asyncio.create_task(work) for work in (self._attend(), stay_alive(), watch.run())]
             ready()
             self._log.info("working", store=store)
             try:

@@ -20,6 +20,7 @@ from bascule.policy_daemon.queue import PostfixQueue
 from bascule.policy_daemon.routes import Routes
 from bascule.serving import Server, until_told
 from bascule.snapshot import Snapshot
+from bascule.watch import Watch
 
 PART = "policy_daemon"
 RETRY = 1.0  # seconds before a change is tried again that Postfix did not take
@@ -62,7 +63,7 @@ class Service:
         for server in listening:
             await server.start()
         self._log.info("serving", socketmap=mine.socketmap, policy=mine.policy)
-        await until_told(self.follower.run())
+        await until_told(Watch(self._settings, PART).beside(self.follower.run()))
         for server in listening:
             await server.stop()
         for task in list(self._changes.values()):

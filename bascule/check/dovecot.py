@@ -22,6 +22,7 @@ from bascule.settings import Settings
 MAX_ARG_STRLEN = 131_072  # bytes of one string in an environment (execve(2), "Limits on size of arguments")
 LARGEST_CA = 100_000  # bytes; Dovecot 2.3 escapes it and adds the rest of its settings
 BATCH = 100  # addresses that one doveadm is asked about
+NO_USER = 67  # exit status of doveadm if one of those it was asked about does not exist (sysexits.h, EX_NOUSER)
 NAMED = 5  # addresses that one finding names
 #: Directories that systemd hides from our units (systemd.exec(5), ProtectHome).
 HIDDEN = ("/home", "/root", "/run/user")
@@ -118,6 +119,8 @@ def userdb(subject: Subject) -> Iterator[Said]:
 
 def known_elsewhere(subject: Subject) -> dict[Address, str]:
     """The addresses of the domain that the operator's userdb knows, each with the home that it names."""
+    if subject.addresses is not None:
+        return _foreign(subject, subject.addresses)
     listed = [
         Address.parse(name)
         for name in subject.dovecot.user(f"*@{subject.domain}").text.split()
@@ -166,7 +169,7 @@ def foreign_homes(facts: DovecotFacts, settings: Settings, addresses: Sequence[A
             else set()
         )
         homes = {os.path.normpath(line) for line in said.text.splitlines() if line.strip()}
-        if said.status == 0 and homes == ours and mails <= {settings.worker.mail_location}:
+        if said.status in {0, NO_USER} and homes == ours and mails <= {settings.worker.mail_location}:
             continue
         for address in there:
             home = _home_elsewhere(facts, settings, address)
@@ -186,7 +189,9 @@ def _home_elsewhere(facts: DovecotFacts, settings: Settings, address: Address) -
         return None
     fields = dict(line.split("\t", 1) for line in said.text.splitlines() if "\t" in line)
     if not fields.get("home") and not fields.get("uid"):
-        if said.status == 0 or "doesn't match peer uid" in said.errors:
+        # It fails for a user whom a userdb knows and Dovecot may not serve (another uid, for instance), and for
+        # everybody while a userdb is away.
+        if _NO_SUCH_USER.search(facts.user("-x", "service=lmtp", str(invented(address.domain))).errors):
             return ""
         last = (said.errors.strip().splitlines() or ["no answer"])[-1]
         raise NotReadable(f"Dovecot does not say whether it knows {address}: {last}")

@@ -53,6 +53,7 @@ class Subject:
 
     ``legacy_only``: nothing of this host is asked, whatever is there. ``storable``
     says why a folder (name, separator, prefix) cannot be stored here, or nothing.
+    ``addresses``: those of the domain that are looked at, not all that are known.
     """
 
     def __init__(
@@ -65,12 +66,14 @@ class Subject:
         commands: Commands | None = None,
         legacy_only: bool = False,
         storable: Callable[[str, str, str], str] | None = None,
+        addresses: Sequence[Address] | None = None,
     ) -> None:
         self.settings = settings
         self.user = user
         self.connection = connection
         self.legacy_only = legacy_only
         self.storable = storable
+        self.addresses = addresses
         self.trust = Trust(settings.legacy.ca_file, settings.legacy.timeout)
         self._legacy = legacy
         self._commands = commands or Here(settings.postfix.config_directory, settings.dovecot.config_file)
