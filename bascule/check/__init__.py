@@ -7,10 +7,8 @@ modules are imported in the order in which an operator corrects what they find.
 
 from __future__ import annotations
 
-# isort: off (they enter their checks in this order)
+# isort: skip_file (they enter their checks in this order)
 from bascule.check import dns, dovecot, imap, logins, mail, parts, postfix, smtp
-
-# isort: on
 from bascule.check.finding import Finding
 from bascule.check.registry import CHECKS, Check, matching, run
 from bascule.check.subject import Subject, User

@@ -289,7 +289,7 @@ def auth_cache(subject: Subject) -> Iterator[Said]:
 # Mailboxes ----------------------------------------------------------------------------
 
 
-@check("dovecot.namespaces", "Dovecot", needs=("Dovecot",))
+@check("dovecot.namespaces", "Dovecot", needs=("Dovecot",), after=("legacy.imap.login",))
 def namespaces(subject: Subject) -> Iterator[Said]:
     """Whether the operator's namespaces agree with the separator and prefix of the legacy server."""
     blocks = [each for each in subject.dovecot.blocks("namespace") if each.get("disabled") != "yes"]
@@ -356,7 +356,7 @@ def _separator(namespace: Block) -> str:
     return "." if location.startswith("maildir") and "LAYOUT=fs" not in location else "/"
 
 
-@check("dovecot.quota", "Dovecot", needs=("Dovecot",))
+@check("dovecot.quota", "Dovecot", needs=("Dovecot",), after=("legacy.imap.login",))
 def quota(subject: Subject) -> Iterator[Said]:
     """Whether the default quota here is smaller than the mailbox at the legacy server."""
     limit = default_quota(subject.dovecot)
