@@ -234,7 +234,8 @@ BEGIN
     RETURN box.epoch;
 END
 $$;
-COMMENT ON FUNCTION begin_return IS 'Hold the mailbox''s mail and logins for the last step of its return, for at most the domain''s cutover budget';
+COMMENT ON FUNCTION begin_return IS
+    'Hold the mailbox''s mail and logins for the last step of its return, for at most the domain''s cutover budget';
 
 CREATE OR REPLACE FUNCTION undo_return(mailbox_id bigint, reason text)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
@@ -379,7 +380,8 @@ BEGIN
     RETURN FOUND;
 END
 $$;
-COMMENT ON FUNCTION trouble_told IS 'True: the user is to be written to now that the move waits for the new password. Each time only once.';
+COMMENT ON FUNCTION trouble_told IS
+    'True: the user is to be written to now that the move waits for the new password. Each time only once.';
 
 CREATE OR REPLACE FUNCTION requeue_unattended()
 RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
