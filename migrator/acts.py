@@ -272,6 +272,15 @@ class Acts:
         """The welcome is in the mailbox here."""
         self._do("SELECT bascule.welcomed(%s)", mailbox_id)
 
+    def verified_folders(self, mailbox_id: int) -> list[dict[str, Any]]:
+        """The folders of a mailbox as they were verified at the flip: name, name here, UIDVALIDITY, UIDNEXT."""
+        found = self._value("SELECT report -> 'folders' FROM bascule.verification WHERE mailbox_id = %s", mailbox_id)
+        return list(found or [])
+
+    def record_verification(self, mailbox_id: int, result: Mapping[str, object]) -> None:
+        """What was found when a mailbox that has moved was verified again."""
+        self._do("SELECT bascule.record_verification(%s, %s)", mailbox_id, json.dumps(dict(result)))
+
     # Of the worker, not of one mailbox ----------------------------------------------
 
     def waiting_for_password(self, store: str) -> list[int]:
