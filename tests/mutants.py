@@ -21,11 +21,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 #: The modules, and the unit tests that are to find what is wrong with them.
@@ -83,10 +85,12 @@ def mutants(module: str) -> Iterator[Mutant]:
             mutated = copy.deepcopy(tree)
             change(next(each for place, each in enumerate(ast.walk(mutated)) if place == number))
             line = getattr(node, "lineno", 0)
-            yield Mutant(module, line, f"{what}: {lines[line - 1].strip()}", ast.unparse(ast.fix_missing_locations(mutated)))
+            yield Mutant(
+                module, line, f"{what}: {lines[line - 1].strip()}", ast.unparse(ast.fix_missing_locations(mutated))
+            )
 
 
-def _changes(node: ast.AST) -> Iterator[tuple[str, object]]:
+def _changes(node: ast.AST) -> Iterator[tuple[str, Callable[[Any], object]]]:
     match node:
         case ast.Compare(ops=[operator]) if type(operator) in _TURNED:
             yield "turned", lambda it: it.ops.__setitem__(0, _TURNED[type(it.ops[0])]())
@@ -95,7 +99,7 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, object]]:
         case ast.BinOp(op=operator) if type(operator) in _OTHER and not _is_text(node):
             yield "other operator", lambda it: setattr(it, "op", _OTHER[type(it.op)]())
         case ast.UnaryOp(op=ast.Not()):
-            yield "without not", lambda it: (setattr(it, "op", ast.Not()), setattr(it, "operand", ast.UnaryOp(ast.Not(), it.operand)))
+            yield "without not", lambda it: setattr(it, "operand", ast.UnaryOp(ast.Not(), it.operand))
         case ast.If():
             yield "never", lambda it: setattr(it, "test", ast.Constant(False))
             yield "always", lambda it: setattr(it, "test", ast.Constant(True))
@@ -103,17 +107,20 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, object]]:
         statements = getattr(node, field, None)
         for place, statement in enumerate(statements if isinstance(statements, list) else ()):
             if _can_go(statement):
-                yield (
-                    f"left out (line {statement.lineno}: {ast.unparse(statement).splitlines()[0][:80]})",
-                    lambda it, field=field, place=place: getattr(it, field).__setitem__(place, ast.Pass()),
-                )
+                first = ast.unparse(statement).splitlines()[0][:80]
+                yield f"left out (line {statement.lineno}: {first})", partial(_leave_out, field=field, place=place)
+
+
+def _leave_out(node: Any, field: str, place: int) -> None:
+    getattr(node, field)[place] = ast.Pass()
 
 
 def _is_text(node: ast.BinOp) -> bool:
     """Whether an operator joins texts or types, where the other one makes no sense."""
     sides = (node.left, node.right)
     return any(
-        isinstance(each, ast.JoinedStr) or (isinstance(each, ast.Constant) and isinstance(each.value, str | bytes | None))
+        isinstance(each, ast.JoinedStr)
+        or (isinstance(each, ast.Constant) and isinstance(each.value, str | bytes | None))
         for each in sides
     )
 
