@@ -133,6 +133,7 @@ class Worker:
                     if now is None or not _is_due(now):
                         return
                     account = now
+                    self._storage.recover(account.address, home, account.state)
                     work(
                         Attempt(
                             acts=acts,
