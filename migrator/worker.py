@@ -17,7 +17,14 @@ from procrastinate.jobs import Status
 from bascule import letters, log, program, settings
 from bascule.credential import Unsealer
 from bascule.database import connect, translated
-from bascule.errors import BasculeError, DatabaseUnavailable, LegacyBusy, LegacyRefusedLogin, LegacyUnavailable
+from bascule.errors import (
+    BasculeError,
+    DatabaseUnavailable,
+    LegacyBusy,
+    LegacyRefusedLogin,
+    LegacyUnavailable,
+    LocalUnavailable,
+)
 from bascule.legacy import Trust
 from bascule.metrics import serve
 from bascule.migrator import metrics
@@ -27,7 +34,7 @@ from bascule.migrator.attempt import Attempt, InUse, exclusively
 from bascule.migrator.cutover import Paused, migrate
 from bascule.migrator.evidence import verify_again
 from bascule.migrator.letters import Letters, NotSent
-from bascule.migrator.local import Local, LocalUnavailable
+from bascule.migrator.local import Local
 from bascule.migrator.returning import NotClean, give_back
 from bascule.migrator.sessions import Sessions
 from bascule.migrator.storage import Storage
