@@ -136,7 +136,7 @@ class Worker:
                         )
                     )
             except Paused as error:
-                self._log.info("stopped", address=str(account.address), reason=error.message)
+                self._log.info("paused", address=str(account.address), reason=error.message)
             except psycopg.OperationalError:
                 raise  # nothing can be recorded now; the mailbox is found unattended later
             except psycopg.Error as error:
