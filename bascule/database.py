@@ -36,7 +36,10 @@ def translated(error: psycopg.Error) -> BasculeError:
             f"the database does not answer: {' '.join(str(error).split())}",
             hint="Is PostgreSQL running? Nothing was changed.",
         )
-    return BasculeError(f"the database refuses: {error.diag.message_primary or error}")
+    return BasculeError(
+        f"the database refuses: {error.diag.message_primary or error}",
+        hint="See PostgreSQL's log. Nothing was changed. Is the schema this version's? bascule db status says.",
+    )
 
 
 @contextmanager
