@@ -172,7 +172,9 @@ class Settings(_Table):
         """The connection string for one of the roles of ``schema/roles.sql``."""
         # A database host that vanishes is noticed within seconds, not after TCP's own quarter of an hour.
         patience = "tcp_user_timeout=10000 keepalives_idle=10 keepalives_interval=5"
-        return f"{self.database} user=bascule_{role} application_name=bascule_{role} {patience}"
+        # Of several hosts, the one that takes changes; a standby takes none, and notifies of none.
+        primary = "" if "target_session_attrs" in self.database else "target_session_attrs=read-write"
+        return f"{self.database} user=bascule_{role} application_name=bascule_{role} {primary} {patience}"
 
 
 def load(path: Path = DEFAULT_PATH) -> Settings:
