@@ -21,6 +21,8 @@ from bascule.migrator.sieve import (
     Place,
     Scripts,
     ScriptsNotRead,
+    personal_storage,
+    place_here,
     read_scripts,
     unknown_extensions,
     write_scripts,
@@ -302,6 +304,36 @@ def test_where_dovecot_has_them(setting: str, folder: str, active: str) -> None:
 def test_a_place_that_is_none_for_files_is_named(setting: str) -> None:
     with pytest.raises(ScriptsNotRead):
         Place.of(setting, Path("/h"), Address("an", "t.test"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "storage"),
+    [
+        ("base_dir = /run/dovecot\n", ""),
+        ("plugin {\n  sieve_before = /x\n  sieve = file:/v/%d/%n;active=/v/a\n}\n", "file:/v/%d/%n;active=/v/a"),
+        ("plugin {\n  sieve_dir = /x\n}\nservice sieve {\n  sieve = no\n}\n", ""),
+        (
+            "sieve_script b {\n  path = /b\n  type = before\n}\n"
+            "sieve_script own {\n  active_path = ~/.a\n  driver = file\n  path = ~/s\n}\n",
+            "file:~/s;active=~/.a",
+        ),
+        ("sieve_script own {\n  path = ~/s\n  type = personal\n}\n", "file:~/s"),
+        ("sieve_script own {\n  driver = ldap\n  path = x\n}\n", "ldap:x"),
+    ],
+)
+def test_what_doveconf_says_of_either_version(settings: str, storage: str) -> None:
+    assert personal_storage(settings) == storage
+
+
+@pytest.mark.skipif(shutil.which("doveconf") is None, reason="dovecot-core is not installed")
+def test_a_real_doveconf_is_asked(tmp_path: Path) -> None:
+    config = tmp_path / "dovecot.conf"
+    config.write_text(f"base_dir = {tmp_path}/run\nplugin {{\n  sieve = file:/v/%d/%n;active=/v/%d/%n.sieve\n}}\n")
+    assert place_here(config, tmp_path, Address("an", "t.test")) == Place(
+        Path("/v/t.test/an"), Path("/v/t.test/an.sieve")
+    )
+    with pytest.raises(ScriptsNotRead, match="does not say"):
+        place_here(tmp_path / "missing.conf", tmp_path, Address("an", "t.test"))
 
 
 def test_scripts_go_to_that_place(tmp_path: Path) -> None:
