@@ -1,4 +1,4 @@
-"""Every benchmark is played small, so that none rots: it runs to its end and prints its table. No figure is asserted."""
+"""Every benchmark is played small, so that none rots: it runs to its end and prints its table; no figure counts."""
 
 from __future__ import annotations
 
