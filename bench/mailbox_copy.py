@@ -30,6 +30,7 @@ from imapclient import IMAPClient
 
 from bascule.address import Address
 from bascule.credential import Password
+from bascule.imap.reader import Reader
 from bascule.lab.delay import Delay
 from bascule.lab.mail import message
 from bascule.lab.process import VMAIL
@@ -38,7 +39,6 @@ from bascule.lab.table import Table, parser
 from bascule.legacy import LegacySettings, Service, Trust, UserLogin, imap_session
 from bascule.migrator import maildir
 from bascule.migrator.copying import Copy
-from bascule.migrator.source import Source
 
 NAME, PASSWORD = "bench", "bench-password"
 FOLDERS = 20
@@ -93,9 +93,9 @@ def bascule(sessions: int) -> Callable[[int, Path], None]:
         legacy = LegacySettings(DOMAIN, "127.0.0.1", Service(port, "none"), "127.0.0.1", 25)
 
         @contextlib.contextmanager
-        def open_source() -> Iterator[Source]:
+        def open_source() -> Iterator[Reader]:
             with imap_session(legacy, Trust(), UserLogin(Address(NAME, DOMAIN), Password(PASSWORD))) as client:
-                yield Source.of(client)
+                yield Reader.of(client)
 
         into.mkdir(exist_ok=True)
         maildir.take_over(into, into / "Maildir")

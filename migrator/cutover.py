@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
-
-import psycopg
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
 
 from bascule import log
-from bascule.credential import Password, Unsealer
-from bascule.database import Connection, translated, value
 from bascule.errors import BasculeError
-from bascule.legacy import Trust, authenticate
+from bascule.legacy import authenticate
 from bascule.migrator import metrics
-from bascule.migrator.account import Account, waived_of
+from bascule.migrator.acts import Acts
+from bascule.migrator.attempt import Attempt
 from bascule.migrator.copying import Copy, Pass, Progress
+from bascule.migrator.hold import await_acknowledgements, undo
 from bascule.migrator.pop3 import uidls
-from bascule.migrator.sessions import Sessions
 from bascule.migrator.sieve import read_scripts, write_scripts
-from bascule.migrator.storage import Storage
-from bascule.migrator.verification import NotEqual, Verification, verify
+from bascule.migrator.verification import NotEqual, Verification, special_uses, verify
+from bascule.migrator.witness import Witness
 
 SMALL_PASS = 20  # changes; the final pass, while mail is held, will be about as large
 MAX_PASSES = 20  # a mailbox that never comes to rest is cut over after so many
 PROGRESS_INTERVAL = 0.5  # seconds between reports to the database
-MARGIN = 5.0  # seconds of the budget that must be left for verification and flip
-FINAL_PASSES = 3  # tries to find both sides equal, for a client may still be at work there
-
-
-class NotAcknowledged(BasculeError):
-    """A live node has not put the cutover into force in time; the cutover is undone."""
+TRIES = 3  # to find both sides equal, for a client may still be at work there
 
 
 class Paused(BasculeError):
@@ -40,30 +31,33 @@ class Paused(BasculeError):
 
 
 class MessagesUnreadable(BasculeError):
-    """The legacy server does not give some messages, and nobody has waived them."""
+    """The legacy server does not give some messages or folders, and nobody has waived them."""
 
 
-def migrate(
-    connection: Connection, account: Account, home: Path, storage: Storage, trust: Trust, unsealer: Unsealer
-) -> None:
+class CannotBeKept(BasculeError):
+    """A name or a keyword cannot be kept as it is, and the domain's setting is to wait for an administrator."""
+
+
+def migrate(attempt: Attempt) -> None:
     """Take a requested mailbox to state local, or raise having left it in state copying.
 
     Raises:
         BasculeError, OSError: why it did not come to the flip. What was copied is kept.
     """
+    acts, account, home, storage = attempt.acts, attempt.account, attempt.home, attempt.storage
     logger = log.get().bind(address=str(account.address))
     if account.state == "cutover":
-        connection.execute("SELECT bascule.undo_cutover(%s, 'its worker died')", (account.id,))
-    connection.execute("SELECT bascule.begin_copy(%s)", (account.id,))
-    password = account.password(unsealer)
-    sessions = Sessions(connection, account, trust, unsealer)
+        acts.undo_cutover(account.id, "its worker died")
+    acts.begin_copy(account.id)
+    password = attempt.password()
     storage.take_over(home)
     copy = Copy(
-        sessions.open,
+        attempt.sessions.open,
         storage.root(home),
-        _reporter(connection, account.id),
-        sessions=sessions.reserve(account.limits.per_mailbox),
-        waived=waived_of(connection, account.id),
+        _reporter(acts, account.id),
+        sessions=attempt.sessions.reserve(account.limits.per_mailbox),
+        waived=acts.waived_messages(account.id),
+        waived_folders=acts.waived_folders(account.id),
     )
     with copy:
         try:
@@ -73,129 +67,147 @@ def migrate(
                 if done.changes <= SMALL_PASS:
                     break
         except BaseException:
-            _record_unreadable(connection, account.id, copy, complete=False)
+            _record_unreadable(acts, account.id, copy, complete=False)
             raise
-        _record_unreadable(connection, account.id, copy, complete=True)
-        if copy.unreadable:
-            raise MessagesUnreadable(
-                f"the legacy server does not give {len(copy.unreadable)} of the messages",
-                hint="See bascule.unreadable; mend them there or waive them.",
-            )
+        _record_unreadable(acts, account.id, copy, complete=True)
+        _insist_on_whole(attempt, copy, done)
         # The copy may have taken hours: is this still the user's password? It will be the one here.
-        if account.copy_login != "xoauth2":
-            authenticate(account.legacy, trust, account.address, password)
-        connection.execute(
-            "SELECT bascule.set_hierarchy(%s, %s, %s)", (account.id, done.layout.separator, done.layout.prefix)
-        )
-        notes = _take_along(account, home, trust, password, copy)
-        storage.settle(account.address, home, done)
+        with copy.without_session():
+            if account.copy_login != "xoauth2":
+                authenticate(account.legacy, attempt.trust, account.address, password)
+        acts.set_hierarchy(account.id, done.layout.separator, done.layout.prefix, special_uses(done))
+        notes = _take_along(attempt, copy)
+        rehearsed = _equal(attempt, copy, {})
+        compared = {state.name: state.uidnext for state in rehearsed.last_pass.folders}
         hashed = password.hashed()  # costly on purpose, so before the mail is held
-        epoch = int(value(connection, "SELECT bascule.begin_cutover(%s)", account.id))
+        epoch = acts.begin_cutover(account.id)
         began = time.monotonic()
         try:
-            await_acknowledgements(connection, account.id, epoch)
-            final, verification = _final_pass(copy, account, home, storage)
-            verification.notes += notes
-            connection.execute(
-                "SELECT bascule.finish_cutover(%s, %s, %s, %s)",
-                (account.id, epoch, hashed, json.dumps(verification.report())),
-            )
+            await_acknowledgements(acts, account.id, epoch)
+            final = _equal(attempt, copy, compared)
+            final.verification.notes += notes
+            final.verification.bodies_compared += rehearsed.verification.bodies_compared
+            storage.leave_gap(account.address, home, final.last_pass)
+            acts.finish_cutover(account.id, epoch, hashed, final.verification.report())
         except BaseException as error:
-            undo(connection, "SELECT bascule.undo_cutover(%s, %s)", account.id, error)
+            undo(acts.undo_cutover, account.id, error)
             raise
         held = time.monotonic() - began
         metrics.FLIPS.inc()
         metrics.HELD.observe(held)
-        logger.info("flipped", changes=final.changes, held_ms=round(held * 1000))
+        logger.info("flipped", changes=final.last_pass.changes, held_ms=round(held * 1000))
         copy.forget()
+        storage.keep_evidence(home, final.last_pass)
         storage.hand_over(home)
 
 
-def _final_pass(copy: Copy, account: Account, home: Path, storage: Storage) -> tuple[Pass, Verification]:
-    """Copy what came last, and find both sides equal."""
-    for remaining in reversed(range(FINAL_PASSES)):
-        final = copy.run()
-        copy.leave_gap(final)
-        storage.carry_over(account.address, home)
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    last_pass: Pass
+    verification: Verification
+
+
+def _equal(attempt: Attempt, copy: Copy, compared: Mapping[str, int]) -> _Verified:
+    """Copy what is left, and find both sides equal: once before the mail is held, and again while it is.
+
+    ``compared``: by folder, the UID below which bodies were compared already.
+
+    Raises:
+        NotEqual: also after the last try.
+    """
+    address, home, storage = attempt.account.address, attempt.home, attempt.storage
+    for remaining in reversed(range(TRIES)):
+        done = copy.run()
+        if compared:
+            storage.carry_over(address, home)
+            storage.raise_modseqs(address, done, [name for name in done.unsettled if name in done.modseqs])
+        else:
+            storage.settle(address, home, done)
         try:
-            with storage.reading(account.address, home, final) as read:
-                return final, verify(copy.source, read, final, waived=copy.waived, sizes=copy.sizes)
-        except NotEqual:
-            copy.forget()
+            with attempt.local.witness(address) as here:
+                found = verify(
+                    copy.source,
+                    Witness(copy.source.wire, "the legacy server"),
+                    here,
+                    done,
+                    digests=partial(storage.digests, home, done),
+                    sizes=copy.sizes,
+                    compared=compared,
+                )
+        except NotEqual as error:
             if not remaining:
                 raise
-    raise AssertionError("not reached")
+            log.get().info("not equal yet", address=str(address), reason=error.message)
+            copy.distrust(error.folder, error.uids)
+            copy.forget()
+        else:
+            return _Verified(done, found)
+    raise AssertionError("the last try returns or raises")
 
 
-def _take_along(account: Account, home: Path, trust: Trust, password: Password, copy: Copy) -> list[str]:
+def _insist_on_whole(attempt: Attempt, copy: Copy, done: Pass) -> None:
+    """
+    Raises:
+        MessagesUnreadable: messages or folders are missing, and nobody has waived them.
+        CannotBeKept: something would be otherwise here, and the domain's setting is to wait.
+    """
+    address = attempt.account.address
+    if copy.unreadable or copy.refused:
+        folders = f" and {len(copy.refused)} of the folders" if copy.refused else ""
+        raise MessagesUnreadable(
+            f"the legacy server does not give {len(copy.unreadable)} of the messages{folders}",
+            hint=f"See bascule.unreadable; mend them there, or waive them: bascule waive-messages {address}.",
+        )
+    if done.notes and attempt.account.waits_on_difference:
+        more = f", and {len(done.notes) - 1} more" if len(done.notes) > 1 else ""
+        raise CannotBeKept(
+            f"not everything can be kept as it is: {done.notes[0]}{more}",
+            hint="Rename it at the legacy server, or accept it: "
+            f"bascule domain set {address.domain} --on-difference note.",
+        )
+
+
+def _take_along(attempt: Attempt, copy: Copy) -> list[str]:
     """POP3 UIDLs and Sieve scripts; what of them could not be taken along, in words.
 
     Neither is a reason not to move. They are read with the user's own password.
     """
     notes = []
-    legacy = account.legacy
+    trust, password, address, legacy = (
+        attempt.trust,
+        attempt.password(),
+        attempt.account.address,
+        attempt.account.legacy,
+    )
     if legacy.pop3 is not None:
         try:
             inbox = [(message.uid, message.size) for message in copy.inbox()]
-            copy.set_uidls(uidls(legacy, legacy.pop3, trust, account.address, password, inbox))
+            found = uidls(legacy, legacy.pop3, trust, address, password, inbox, copy.inbox_header())
+            copy.set_uidls(found.by_uid)
             copy.run()
+            if found.note:
+                notes.append(found.note)
         except BasculeError as error:
             notes.append(f"POP3 clients may download INBOX again: {error.message}")
     if legacy.sieve is not None:
         try:
-            scripts, active = read_scripts(legacy, legacy.sieve, trust, account.address, password)
-            write_scripts(home, scripts, active)
+            scripts = read_scripts(legacy, legacy.sieve, trust, address, password)
+            notes += write_scripts(attempt.home, scripts)
         except BasculeError as error:
             notes.append(f"Sieve scripts were not copied: {error.message}")
     return notes
 
 
-def _record_unreadable(connection: Connection, mailbox_id: int, copy: Copy, *, complete: bool) -> None:
-    messages = json.dumps([asdict(each) for each in copy.unreadable.values()])
-    if (complete or copy.unreadable) and not connection.broken:
-        connection.execute("SELECT bascule.set_unreadable(%s, %s, %s)", (mailbox_id, messages, complete))
+def _record_unreadable(acts: Acts, mailbox_id: int, copy: Copy, *, complete: bool) -> None:
+    if not acts.is_connected:
+        return
+    if complete or copy.unreadable:
+        acts.set_unreadable(mailbox_id, [asdict(each) for each in copy.unreadable.values()], complete=complete)
+    if complete:
+        acts.set_unreadable_folders(mailbox_id, copy.refused)
 
 
-def undo(connection: Connection, act: str, mailbox_id: int, error: BaseException) -> None:
-    """Take back a cutover or a return for which ``error`` is the reason."""
-    if isinstance(error, psycopg.OperationalError):
-        return  # the database is away; a policy daemon undoes it when its time is over
-    if isinstance(error, psycopg.Error):
-        error = translated(error)
-    reason = error.message if isinstance(error, BasculeError) else type(error).__name__
-    connection.execute(act.encode(), (mailbox_id, reason))
-
-
-def await_acknowledgements(connection: Connection, mailbox_id: int, epoch: int) -> None:
-    """Return when every live node has acknowledged ``epoch``.
-
-    Raises:
-        NotAcknowledged
-    """
-    connection.execute("LISTEN bascule_acknowledgement")
-    deadline = (
-        time.monotonic()
-        + float(
-            value(
-                connection,
-                "SELECT extract(epoch FROM cutover_deadline - clock_timestamp()) FROM bascule.mailbox WHERE id = %s",
-                mailbox_id,
-            )
-            or 0
-        )
-        - MARGIN
-    )
-    while waiting := connection.execute(
-        "SELECT part, node FROM bascule.unacknowledged(%s, %s)", (mailbox_id, epoch)
-    ).fetchall():
-        if time.monotonic() > deadline:
-            names = ", ".join(f"{part} on {node}" for part, node in waiting)
-            raise NotAcknowledged(f"not acknowledged in time by: {names}", hint="Is that part in order? See its log.")
-        list(connection.notifies(timeout=1, stop_after=1))
-    connection.execute("UNLISTEN bascule_acknowledgement")
-
-
-def _reporter(connection: Connection, mailbox_id: int) -> Callable[[Progress], None]:
+def _reporter(acts: Acts, mailbox_id: int) -> Callable[[Progress], None]:
     last = 0.0
     counted = 0
 
@@ -207,15 +219,7 @@ def _reporter(connection: Connection, mailbox_id: int) -> Callable[[Progress], N
         last = now
         metrics.COPIED.inc(max(progress.bytes - counted, 0))
         counted = progress.bytes  # each pass counts from nothing
-        goes_on = value(
-            connection,
-            "SELECT bascule.report_progress(%s, %s, %s, %s)",
-            mailbox_id,
-            progress.copied,
-            progress.total,
-            progress.bytes,
-        )
-        if goes_on is False:
-            raise Paused("paused by an administrator")
+        if not acts.report_progress(mailbox_id, progress.copied, progress.total, progress.bytes):
+            raise Paused("paused, given up, or its worker ends")
 
     return report

@@ -15,27 +15,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
-
-from psycopg.rows import TupleRow
 
 from bascule import log
-from bascule.credential import Unsealer
-from bascule.database import Connection, value
 from bascule.errors import BasculeError, LegacyUnavailable
-from bascule.legacy import Trust
-from bascule.migrator.account import Account, flipped_folders, waived_of
-from bascule.migrator.cutover import MAX_PASSES, SMALL_PASS, await_acknowledgements, undo
-from bascule.migrator.imap import PIECE
+from bascule.imap.pipeline import PIECE
+from bascule.imap.reader import Batch, Message, Reader, Wanted
+from bascule.imap.writer import Writer
+from bascule.migrator.acts import Note
+from bascule.migrator.attempt import Attempt
+from bascule.migrator.cutover import MAX_PASSES, SMALL_PASS
+from bascule.migrator.hold import await_acknowledgements, undo
 from bascule.migrator.letters import message_id
-from bascule.migrator.local import Local, LocalUnavailable
-from bascule.migrator.sessions import Sessions
-from bascule.migrator.source import Batch, Message, Source, Wanted
-from bascule.migrator.storage import Storage, digest_of, straggler_name
+from bascule.migrator.local import LocalUnavailable
+from bascule.migrator.storage import digest_of, straggler_name
 from bascule.migrator.sweep import UidvalidityChanged
-from bascule.migrator.target import Target
 
 FINAL_PASSES = 4  # the last of them must find nothing to do
 
@@ -46,72 +40,51 @@ class NotClean(BasculeError):
     """Both sides did not become equal in time; the return is undone and tried again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
-    """A row of ``returned_message``."""
-
-    guid: str
-    digest: bytes
-    legacy_uidnext: int
-    legacy_uid: int | None
-
-
-def give_back(
-    connection: Connection,
-    account: Account,
-    home: Path,
-    storage: Storage,
-    local: Local,
-    trust: Trust,
-    unsealer: Unsealer,
-) -> None:
+def give_back(attempt: Attempt) -> None:
     """Take a mailbox whose return was requested to state legacy, or raise having left it in state local.
 
     Raises:
         BasculeError, OSError: why it did not come to the flip. What was written is kept.
     """
+    acts, account, home, storage = attempt.acts, attempt.account, attempt.home, attempt.storage
     logger = log.get().bind(address=str(account.address))
     if account.state == "returning":
-        connection.execute("SELECT bascule.undo_return(%s, 'its worker died')", (account.id,))
+        acts.undo_return(account.id, "its worker died")
     storage.hand_over(home)  # a worker may have died right after the flip
     storage.reopen(home)
-    sessions = Sessions(connection, account, trust, unsealer)
-    sessions.reserve(1)
-    with sessions.open_target() as there:
+    attempt.sessions.reserve(1)
+    with attempt.sessions.open_target() as there:
         for number in range(1, MAX_PASSES + 1):
-            changes = _write(connection, account, home, there, local, None)
+            changes = _write(attempt, there, None)
             logger.info("return pass done", number=number, changes=changes)
             if changes <= SMALL_PASS:
                 break
-        epoch = int(value(connection, "SELECT bascule.begin_return(%s)", account.id))
+        epoch = acts.begin_return(account.id)
         try:
-            await_acknowledgements(connection, account.id, epoch)
-            local.end_sessions(account.address)
+            await_acknowledgements(acts, account.id, epoch)
+            attempt.local.end_sessions(account.address)
             storage.close(home)
-            _write_the_rest(connection, account, home, there, local, storage.closed_location(home))
-            connection.execute("SELECT bascule.finish_return(%s, %s)", (account.id, epoch))
+            _write_the_rest(attempt, there, storage.closed_location(home))
+            acts.finish_return(account.id, epoch)
         except BaseException as error:
             storage.reopen(home)
-            undo(connection, "SELECT bascule.undo_return(%s, %s)", account.id, error)
+            undo(acts.undo_return, account.id, error)
             raise
     storage.leave(home)
     logger.info("returned")
 
 
-def _write_the_rest(
-    connection: Connection, account: Account, home: Path, there: Target, local: Local, location: str
-) -> None:
+def _write_the_rest(attempt: Attempt, there: Writer, location: str) -> None:
     for _ in range(FINAL_PASSES):
-        if not _write(connection, account, home, there, local, location):
+        if not _write(attempt, there, location):
             return
     raise NotClean("the legacy mailbox does not become equal to the one here")
 
 
-def _write(
-    connection: Connection, account: Account, home: Path, there: Target, local: Local, location: str | None
-) -> int:
+def _write(attempt: Attempt, there: Writer, location: str | None) -> int:
     """One pass over all folders; how much was written."""
-    with local.open(account.address, location=location) as here:
+    account = attempt.account
+    with attempt.local.open(account.address, location=location) as here:
         layout, theirs = here.layout(), there.layout()
         names = [folder.name for folder in layout.folders if folder.selectable]
         known_there = {folder.name for folder in theirs.folders if folder.selectable}
@@ -122,19 +95,10 @@ def _write(
                 changes += 1
         for name in (set(layout.subscribed) ^ set(theirs.subscribed)) & set(names):
             changes += there.subscribe(name, wanted=name in layout.subscribed)
-        flipped = flipped_folders(connection, account.id)
+        flipped = attempt.acts.flipped_folders(account.id)
         # Appended first, in all folders; only then is anything removed.
         folders = [
-            _Folder(
-                connection,
-                account,
-                here,
-                there,
-                name,
-                flipped.get(name),
-                home / ".bascule-return",
-                is_here=name in names,
-            )
+            _Folder(attempt, here, there, name, flipped.get(name), is_here=name in names)
             for name in dict.fromkeys([*names, *(name for name in flipped if name in known_there)])
         ]
         for folder in folders:
@@ -149,18 +113,18 @@ class _Folder:
 
     def __init__(
         self,
-        connection: Connection,
-        account: Account,
-        here: Source,
-        there: Target,
+        attempt: Attempt,
+        here: Reader,
+        there: Writer,
         name: str,
         flipped: tuple[int, int] | None,
-        spool: Path,
         *,
         is_here: bool,
     ) -> None:
-        self._connection, self._account = connection, account
-        self._here, self._there, self._name, self._spool = here, there, name, spool
+        self._acts, self._account = attempt.acts, attempt.account
+        self._here, self._there, self._name = here, there, name
+        self._spool = attempt.home / ".bascule-return"
+        account = self._account
         self._is_here = is_here
         there_now = next(iter(there.changes([(name, None)])))
         if flipped is not None and flipped[0] != there_now.uidvalidity:
@@ -180,20 +144,12 @@ class _Folder:
             same_uids = flipped is not None and here_now.uidvalidity == flipped[0]
         first_new = self._first_new = flipped[1] if flipped else 1
         stragglers = {
-            straggler_name(name, uidvalidity, uid): uid
-            for uidvalidity, uid in self._rows(
-                "SELECT uidvalidity, uid FROM bascule.straggler "
-                "WHERE mailbox_id = %s AND folder = %s AND delivered_at IS NOT NULL"
-            )
+            straggler_name(name, each.uidvalidity, each.uid): each.uid
+            for each in self._acts.stragglers(account.id)
+            if each.folder == name and each.delivered
         }
-        self._notes = {
-            uid: Note(*note)
-            for uid, *note in self._rows(
-                "SELECT uid, guid, digest, legacy_uidnext, legacy_uid FROM bascule.returned_message "
-                "WHERE mailbox_id = %s AND folder = %s"
-            )
-        }
-        waived = {uid for folder, _, uid in waived_of(connection, account.id) if folder == name}
+        self._notes = {note.uid: note for note in self._acts.notes(account.id) if note.folder == name}
+        waived = {uid for folder, _, uid in self._acts.waived_messages(account.id) if folder == name}
         #: What at the legacy server is by us, or was here once: it is removed when it is here no more.
         self._ours = {uid for uid in self._present if uid < first_new} - waived
         self._ours |= set(stragglers.values()) | {note.legacy_uid or 0 for note in self._notes.values()}
@@ -212,9 +168,6 @@ class _Folder:
             if found is not None:
                 self._there_uid[uid] = found
 
-    def _rows(self, query: str) -> list[TupleRow]:
-        return self._connection.execute(query.encode(), (self._account.id, self._name)).fetchall()
-
     def append(self) -> int:
         """Append what is not there; how many."""
         self._resolve_stale_notes()
@@ -227,9 +180,8 @@ class _Folder:
                 legacy_uid = self._find(note.legacy_uidnext, digest)
             if legacy_uid is None:
                 guid = self._guids.get(message.uid, "")
-                self._connection.execute(
-                    "SELECT bascule.intend_return(%s, %s, %s, %s, %s, %s)",
-                    (self._account.id, self._name, message.uid, guid, digest, self._uidnext),
+                self._acts.intend_return(
+                    self._account.id, Note(self._name, message.uid, guid, digest, self._uidnext, None)
                 )
                 with self._spool.open("rb") as body:
                     pieces = iter(lambda: body.read(PIECE), b"")
@@ -239,9 +191,7 @@ class _Folder:
                 legacy_uid = legacy_uid or self._find(self._uidnext, digest)
                 if legacy_uid is None:
                     raise LegacyUnavailable(f"a message appended to {self._name!r} is not found there")
-            self._connection.execute(
-                "SELECT bascule.returned(%s, %s, %s, %s)", (self._account.id, self._name, message.uid, legacy_uid)
-            )
+            self._acts.returned(self._account.id, self._name, message.uid, legacy_uid)
             self._there_uid[message.uid] = legacy_uid
             self._present.setdefault(legacy_uid, message)
             self._uidnext = max(self._uidnext, legacy_uid + 1)
@@ -277,9 +227,7 @@ class _Folder:
                 continue
             if note.legacy_uid is None and (found := self._find(note.legacy_uidnext, note.digest)) is not None:
                 self._ours.add(found)
-                self._connection.execute(
-                    "SELECT bascule.returned(%s, %s, %s, %s)", (self._account.id, self._name, uid, found)
-                )
+                self._acts.returned(self._account.id, self._name, uid, found)
 
     def _read_here(self, message: Message) -> bytes:
         """Put a message into the spool file; the SHA-256 of its bytes."""

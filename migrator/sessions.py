@@ -15,12 +15,12 @@ from typing import Any
 from imapclient import IMAPClient
 
 from bascule.credential import Password, Unsealer
-from bascule.database import Connection, value
 from bascule.errors import BasculeError, LegacyBusy, LegacyRefusedLogin, LegacyUnavailable
+from bascule.imap.reader import Reader
+from bascule.imap.writer import Writer
 from bascule.legacy import Login, MasterLogin, TokenLogin, Trust, UserLogin, imap_session
 from bascule.migrator.account import Account
-from bascule.migrator.source import Source
-from bascule.migrator.target import Target
+from bascule.migrator.acts import Acts
 
 EARLY = 60  # seconds before its end that an access token is no longer used
 
@@ -99,8 +99,8 @@ class OAuthClient:
 class Sessions:
     """Opens sessions for one attempt. They are reserved until the attempt's database connection ends."""
 
-    def __init__(self, connection: Connection, account: Account, trust: Trust, unsealer: Unsealer) -> None:
-        self._connection = connection
+    def __init__(self, acts: Acts, account: Account, trust: Trust, unsealer: Unsealer) -> None:
+        self._acts = acts
         self._account = account
         self._trust = trust
         self._unsealer = unsealer
@@ -113,7 +113,7 @@ class Sessions:
             NoneFree
         """
         account = self._account
-        free = int(value(self._connection, "SELECT bascule.take_connections(%s, %s)", account.domain_id, wanted))
+        free = self._acts.take_connections(account.domain_id, wanted)
         if not free:
             raise NoneFree(
                 f"all {account.limits.connections} sessions that workers may have at {account.legacy.imap_host} "
@@ -123,7 +123,7 @@ class Sessions:
         return free
 
     @contextmanager
-    def open(self) -> Iterator[Source]:
+    def open(self) -> Iterator[Reader]:
         """One session, for the ``with`` block.
 
         Raises:
@@ -132,19 +132,19 @@ class Sessions:
         limits = self._account.limits
         with self.open_client() as client:
             if limits.bytes_per_second is None:
-                yield Source.of(client)
+                yield Reader.of(client)
             else:
-                yield Source.of(client, Throttle(limits.bytes_per_second / limits.connections).spent)
+                yield Reader.of(client, Throttle(limits.bytes_per_second / limits.connections).spent)
 
     @contextmanager
-    def open_target(self) -> Iterator[Target]:
+    def open_target(self) -> Iterator[Writer]:
         """One session that may write, for the ``with`` block.
 
         Raises:
             LegacyRefusedLogin, LegacyUnavailable, CopyLoginRefused: as :func:`bascule.legacy.imap_session`.
         """
         with self.open_client() as client:
-            yield Target.of(client)
+            yield Writer.of(client)
 
     @contextmanager
     def open_client(self) -> Iterator[IMAPClient]:

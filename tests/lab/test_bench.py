@@ -1,4 +1,4 @@
-"""Every benchmark is played small, so that none rots: it runs to its end and prints its table; no figure counts."""
+"""Every benchmark is played small, so that none rots: it runs to its end and prints its table, whatever the figures."""
 
 from __future__ import annotations
 

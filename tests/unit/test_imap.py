@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bascule.errors import LegacyBusy, LegacyUnavailable
-from bascule.migrator.imap import CommandRefused, Pipeline, Untagged, quoted, uid_set
-from bascule.migrator.source import Batch, Message, Source, Status, Wanted, batches
+from bascule.imap.pipeline import CommandRefused, Pipeline, Untagged, quoted, uid_set
+from bascule.imap.reader import Batch, Message, Reader, Status, Wanted, batches
 
 
 class Script:
@@ -34,12 +34,12 @@ class Script:
         return self._file.read(size)
 
 
-def source(*answers: bytes, capabilities: frozenset[str] = frozenset()) -> tuple[Source, Script]:
+def source(*answers: bytes, capabilities: frozenset[str] = frozenset()) -> tuple[Reader, Script]:
     script = Script(*answers)
-    return Source(script, capabilities), script
+    return Reader(script, capabilities), script
 
 
-def fetched(reader: Source, folder: str, messages: list[Message]) -> tuple[dict[int, bytes], Wanted]:
+def fetched(reader: Reader, folder: str, messages: list[Message]) -> tuple[dict[int, bytes], Wanted]:
     """The bodies that come, by UID."""
     found: dict[int, bytes] = {}
     wanted = Wanted(batches(folder, messages))

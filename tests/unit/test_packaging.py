@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 IMPORTS = """
 import milter, bascule.milter.service, bascule.policy_daemon.service, bascule.lab.story, bascule.schema
 assert milter.__file__.endswith(".so"), milter.__file__
-assert bascule.schema.head() == "0001"
+assert bascule.schema.head() == "0002"
 from bascule.config_templates import render
 assert "bascule-hold" in render("postfix/master.cf.j2", legacy={"ca_file": None})
 import bascule; print(bascule.__file__)

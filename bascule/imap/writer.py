@@ -8,15 +8,15 @@ from collections.abc import Iterator, Sequence
 
 from bascule import log
 from bascule.errors import LegacyUnavailable
-from bascule.migrator.imap import CommandRefused, quoted, uid_set
-from bascule.migrator.source import Source
+from bascule.imap.pipeline import CommandRefused, quoted, uid_set
+from bascule.imap.reader import Reader
 
 _APPENDUID = re.compile(r"^\[APPENDUID \d+ (\d+)\]", re.IGNORECASE)
 _PERMANENT = re.compile(rb"^OK \[PERMANENTFLAGS \(([^)]*)\)\]", re.IGNORECASE)
 SET_BATCH = 80  # UIDs in one command
 
 
-class Target(Source):
+class Writer(Reader):
     """A session that may write, used by one thread."""
 
     def create(self, folder: str) -> None:

@@ -18,7 +18,7 @@ from typing import Self
 from imapclient import IMAPClient
 
 from bascule.errors import BasculeError, LegacyUnavailable
-from bascule.migrator.imap import CommandRefused, Pipeline, Receive, Token, Untagged, Wire, quoted, uid_set, unquoted
+from bascule.imap.pipeline import CommandRefused, Pipeline, Receive, Token, Untagged, Wire, quoted, uid_set, unquoted
 
 AHEAD = 32  # commands that are sent before their turn, at most
 BATCH_MESSAGES, BATCH_BYTES = 100, 4 << 20  # that one FETCH asks for, at most (a larger message comes alone)
@@ -38,12 +38,14 @@ SPECIAL_USES = frozenset({"\\Archive", "\\Drafts", "\\Junk", "\\Sent", "\\Trash"
 
 
 @dataclass(frozen=True, slots=True)
-class SourceFolder:
+class ListedFolder:
     """A folder as listed. ``name`` is as on the wire; ``special_use`` is empty or one of RFC 6154."""
 
     name: str
     selectable: bool
     special_use: str = ""
+    #: Its own hierarchy delimiter; empty: the name is flat.
+    delimiter: str = "/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Layout:
 
     separator: str
     prefix: str
-    folders: tuple[SourceFolder, ...]
+    folders: tuple[ListedFolder, ...]
     subscribed: tuple[str, ...]
 
 
@@ -92,6 +94,8 @@ class Changes:
     uidvalidity: int = 0
     uidnext: int = 0
     exists: int = 0
+    #: The highest UID that was seen, for whoever needs it.
+    seen: int = 0
     complete: bool = True
     flags: dict[int, frozenset[str]] = field(default_factory=dict)
     vanished: list[tuple[int, int]] = field(default_factory=list)
@@ -160,12 +164,14 @@ def batches(folder: str, messages: Iterable[Message]) -> Iterator[Batch]:
         yield Batch(folder, tuple(group))
 
 
-class Source:
+class Reader:
     """A logged-in session, used by one thread at a time."""
 
     def __init__(
         self, wire: Wire, capabilities: AbstractSet[str], spent: Callable[[int], None] = lambda _: None
     ) -> None:
+        #: For another's use while nothing is under way here.
+        self.wire = wire
         self._pipeline = Pipeline(wire, spent)
         self._capabilities = capabilities
         self._interned: dict[bytes, frozenset[str]] = {}
@@ -206,7 +212,7 @@ class Source:
         return Layout(
             separator,
             prefix,
-            tuple(_folder(flags, name) for flags, _, name in listed if not name.startswith(others)),
+            tuple(_folder(flags, delimiter, name) for flags, delimiter, name in listed if not name.startswith(others)),
             tuple(
                 name
                 for flags, _, name in subscribed
@@ -507,9 +513,9 @@ def _listed(untagged: Untagged) -> tuple[frozenset[str], str, str]:
     raise LegacyUnavailable(f"the legacy server does not speak IMAP: {untagged.text[:80]!r}")
 
 
-def _folder(attributes: frozenset[str], name: str) -> SourceFolder:
+def _folder(attributes: frozenset[str], delimiter: str, name: str) -> ListedFolder:
     uses = [use for use in SPECIAL_USES if use.lower() in attributes]
-    return SourceFolder(name, not {"\\noselect", "\\nonexistent"} & attributes, uses[0] if uses else "")
+    return ListedFolder(name, not {"\\noselect", "\\nonexistent"} & attributes, uses[0] if uses else "", delimiter)
 
 
 def _internaldate(raw: bytes) -> int:

@@ -1,0 +1,69 @@
+"""One attempt at one mailbox: everything that copying, sweeping or returning it needs, as one value."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bascule.credential import Password, Unsealer
+from bascule.errors import BasculeError
+from bascule.legacy import Trust
+from bascule.migrator.account import Account
+from bascule.migrator.acts import Acts
+from bascule.migrator.letters import Letters
+from bascule.migrator.local import Local
+from bascule.migrator.sessions import Sessions
+from bascule.migrator.storage import Storage
+
+
+class InUse(BasculeError):
+    """Another worker is at this mailbox. Temporary."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """``account`` was read under the mailbox's lock: no other worker changes it meanwhile."""
+
+    acts: Acts
+    account: Account
+    #: The mailbox's home directory on this host.
+    home: Path
+    storage: Storage
+    #: This host's Dovecot.
+    local: Local
+    #: Sessions at the legacy server.
+    sessions: Sessions
+    letters: Letters
+    trust: Trust
+    unsealer: Unsealer
+
+    def password(self) -> Password:
+        """The user's password.
+
+        Raises:
+            CannotUnseal, BasculeError: there is none that this worker can open.
+        """
+        return self.account.password(self.unsealer)
+
+
+@contextmanager
+def exclusively(home: Path) -> Iterator[None]:
+    """Be the only worker at a mailbox on this host; the kernel ends it with the process.
+
+    Raises:
+        InUse
+    """
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(home / ".bascule.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InUse(f"another worker is at {home}") from error
+        yield
+    finally:
+        os.close(descriptor)
