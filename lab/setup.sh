@@ -75,7 +75,7 @@ if [ "$group" != story ] && [ ! -x "$cyrus/usr/lib/cyrus/bin/imapd" ]; then
 fi
 
 # courier-imap conflicts with every other IMAP server: it is unpacked, with the libraries that nothing else here brings.
-if [ ! -x "$courier/usr/bin/imapd" ]; then
+if [ "$group" != story ] && [ ! -x "$courier/usr/bin/imapd" ]; then
     echo "unpacking courier-imap and courier-pop" >&2
     rm -rf "$courier" "$courier.new" && mkdir -p "$courier.new"
     (cd "$courier.new" && apt-get download -qq courier-imap courier-pop courier-base courier-authdaemon courier-authlib \
