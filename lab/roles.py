@@ -237,13 +237,14 @@ def plug(hosts: Hosts, *, shop: Shop) -> None:
     hosts.start({"mail": shop.release})
     mail = hosts.machines["mail"]
     the_operators_own(mail, shop)
+    held: dict[str, object] = {}
     if shop.index:
-        hosts.serve_packages(mail)
+        held["base__requirements"] = str(hosts.serve_packages(mail))
     wheel = hosts.wheel()
 
     def inventory_with(password: str) -> Path:
         probe = {"probe__recipient": SHOP, "probe__password": password, "probe__user": shop.login}
-        return hosts.inventory(ONE_HOST, wheel, shop.settings, **probe, **shop.variables)
+        return hosts.inventory(ONE_HOST, wheel, shop.settings, **probe, **shop.variables, **held)
 
     inventory = inventory_with(SHOP_PASSWORD)
     before = fingerprint(mail)
