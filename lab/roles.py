@@ -390,7 +390,8 @@ def system_users(mail: Machine) -> None:
     mail.write("etc/postfix/main.cf", (TEMPLATES / "system-main.cf.j2").read_text())
     name = SHOP.partition("@")[0]
     mail.run(
-        f"useradd --create-home --shell /bin/bash {name}; usermod --append --groups mail {name}; chpasswd; "
+        f"useradd --create-home --shell /bin/bash {name}; install -o {name} -g mail -m 660 /dev/null /var/mail/{name}; "
+        "chpasswd; "
         f"echo 'sales: {name}' >> /etc/aliases; newaliases",
         stdin=f"{name}:{SHOP_PASSWORD}\n",
     )
