@@ -7,6 +7,7 @@ transaction, and a waiting daemon never holds a lock that an upgrade needs.
 from __future__ import annotations
 
 import os
+import select
 import socket
 import threading
 import time
@@ -94,8 +95,16 @@ class Pool:
             raise translated(error) from error
 
     def _check(self, connection: Connection) -> None:
-        with self._watched(connection):
-            ConnectionPool.check_connection(connection)
+        """Whether a connection that was kept is still good: the server is asked only if it has said something.
+
+        Raises:
+            psycopg.Error: it is not; the pool takes another one.
+        """
+        waiting = select.poll()
+        waiting.register(connection.fileno(), select.POLLIN)
+        if waiting.poll(0):  # a farewell, as a rule
+            with self._watched(connection):
+                ConnectionPool.check_connection(connection)
 
     @contextmanager
     def _watched(self, connection: Connection) -> Iterator[None]:

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 
 import pytest
@@ -28,6 +28,7 @@ def _module(name: str) -> ModuleType:
 
 
 main_cf = _module("main_cf")
+dovecot_includes = _module("dovecot_includes")
 
 BLOCK = """# ours
 transport_maps = socketmap:unix:bascule/socketmap:transport $bascule_former_transport_maps
@@ -84,6 +85,33 @@ def test_half_a_block_is_not_guessed_at() -> None:
     plugged, _, _ = main_cf.with_block("x = 1\n", BLOCK)
     with pytest.raises(ValueError, match="is missing"):
         main_cf.without_block(plugged.replace(main_cf.END, ""))
+
+
+@pytest.mark.parametrize(
+    ("text", "included"),
+    [
+        ("!include conf.d/*.conf\n", True),
+        ("  !include_try conf.d/99-bascule.conf # ours\n", True),
+        ("!include {folder}/conf.d/*.conf\n", True),
+        ("!include ./conf.d/../conf.d/9*.conf\n", True),
+        ("!include_try other.conf\n", True),  # which includes it
+        ("#!include conf.d/*.conf\n", False),
+        ("!include conf.d/*.ext\n", False),
+        ("!include conf.d\n", False),
+        ("!include *.conf\n", True),  # other.conf is among them
+        ("!include_try local.conf\n!include absent/*.conf\n", False),
+        ("protocols = imap\n", False),
+    ],
+)
+def test_it_is_seen_whether_dovecot_reads_a_file(tmp_path: Path, text: str, included: bool) -> None:
+    main = tmp_path / "dovecot.conf"
+    main.write_text(text.format(folder=tmp_path))
+    # Includes itself, and what is asked about.
+    (tmp_path / "other.conf").write_text("!include other.conf\n!include conf.d/*.conf\n")
+    (tmp_path / "local.conf").write_text("mail_debug = yes\n")
+    (tmp_path / "conf.d").mkdir()
+    asked = PurePosixPath(tmp_path / "conf.d" / "99-bascule.conf")
+    assert dovecot_includes.includes(main, asked) is included
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
