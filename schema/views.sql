@@ -110,6 +110,11 @@ SELECT domain, address, 'receives mail at the legacy server, last on ' || to_cha
        'mail for it will be refused' AS consequence, true AS is_forgotten
   FROM forgotten
 UNION ALL
+SELECT domain.name, '*@' || domain.name, 'receives mail at more addresses than are counted',
+       'The legacy server takes mail for any address. Give up what is not a person''s (bascule waive), and have it take no more',
+       'mail for those that are not counted will be refused', true
+  FROM domain WHERE (SELECT count(*) FROM sighting WHERE domain_id = domain.id) >= sightings_kept()
+UNION ALL
 SELECT domain, address, CASE WHEN return_requested_at IS NULL THEN 'in state ' || state ELSE 'is being returned' END
            || coalesce(': ' || problem, ''),
        coalesce(advice, 'Wait until it is done, or stop it (bascule give-up, bascule cancel-return)'),
@@ -212,7 +217,7 @@ COMMENT ON VIEW gauges IS 'For the workers'' metrics: how many mailboxes of each
 
 CREATE VIEW routing_domain AS
 SELECT id, name, mode, imap_host, imap_port, imap_tls, smtp_host, smtp_port, pop3_port, pop3_tls,
-       submission_port, submission_tls, sieve_port, sieve_tls, login_form
+       submission_port, submission_tls, sieve_port, sieve_tls, login_form, smtp_tls
   FROM domain;
 COMMENT ON VIEW routing_domain IS 'What policy daemons and authenticators hold of each domain';
 
@@ -221,6 +226,11 @@ SELECT mailbox.id, mailbox.domain_id, mailbox.local_part, mailbox.state, mailbox
   FROM mailbox JOIN store ON store.name = mailbox.store
  WHERE mailbox.state IN ('cutover', 'local', 'returning');
 COMMENT ON VIEW routing_mailbox IS 'The mailboxes that are not where mail goes by default, that is, to the legacy server';
+
+CREATE VIEW routing_unmoved AS
+SELECT domain_id, local_part FROM mailbox WHERE state IN ('legacy', 'requested', 'copying');
+COMMENT ON VIEW routing_unmoved IS
+    'The mailboxes that we know of and that are where mail goes by default; for those whose name looks like another one''s with a detail';
 
 CREATE VIEW routing_alias AS
 SELECT alias.domain_id, alias.local_part, mailbox.full_address AS target
