@@ -172,7 +172,8 @@ class Follower:
         return False
 
     async def _take_domains(self, connection: AsyncConnection) -> None:
-        self._directory.domains, self._directory.aliases = await self._domains(connection)
+        domains, self._directory.aliases = await self._domains(connection)
+        self._directory.domains, self._directory.unmoved = domains, await self._unmoved(connection, domains)
         self._snapshot.domains_changed()
         self._on_update()
 
@@ -188,6 +189,8 @@ class Follower:
         )
         row = await cursor.fetchone()
         address = Address(local_part, domain.legacy.domain)
+        await self._take_name(connection, domain, address)
+        # Nothing is waited for from here on: no lookup sees half of a change.
         before = self._directory.mailboxes.pop(address, None)
         after = None
         if row is not None:
@@ -199,6 +202,7 @@ class Follower:
 
     async def _load(self, connection: AsyncConnection) -> None:
         domains, aliases = await self._domains(connection)
+        unmoved = await self._unmoved(connection, domains)
         known = self._directory.mailboxes
         mailboxes: dict[Address, Mailbox] = {}
         changed: list[Address] = []
@@ -214,7 +218,7 @@ class Follower:
         first = not self._directory.loaded
         # Put into force together: no lookup sees a domain without its migrated users.
         self._directory.domains, self._directory.aliases = domains, aliases
-        self._directory.mailboxes = mailboxes
+        self._directory.mailboxes, self._directory.unmoved = mailboxes, unmoved
         self._directory.loaded = True
         # All this stays: the collector need not look through it again and again, and hold up lookups meanwhile.
         gc.freeze()
@@ -229,7 +233,9 @@ class Follower:
 
     @staticmethod
     async def _domains(connection: AsyncConnection) -> tuple[dict[str, Domain], dict[Address, Address]]:
-        cursor = await connection.execute(f"SELECT id, mode, {legacy.COLUMNS} FROM bascule.routing_domain".encode())
+        cursor = await connection.execute(
+            f"SELECT id, mode, {legacy.COLUMNS}, smtp_tls FROM bascule.routing_domain".encode()
+        )
         domains = {row[2]: Domain(row[0], row[1], legacy.from_row(*row[2:])) for row in await cursor.fetchall()}
         names = {domain.id: name for name, domain in domains.items()}
         cursor = await connection.execute("SELECT domain_id, local_part, target FROM bascule.routing_alias")
@@ -239,6 +245,34 @@ class Follower:
             if domain_id in names
         }
         return domains, aliases
+
+    async def _unmoved(self, connection: AsyncConnection, domains: dict[str, Domain]) -> set[Address]:
+        """Mailboxes that have not moved, if their name has a delimiter in it."""
+        names = {domain.id: name for name, domain in domains.items()}
+        cursor = await connection.execute(
+            "SELECT domain_id, local_part FROM bascule.routing_unmoved "
+            "WHERE translate(local_part, %s, '') <> local_part",
+            (self._directory.delimiter,),
+        )
+        return {
+            Address(local_part, names[domain_id])
+            for domain_id, local_part in await cursor.fetchall()
+            if domain_id in names
+        }
+
+    async def _take_name(self, connection: AsyncConnection, domain: Domain, address: Address) -> None:
+        """Whether a name with a delimiter in it is a mailbox of its own, and has not moved."""
+        if address.without_detail(self._directory.delimiter) == address:
+            return
+        cursor = await connection.execute(
+            "SELECT FROM bascule.routing_unmoved WHERE domain_id = %s AND local_part = %s",
+            (domain.id, address.local_part),
+        )
+        if await cursor.fetchone() is None:
+            self._directory.unmoved.discard(address)
+        else:
+            self._directory.unmoved.add(address)
+        self._snapshot.domains_changed()
 
     @staticmethod
     async def _mailboxes(connection: AsyncConnection, domains: dict[str, Domain]) -> AsyncIterator[list[Mailbox]]:

@@ -47,11 +47,14 @@ class Postfix(_Table):
     config_directory: Path = Path("/etc/postfix")
     #: Where the Postfix of an MX takes mail: for messages to users, and for ``bascule check``.
     smtp: Listen = "127.0.0.1:25"
+    #: Where it takes barriers, see config_templates/postfix/master.cf.j2.
+    listener: Endpoint = "unix:/var/spool/postfix/public/bascule"
 
 
 class Dovecot(_Table):
     config_file: Path = Path("/etc/dovecot/dovecot.conf")
-    recipient_delimiter: str = Field(default="+", min_length=1, max_length=1)
+    #: Any of these characters separates a detail (RFC 5233), where Postfix's own recipient_delimiter is empty.
+    recipient_delimiter: str = Field(default="+", min_length=1)
     #: Where a Dovecot of ours takes logins, with STARTTLS where it insists: for ``bascule check``.
     imap: Listen = "127.0.0.1:143"
 
