@@ -38,9 +38,10 @@ from imapclient import imap_utf7
 from bascule import log
 from bascule.address import Address
 from bascule.directory import State
+from bascule.imap import names
 from bascule.imap.reader import Batch, Layout, Message, Reader, Wanted, insisted
 from bascule.imap.wire import PIECE
-from bascule.migrator import maildir, names
+from bascule.migrator import maildir
 from bascule.migrator.copying import UID_GAP, Pass
 from bascule.migrator.local import Local
 

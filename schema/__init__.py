@@ -36,6 +36,7 @@ REPLACEABLE = (
     "functions/nodes.sql",
     "functions/routing.sql",
     "functions/sightings.sql",
+    "functions/findings.sql",
     "functions/verification.sql",
     "views.sql",
     "roles.sql",

@@ -72,5 +72,10 @@ GRANT EXECUTE ON FUNCTION record_login, login_state TO bascule_authenticator;
 GRANT EXECUTE ON FUNCTION record_sighting, record_sightings, undo_overdue_cutovers TO bascule_policy_daemon;
 GRANT SELECT ON routing_unmoved TO bascule_policy_daemon, bascule_authenticator;
 
+-- What nodes find by themselves; what an administrator does about a domain that is not to be.
+GRANT SELECT ON findings TO bascule_admin;
+GRANT EXECUTE ON FUNCTION record_findings TO bascule_policy_daemon, bascule_authenticator, bascule_worker;
+GRANT EXECUTE ON FUNCTION activate_domain_regardless, remove_domain TO bascule_admin;
+
 GRANT SELECT ON dovecot_user TO bascule_dovecot;
 GRANT EXECUTE ON FUNCTION home_of TO bascule_dovecot;
