@@ -31,6 +31,7 @@ REPLACEABLE = (
     "functions/addresses.sql",
     "functions/administration.sql",
     "functions/requests.sql",
+    "functions/returns.sql",
     "functions/migration.sql",
     "functions/routing.sql",
     "views.sql",

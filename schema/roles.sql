@@ -40,13 +40,13 @@ GRANT UPDATE (store, imap_host, imap_port, imap_tls, smtp_host, smtp_port, pop3_
     language, writes_to_users) ON domain TO bascule_admin;
 GRANT EXECUTE ON FUNCTION activate_domain, rotate_url, place, expect, assign_alias, remove_alias, waive_address,
     unwaive_address, pause, resume, pause_domain, resume_domain, retry, give_up, return_mailbox, cancel_return,
-    waive_messages, close_domain, request_migration, messages_per_second, remaining TO bascule_admin;
+    waive_messages, waive_last_message, close_domain, request_migration, messages_per_second, remaining TO bascule_admin;
 
-GRANT SELECT ON domain, mailbox, mailbox_folder, straggler, unreadable_message, unreadable_folder, returned_message, routing_domain, gauges
+GRANT SELECT ON domain, mailbox, mailbox_folder, verification, straggler, unreadable_message, unreadable_folder, returned_message, routing_domain, gauges
     TO bascule_worker;
 GRANT EXECUTE ON FUNCTION begin_copy, report_progress, attempt_failed, begin_cutover, unacknowledged, finish_cutover,
     undo_cutover, undo_overdue_cutovers, stage_straggler, straggler_delivered, sweep_done, requeue_unattended,
-    take_connections, set_unreadable, set_unreadable_folders, set_hierarchy, last_message_written, begin_return, undo_return, finish_return, intend_return, returned,
+    take_connections, set_unreadable, set_unreadable_folders, set_hierarchy, last_message_written, begin_return, undo_return, finish_return, intend_return, appended, returned, renumber_stragglers,
     welcomed, trouble_told, home_of, reseal_mailbox, reseal_domain TO bascule_worker;
 GRANT USAGE ON SCHEMA queue TO bascule_worker;
 GRANT ALL ON ALL TABLES IN SCHEMA queue TO bascule_worker;

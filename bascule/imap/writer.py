@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 
 from bascule import log
 from bascule.errors import LegacyUnavailable
 from bascule.imap.pipeline import CommandRefused, quoted, uid_set
-from bascule.imap.reader import Reader
+from bascule.imap.reader import EVERYTHING, Changes, Reader
 
 _APPENDUID = re.compile(r"^\[APPENDUID \d+ (\d+)\]", re.IGNORECASE)
 _PERMANENT = re.compile(rb"^OK \[PERMANENTFLAGS \(([^)]*)\)\]", re.IGNORECASE)
@@ -87,11 +88,29 @@ class Writer(Reader):
         found = self._pipeline.run(b"UID SEARCH %s" % criteria)
         return {int(uid) for each in found if each.text[:6].upper() == b"SEARCH" for uid in each.text.split()[1:]}
 
-    def store(self, uids: Sequence[int], flags: frozenset[str]) -> None:
-        """Set the flags of messages of the folder that is open."""
+    def change_flags(self, uids: Sequence[int], flags: AbstractSet[str], *, wanted: bool) -> None:
+        """Set flags of messages of the folder that is open, or take them away; their other flags stay.
+
+        Raises:
+            CommandRefused: the server does not keep one of them.
+        """
         names = " ".join(sorted(flags)).encode()
         for batch in _batches(uids):
-            self._pipeline.run(b"UID STORE %s FLAGS.SILENT (%s)" % (uid_set(batch), names))
+            sign = b"+" if wanted else b"-"
+            self._pipeline.run(b"UID STORE %s %sFLAGS.SILENT (%s)" % (uid_set(batch), sign, names))
+
+    def look_again(self, folder: str, uids: Sequence[int]) -> Changes:
+        """Those of the messages that the folder, which is open, has now: flags, sizes and dates."""
+        found = Changes(folder)
+        for batch in _batches(uids):
+            tags = self._pipeline.send(b"UID FETCH %s %s" % (uid_set(batch), EVERYTHING))
+            self._read_changes(found, self._opening(folder, self._pipeline.answers(tags)), 1)
+        return found
+
+    @property
+    def expunges_singly(self) -> bool:
+        """Whether :meth:`expunge` leaves alone what others have marked \\Deleted (UIDPLUS, RFC 4315)."""
+        return "UIDPLUS" in self._capabilities
 
     def expunge(self, uids: Sequence[int]) -> None:
         """Remove messages of the folder that is open, and no others.
