@@ -48,6 +48,8 @@ class Account:
     to_be_welcomed: bool
     #: The secret part of the users' URL, while the domain is active.
     url_token: str | None
+    #: Whether an administrator decides where something cannot be kept as it is.
+    waits_on_difference: bool
 
     def password(self, unsealer: Unsealer) -> Password:
         """

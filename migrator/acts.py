@@ -33,6 +33,7 @@ SELECT mailbox.id, mailbox.local_part, bascule.home_of(domain.name, mailbox.loca
        mailbox.paused_at IS NOT NULL OR domain.paused_at IS NOT NULL AS paused,
        coalesce(mailbox.language, domain.language) AS language,
        domain.writes_to_users AND mailbox.welcomed_at IS NULL AS to_be_welcomed, domain.url_token,
+       domain.on_difference = 'wait' AS waits_on_difference,
        {", ".join(f"domain.{name}" for name in _LEGACY)}
   FROM bascule.mailbox JOIN bascule.domain ON domain.id = mailbox.domain_id
  WHERE mailbox.id = %s"""
@@ -194,8 +195,15 @@ class Acts:
         """Record the folders that cannot be opened or stored, each with the reason; there are no others."""
         self._do("SELECT bascule.set_unreadable_folders(%s, %s)", mailbox_id, json.dumps(dict(reasons)))
 
-    def set_hierarchy(self, mailbox_id: int, separator: str, prefix: str) -> None:
-        self._do("SELECT bascule.set_hierarchy(%s, %s, %s)", mailbox_id, separator, prefix)
+    def set_hierarchy(self, mailbox_id: int, separator: str, prefix: str, special_uses: Mapping[str, str]) -> None:
+        """Record how folder names are written, and the name of the folder of each special use."""
+        self._do(
+            "SELECT bascule.set_hierarchy(%s, %s, %s, %s)",
+            mailbox_id,
+            separator,
+            prefix,
+            json.dumps(dict(special_uses)),
+        )
 
     def attempt_failed(
         self, mailbox_id: int, message: str, *, refused: bool = False, at_least: float = 0, advice: str = ""

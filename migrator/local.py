@@ -17,9 +17,11 @@ from bascule.address import Address
 from bascule.errors import BasculeError
 from bascule.imap.writer import Writer
 from bascule.location import dovecot_settings
+from bascule.migrator.witness import Witness, watching
 
 LIBEXEC = Path("/usr/lib/dovecot")
 PATIENCE = 30  # seconds
+DEADLINE = 3600  # seconds for one doveadm: a first dsync of a large mailbox takes its time
 NO_SUCH_USER = 68  # doveadm kick: nobody with that name is logged in
 
 
@@ -40,7 +42,7 @@ class Local:
         Raises:
             LocalUnavailable
         """
-        command = [str(LIBEXEC / "imap"), "-c", str(self._config_file), *_override(location), "-u", str(address)]
+        command = self._imap(address, location)
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         ) as process:
@@ -58,6 +60,19 @@ class Local:
                 except subprocess.TimeoutExpired:
                     process.kill()
 
+    @contextmanager
+    def witness(self, address: Address) -> Iterator[Witness]:
+        """A session of ``address`` that only looks, for the ``with`` block.
+
+        Raises:
+            NotVerifiable
+        """
+        with watching(self._imap(address, None), "Dovecot here") as witness:
+            yield witness
+
+    def _imap(self, address: Address, location: str | None) -> list[str]:
+        return [str(LIBEXEC / "imap"), "-c", str(self._config_file), *_override(location), "-u", str(address)]
+
     def end_sessions(self, address: Address) -> None:
         """End the user's sessions on this host.
 
@@ -72,22 +87,33 @@ class Local:
         Raises:
             LocalUnavailable: it ends with a status that is not ``good``.
         """
-        done = subprocess.run(
-            ["doveadm", "-c", str(self._config_file), *_override(location), *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                ["doveadm", "-c", str(self._config_file), *_override(location), *arguments],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=DEADLINE,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise LocalUnavailable(
+                f"doveadm {' '.join(arguments[:2])} did not end within {DEADLINE / 60:.0f} minutes",
+                hint="Is Dovecot in order, and the disk? See Dovecot's log.",
+            ) from error
         if done.returncode not in good:
-            raise LocalUnavailable(f"doveadm {' '.join(arguments[:2])} failed: {done.stderr.strip()[-500:]}")
+            raise LocalUnavailable(
+                f"doveadm {' '.join(arguments[:2])} failed: {done.stderr.strip()[-500:]}", hint="See Dovecot's log."
+            )
 
 
 def _override(location: str | None) -> list[str]:
     """Options of doveadm and imap. Dovecot 2.4 takes 2.3's, too, and does not heed them: the version must be known."""
     if location is None:
         return []
-    version = subprocess.run(["dovecot", "--version"], stdin=subprocess.DEVNULL, capture_output=True, check=True).stdout
+    version = subprocess.run(
+        ["dovecot", "--version"], stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=PATIENCE
+    ).stdout
     settings = dovecot_settings(location, version.decode())
     return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
 

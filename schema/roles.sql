@@ -33,11 +33,11 @@ GRANT SELECT ON domain TO bascule_admin;
 GRANT INSERT (name, store, imap_host, imap_port, imap_tls, smtp_host, smtp_port, pop3_port, pop3_tls, submission_port,
     submission_tls, sieve_port, sieve_tls, login_form, copy_login, sealed_copy_login, connections,
     connections_per_mailbox, bytes_per_second, first_login_migrates, cutover_budget, sweep_interval, quiet_period,
-    language, writes_to_users) ON domain TO bascule_admin;
+    language, writes_to_users, on_difference) ON domain TO bascule_admin;
 GRANT UPDATE (store, imap_host, imap_port, imap_tls, smtp_host, smtp_port, pop3_port, pop3_tls, submission_port,
     submission_tls, sieve_port, sieve_tls, login_form, copy_login, sealed_copy_login, connections,
     connections_per_mailbox, bytes_per_second, first_login_migrates, cutover_budget, sweep_interval, quiet_period,
-    language, writes_to_users) ON domain TO bascule_admin;
+    language, writes_to_users, on_difference) ON domain TO bascule_admin;
 GRANT EXECUTE ON FUNCTION activate_domain, rotate_url, place, expect, assign_alias, remove_alias, waive_address,
     unwaive_address, pause, resume, pause_domain, resume_domain, retry, give_up, return_mailbox, cancel_return,
     waive_messages, waive_last_message, close_domain, request_migration, messages_per_second, remaining TO bascule_admin;

@@ -44,6 +44,8 @@ class ListedFolder:
     name: str
     selectable: bool
     special_use: str = ""
+    #: Its own hierarchy delimiter; empty: the name is flat.
+    delimiter: str = "/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,8 @@ class Changes:
     uidvalidity: int = 0
     uidnext: int = 0
     exists: int = 0
+    #: The highest UID that was seen, for whoever needs it.
+    seen: int = 0
     complete: bool = True
     flags: dict[int, frozenset[str]] = field(default_factory=dict)
     vanished: list[tuple[int, int]] = field(default_factory=list)
@@ -166,6 +170,8 @@ class Reader:
     def __init__(
         self, wire: Wire, capabilities: AbstractSet[str], spent: Callable[[int], None] = lambda _: None
     ) -> None:
+        #: For another's use while nothing is under way here.
+        self.wire = wire
         self._pipeline = Pipeline(wire, spent)
         self._capabilities = capabilities
         self._interned: dict[bytes, frozenset[str]] = {}
@@ -206,7 +212,7 @@ class Reader:
         return Layout(
             separator,
             prefix,
-            tuple(_folder(flags, name) for flags, _, name in listed if not name.startswith(others)),
+            tuple(_folder(flags, delimiter, name) for flags, delimiter, name in listed if not name.startswith(others)),
             tuple(
                 name
                 for flags, _, name in subscribed
@@ -507,9 +513,9 @@ def _listed(untagged: Untagged) -> tuple[frozenset[str], str, str]:
     raise LegacyUnavailable(f"the legacy server does not speak IMAP: {untagged.text[:80]!r}")
 
 
-def _folder(attributes: frozenset[str], name: str) -> ListedFolder:
+def _folder(attributes: frozenset[str], delimiter: str, name: str) -> ListedFolder:
     uses = [use for use in SPECIAL_USES if use.lower() in attributes]
-    return ListedFolder(name, not {"\\noselect", "\\nonexistent"} & attributes, uses[0] if uses else "")
+    return ListedFolder(name, not {"\\noselect", "\\nonexistent"} & attributes, uses[0] if uses else "", delimiter)
 
 
 def _internaldate(raw: bytes) -> int:

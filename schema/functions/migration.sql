@@ -113,12 +113,16 @@ $$;
 COMMENT ON FUNCTION set_unreadable_folders IS
     'The folders that the legacy server lists and that could not be opened or stored, with the reason of each; others are forgotten. What is waived stays waived.';
 
-CREATE OR REPLACE FUNCTION set_hierarchy(mailbox_id bigint, separator text, prefix text)
+DROP FUNCTION IF EXISTS set_hierarchy(bigint, text, text);
+CREATE OR REPLACE FUNCTION set_hierarchy(mailbox_id bigint, separator text, prefix text, special_uses jsonb DEFAULT NULL)
 RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-    UPDATE mailbox SET hierarchy_separator = separator, namespace_prefix = prefix
-     WHERE id = set_hierarchy.mailbox_id AND state = 'copying' AND (hierarchy_separator, namespace_prefix) <> (separator, prefix)
+    UPDATE mailbox SET hierarchy_separator = separator, namespace_prefix = prefix,
+        special_uses = coalesce(set_hierarchy.special_uses, mailbox.special_uses)
+     WHERE id = set_hierarchy.mailbox_id AND state = 'copying'
+       AND (hierarchy_separator, namespace_prefix, mailbox.special_uses)
+           IS DISTINCT FROM (separator, prefix, coalesce(set_hierarchy.special_uses, mailbox.special_uses))
 $$;
-COMMENT ON FUNCTION set_hierarchy IS 'How the legacy server writes folder names; it stays so here';
+COMMENT ON FUNCTION set_hierarchy IS 'How the legacy server writes folder names, and which folders have a special use; it stays so here';
 
 CREATE OR REPLACE FUNCTION begin_cutover(mailbox_id bigint)
 RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
