@@ -19,7 +19,7 @@ are. The file goes first, then the keyword.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
 from email.parser import BytesParser
@@ -27,18 +27,18 @@ from email.policy import compat32
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO
 
 from bascule import log
 from bascule.errors import LegacyUnavailable
 from bascule.imap.pipeline import PIECE, CommandRefused
 from bascule.imap.reader import Batch, Layout, Message, Reader, Wanted
 from bascule.imap.writer import Writer
-from bascule.migrator import maildir, metrics
+from bascule.migrator import maildir, metrics, names
 from bascule.migrator.acts import Straggler
 from bascule.migrator.attempt import Attempt
 from bascule.migrator.late import Content
 from bascule.migrator.local import LocalUnavailable
+from bascule.migrator.names import Place
 
 STAGING = ".bascule-staged"
 ARRIVING = "$BasculeArriving"
@@ -46,7 +46,7 @@ HEADER = 1 << 18  # bytes in which a Message-ID is looked for
 
 
 class Digest:
-    """Takes a message in pieces; what it holds, with CRLF at every line end, as IMAP servers send it."""
+    """Takes a message in pieces; what it holds, as Dovecot serves it: CRLF at every line end, 0x80 for NUL."""
 
     def __init__(self) -> None:
         self._hash = sha256()
@@ -62,24 +62,26 @@ class Digest:
     def content(self) -> Content:
         self._add(self._held_back)
         self._held_back = b""
-        header, _, _ = self._head.partition(b"\r\n\r\n")
-        found = BytesParser(policy=compat32).parsebytes(header, headersonly=True).get("Message-ID", "")
-        return Content(self._hash.digest(), self._size, str(found).strip())
+        return Content(self._hash.digest(), self._size, _message_id(self._head.replace(b"\r\n", b"\n")))
 
     def _add(self, piece: bytes) -> None:
-        text = piece.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+        text = piece.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n").replace(b"\0", b"\x80")
         self._hash.update(text)
         self._size += len(text)
         if len(self._head) < HEADER:
             self._head += text[: HEADER - len(self._head)]
 
 
-def content_of_file(file: BinaryIO) -> Content:
-    """What the message in a file holds."""
-    digest = Digest()
-    for piece in iter(lambda: file.read(PIECE), b""):
-        digest.update(piece)
-    return digest.content()
+def message_id_of(file: Path) -> str:
+    """The Message-ID of the message in a file, or nothing."""
+    with file.open("rb") as body:
+        return _message_id(body.read(HEADER).replace(b"\r\n", b"\n"))
+
+
+def _message_id(head: bytes) -> str:
+    header, _, _ = head.partition(b"\n\n")
+    found = BytesParser(policy=compat32).parsebytes(header, headersonly=True).get("Message-ID", "")
+    return str(found).strip()
 
 
 def content_at(reader: Reader, folder: str, message: Message) -> Content | None:
@@ -100,8 +102,10 @@ def content_at(reader: Reader, folder: str, message: Message) -> Content | None:
 class Delivery:
     """Puts the late messages of one attempt's mailbox into it; use it in a ``with`` statement."""
 
-    def __init__(self, attempt: Attempt) -> None:
+    def __init__(self, attempt: Attempt, folders: Iterable[str]) -> None:
+        """``folders`` are those of the legacy mailbox at the flip."""
         self._attempt = attempt
+        self._folders = frozenset(folders)
         self._stack = ExitStack()
         self._session: Writer | None = None
         self.staging = attempt.home / STAGING
@@ -124,6 +128,25 @@ class Delivery:
         """The folders here, when they were first asked for."""
         return self.here.layout()
 
+    @cached_property
+    def places(self) -> dict[str, Place]:
+        """Where the folders of the flip are here."""
+        separator = self.layout.separator
+        return names.places(((name, separator) for name in self._folders), separator, self.layout.prefix)
+
+    def place(self, folder: str) -> Place:
+        """Where a legacy folder is here, or would be if it were made."""
+        separator, prefix = self.layout.separator, self.layout.prefix
+        return names.place_of(folder, self.places, separator, separator, prefix)
+
+    def name_here(self, folder: str) -> str:
+        """The name here, as on the wire, of a legacy folder."""
+        return self.place(folder).name(self.layout.separator, self.layout.prefix)
+
+    def folders_here(self) -> set[str]:
+        """The folders here that can be opened, now."""
+        return {each.name for each in self.here.layout().folders if each.selectable}
+
     def begin(self) -> None:
         """Finish what another worker began, and clear away what it left.
 
@@ -145,7 +168,7 @@ class Delivery:
         Raises:
             LocalUnavailable, OSError: the next :meth:`begin` goes on with it.
         """
-        os.utime(file, (max(straggler.internaldate or 0, 0),) * 2)
+        os.utime(file, (maildir.storable_date(straggler.internaldate or 0),) * 2)
         staged = file.replace(self.staging / file_name(straggler))
         maildir.make_durable(staged)
         self._attempt.acts.stage_straggler(self._attempt.account.id, straggler)
@@ -187,9 +210,9 @@ class Delivery:
             maildir.flush_folder(target)
         if keywords := _keywords(straggler):
             mark = f".L{staged.name}.bascule"
-            names = {each.name for each in self.here.layout().folders if each.selectable}
             # If its owner has moved it elsewhere meanwhile, its keywords are not worth a search of everything.
-            for folder in [each for each in dict.fromkeys((place, straggler.folder, "INBOX")) if each in names]:
+            candidates = dict.fromkeys((place, self.name_here(straggler.folder), "INBOX"))
+            for folder in [each for each in candidates if each in self.folders_here()]:
                 if uids := [uid for uid, guid in self.here.guids(folder).items() if mark in guid]:
                     self._add_keywords(folder, uids, keywords)
                     break
@@ -197,11 +220,8 @@ class Delivery:
 
     def _directory(self, folder: str) -> tuple[str, Path]:
         root = self._attempt.storage.root(self._attempt.home)
-        try:
-            target = maildir.folder_path(root, folder, self.layout.separator, self.layout.prefix)
-        except maildir.FolderNameNotStorable:  # it was made after the flip
-            return "INBOX", root
-        return (folder, target) if (target / "cur").is_dir() else ("INBOX", root)
+        target = root.joinpath(*self.place(folder).parts)
+        return (self.name_here(folder), target) if (target / "cur").is_dir() else ("INBOX", root)
 
     # dbox ---------------------------------------------------------------------------
 
@@ -223,8 +243,8 @@ class Delivery:
         return folder, guid
 
     def _append_now(self, straggler: Straggler, staged: Path) -> tuple[str, int]:
-        names = {each.name for each in self.here.layout().folders if each.selectable}
-        folder = straggler.folder if straggler.folder in names else "INBOX"
+        place = self.name_here(straggler.folder)
+        folder = place if place in self.folders_here() else "INBOX"
         flags = frozenset(straggler.flags) - _keywords(straggler) | {ARRIVING}
         size, date = staged.stat().st_size, int(staged.stat().st_mtime)
         try:
@@ -257,9 +277,9 @@ def _keywords(straggler: Straggler) -> frozenset[str]:
 
 def _arriving(here: Writer) -> tuple[str, int] | None:
     """Folder and UID of the message that has the keyword of ours."""
-    names = [each.name for each in here.layout().folders if each.selectable]
+    selectable = [each.name for each in here.layout().folders if each.selectable]
     found = None
-    for changes in here.changes((name, None) for name in names):
+    for changes in here.changes((name, None) for name in selectable):
         for message in changes.new:
             if ARRIVING.lower() in {flag.lower() for flag in message.flags}:
                 found = (changes.folder, message.uid)
@@ -273,7 +293,7 @@ def file_name(straggler: Straggler) -> str:
 
 def legacy_name(folder: str, uidvalidity: int, uid: int) -> str:
     """A name made of a message's place at the legacy server; former versions gave nothing but this."""
-    return f"{uid}.{uidvalidity}.{sha256(folder.encode()).hexdigest()[:16]}"
+    return f"{uid}.{uidvalidity}.{sha256(folder.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
 
 
 def new_name(folder: str, uidvalidity: int, uid: int, digest: bytes, taken: AbstractSet[str]) -> str:

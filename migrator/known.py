@@ -5,24 +5,25 @@ message a lasting UID only when somebody opens the folder with SELECT (Courier;
 until then one that comes later may take its UID), and a folder may be made
 anew. So each message is noted with its INTERNALDATE and its size, too.
 
-The notes are files beside the mailbox: one for each folder, written at the
-flip, and a small one of what the sweeps saw last. Where they are missing (a
-mailbox that a former version moved, a home that was restored), they are made
-anew from the mailbox here, and what its owner has removed since is presumed to
-have been copied.
+The notes are files beside the mailbox: one for each folder, made of the
+evidence of the flip when it is first needed, and a small one of what the sweeps
+saw last. Where the evidence is missing (a mailbox that a former version moved,
+a home that was restored), the mailbox here stands for it, and what its owner
+has removed since is presumed to have been copied.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
 from bascule.imap.reader import Message, Status
 from bascule.migrator import maildir
+from bascule.migrator.storage import Evidence
 
 _FOLDER = ".bascule-known"
 _LOOKED = "looked.json"
@@ -35,8 +36,10 @@ Key = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Print:
-    """What tells a message from another one that has its UID. ``size`` is 0 where it is not known.
+    """What tells a message from another one that has its UID.
 
+    ``internaldate`` is as it is kept here; ``digest``: the first 32 hexadecimal
+    digits, as in the evidence; where it is empty, there is ``size``, or 0.
     ``origin`` is the UID under which it was copied, which is its UID here; 0:
     it is no copy, and need not come; :data:`LAST`: it is the last message.
     """
@@ -44,6 +47,11 @@ class Print:
     internaldate: int
     size: int
     origin: int
+    digest: str = ""
+
+    def is_dated(self, internaldate: int) -> bool:
+        """Whether a message with this INTERNALDATE at the legacy server can be it."""
+        return self.internaldate == maildir.storable_date(internaldate)
 
 
 @dataclass(slots=True)
@@ -61,21 +69,26 @@ class Known:
     prints: dict[Key, Print] = field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls, folder: str, uidvalidity: int, uidnext: int, messages: Iterable[Message], *, complete: bool = True
-    ) -> Known:
-        """What is known of a folder that had, or has here, these messages."""
+    def of_flip(cls, folder: str, uidvalidity: int, uidnext: int, came: Mapping[int, Evidence], messages: int) -> Known:
+        """What is known of a folder by the evidence of its flip, at which it had so many ``messages``."""
         prints = {
-            (uidvalidity, each.uid): Print(each.internaldate, each.size, each.uid)
-            for each in messages
-            if each.uid < uidnext
+            (uidvalidity, uid): Print(date, 0, uid, digest) for uid, (_, digest, date) in came.items() if uid < uidnext
         }
-        return cls(folder, uidvalidity, uidnext, complete, prints)
+        return cls(folder, uidvalidity, uidnext, len(prints) == messages, prints)
+
+    def learn(self, messages: Iterable[Message]) -> None:
+        """Have messages that the folder here has under their old UIDs stand for what there is no evidence of."""
+        for each in messages:
+            if each.uid < self.uidnext:
+                key = (self.uidvalidity, each.uid)
+                self.prints.setdefault(key, Print(each.internaldate, each.size, each.uid))
 
     def save(self, home: Path) -> None:
-        by_uidvalidity: dict[int, list[list[int]]] = {}
+        by_uidvalidity: dict[int, list[list[int | str]]] = {}
         for (uidvalidity, uid), each in sorted(self.prints.items()):
-            by_uidvalidity.setdefault(uidvalidity, []).append([uid, each.internaldate, each.size, each.origin])
+            by_uidvalidity.setdefault(uidvalidity, []).append(
+                [uid, each.internaldate, each.size, each.origin, each.digest]
+            )
         text = json.dumps(
             {
                 "folder": self.folder,
@@ -98,11 +111,7 @@ class Known:
             return None
         if (found["folder"], found["uidvalidity"], found["uidnext"]) != (folder, uidvalidity, uidnext):
             return None
-        prints = {
-            (int(of), uid): Print(internaldate, size, origin)
-            for of, messages in found["messages"].items()
-            for uid, internaldate, size, origin in messages
-        }
+        prints = {(int(of), uid): Print(*seen) for of, messages in found["messages"].items() for uid, *seen in messages}
         return cls(folder, uidvalidity, uidnext, found["complete"], prints)
 
 
@@ -149,4 +158,4 @@ def forget(home: Path) -> None:
 
 
 def _path(home: Path, folder: str) -> Path:
-    return home / _FOLDER / f"{sha256(folder.encode()).hexdigest()[:32]}.json"
+    return home / _FOLDER / f"{sha256(folder.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.json"

@@ -18,11 +18,12 @@ from typing import Protocol
 from bascule.imap.reader import Message
 from bascule.migrator.acts import Identity, Note, Straggler
 from bascule.migrator.known import LAST, Key, Known, Print
+from bascule.migrator.maildir import storable_date
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a message holds: SHA-256 and length of its bytes, with CRLF at every line end, and its Message-ID."""
+    """What a message holds: SHA-256 and length of its bytes as Dovecot serves them, and its Message-ID."""
 
     digest: bytes
     size: int
@@ -87,7 +88,7 @@ def sort_by_place(
     for message in messages:
         key = (uidvalidity, message.uid)
         straggler = result.free_stragglers.get(key)
-        if (seen := result.free_prints.get(key)) is not None and seen.internaldate == message.internaldate:
+        if (seen := result.free_prints.get(key)) is not None and seen.is_dated(message.internaldate):
             del result.free_prints[key]
         elif straggler is not None and straggler.internaldate in {None, message.internaldate}:
             del result.free_stragglers[key]
@@ -95,13 +96,15 @@ def sort_by_place(
             del by_uid[message.uid]
         elif seen is None and (_is_presumed(known, key) or (known.folder, *key) in waived):
             origin = message.uid if message.uid < known.uidnext else 0
-            known.prints[key] = Print(message.internaldate, message.size, origin)
+            known.prints[key] = Print(storable_date(message.internaldate), message.size, origin)
         else:
             result.doubtful.append(message)
     result.free_notes.extend(by_uid.values())
     dates = {each.internaldate for each in result.free_prints.values()}
-    dates |= {each.internaldate for each in result.free_stragglers.values() if each.internaldate is not None}
-    result.is_renumbered = any(message.internaldate in dates for message in result.doubtful)
+    dates |= {
+        storable_date(each.internaldate) for each in result.free_stragglers.values() if each.internaldate is not None
+    }
+    result.is_renumbered = any(storable_date(message.internaldate) in dates for message in result.doubtful)
     return result
 
 
@@ -143,8 +146,8 @@ class Identification:
                 free.free_notes.remove(note)
                 self.found_notes.append((note, message.uid))
                 return True
-        for key in self._by_date.get(message.internaldate, ()):
-            if self._is_here(key, content):
+        for key in self._by_date.get(storable_date(message.internaldate), ()):
+            if self._is_it(key, content):
                 return self._take_print(key, message, content)
         return False
 
@@ -157,13 +160,13 @@ class Identification:
                 self._take_straggler(key, message)
                 return Verdict.KNOWN
         for key in list(free.free_prints):
-            if key[0] != free.uidvalidity and self._is_here(key, content):
+            if key[0] != free.uidvalidity and self._is_it(key, content):
                 self._take_print(key, message, content)
                 return Verdict.KNOWN
-        # What its owner removed from its folder here is known by date and size alone.
-        for key in self._by_date.get(message.internaldate, ()):
+        # Without evidence, what its owner removed from its folder here is known by date and size alone.
+        for key in self._by_date.get(storable_date(message.internaldate), ()):
             each = free.free_prints.get(key)
-            if each is None or each.size not in {0, content.size}:
+            if each is None or each.digest or each.size not in {0, content.size}:
                 continue
             if each.origin > 0 and self._here.digest_at(each.origin) is not None:
                 continue  # it is here, and another one
@@ -179,7 +182,7 @@ class Identification:
 
     def is_last(self, message: Message, content: Content) -> None:
         """It is the last message, which is of our own making."""
-        self._moved_prints[self._sorting.uidvalidity, message.uid] = Print(message.internaldate, content.size, LAST)
+        self._moved_prints[self._sorting.uidvalidity, message.uid] = _print(message, content, LAST)
 
     def finish(self) -> None:
         """Have ``known`` learn what was found out until now."""
@@ -188,14 +191,15 @@ class Identification:
 
     # ------------------------------------------------------------------------------
 
-    def _is_here(self, key: Key, content: Content) -> bool:
-        """Whether the copy that was known under ``key`` is still here, and has this content."""
+    def _is_it(self, key: Key, content: Content) -> bool:
+        """Whether what was known under ``key``, and is not seen there, had this content."""
         each = self._sorting.free_prints.get(key)
+        if each is None:
+            return False
+        if each.digest:
+            return content.digest.hex().startswith(each.digest)
         return (
-            each is not None
-            and each.origin > 0
-            and each.size in {0, content.size}
-            and self._here.digest_at(each.origin) == content.digest
+            each.origin > 0 and each.size in {0, content.size} and self._here.digest_at(each.origin) == content.digest
         )
 
     def _take_straggler(self, key: Key, message: Message) -> bool:
@@ -206,6 +210,9 @@ class Identification:
     def _take_print(self, key: Key, message: Message, content: Content) -> bool:
         each = self._sorting.free_prints.pop(key)
         self._known.prints.pop(key, None)
-        moved = Print(message.internaldate, content.size, each.origin)
-        self._moved_prints[self._sorting.uidvalidity, message.uid] = moved
+        self._moved_prints[self._sorting.uidvalidity, message.uid] = _print(message, content, each.origin)
         return True
+
+
+def _print(message: Message, content: Content, origin: int) -> Print:
+    return Print(storable_date(message.internaldate), content.size, origin, content.digest.hex()[:32])

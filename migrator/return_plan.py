@@ -17,7 +17,7 @@ from bascule.errors import BasculeError
 from bascule.imap.reader import Message
 from bascule.migrator.acts import Identity, Note, Straggler
 from bascule.migrator.delivery import ARRIVING, file_name
-from bascule.migrator.known import LAST, Known
+from bascule.migrator.known import Known
 
 FEW = 20  # messages that a folder may lose without anybody being asked
 
@@ -31,12 +31,16 @@ class Implausible(BasculeError):
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A folder of one side. ``guids`` are Dovecot's; ``kept`` are the flags that the server keeps, None: any."""
+    """A folder of one side. ``guids`` are Dovecot's; ``kept`` are the flags that the server keeps, None: any.
+
+    ``refused`` are those, in lower case, that it turned out not to keep.
+    """
 
     uidvalidity: int
     messages: Mapping[int, Message] = field(default_factory=dict)
     guids: Mapping[int, str] = field(default_factory=dict)
     kept: AbstractSet[str] | None = None
+    refused: AbstractSet[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,9 @@ class Plan:
             return f"the message with UID {uids[0]} there in {name!r} is not here"
         for store in self.stores:
             verb = "lacks" if store.wanted else "has"
-            return f"the message with UID {store.uids[0]} there in {store.folder!r} {verb} {' '.join(sorted(store.flags))}"
+            return (
+                f"the message with UID {store.uids[0]} there in {store.folder!r} {verb} {' '.join(sorted(store.flags))}"
+            )
         return ""
 
 
@@ -136,15 +142,16 @@ def plan(here: Side, there: Side, records: Records) -> Plan:
     )
 
 
-def insist_on_plausible(
-    here: Side, there: Side, records: Records, at_flip: Mapping[str, int], address: object
-) -> None:
+def insist_on_plausible(here: Side, there: Side, records: Records, at_flip: Mapping[str, int], address: object) -> None:
     """``at_flip`` is how many messages each folder had at the flip.
 
     Raises:
         Implausible: so much is gone here that something else is likely to be wrong.
     """
-    hint = f"If that is as it should be: bascule return {address} --force --reason ... To call it off: bascule cancel-return"
+    hint = (
+        f"If that is as it should be: bascule return {address} --force --reason ... "
+        f"To call the return off: bascule cancel-return {address}"
+    )
     for name, known in records.known.items():
         folder = there.folders.get(name)
         if folder is None or not folder.messages or folder.uidvalidity == known.uidvalidity:
@@ -238,7 +245,7 @@ def _copies(name: str, folder: Folder, there: Side, records: Records) -> dict[in
         if uidvalidity == at_legacy.uidvalidity
         and each.origin > 0
         and uid in at_legacy.messages
-        and at_legacy.messages[uid].internaldate == each.internaldate
+        and each.is_dated(at_legacy.messages[uid].internaldate)
     }
     return {uid: found for uid, found in copies.items() if uid in folder.messages}
 
@@ -274,35 +281,31 @@ def _ours(name: str, folder: Folder, records: Records) -> set[int]:
         note.legacy_uid
         for note in records.notes
         if note.folder == name
+        and note.legacy_uid is not None
         and note.legacy_uid in folder.messages
         and note.legacy_uidvalidity in {None, folder.uidvalidity}
     }
     known = records.known.get(name)
-    if known is not None:
-        for uid, message in folder.messages.items():
-            seen = known.prints.get((folder.uidvalidity, uid))
-            if seen is not None and seen.internaldate == message.internaldate and seen.origin != 0:
-                ours.add(uid)
-            elif (
-                seen is None
-                and not known.complete
-                and folder.uidvalidity == known.uidvalidity
-                and uid < known.uidnext
-            ):
-                ours.add(uid)
-    return {uid for uid in ours if (name, folder.uidvalidity, uid) not in records.waived or _is_last(known, folder, uid)}
+    ours |= {uid for uid, message in folder.messages.items() if _was_here(known, folder, message)}
+    return {uid for uid in ours if (name, folder.uidvalidity, uid) not in records.waived}
 
 
-def _is_last(known: Known | None, folder: Folder, uid: int) -> bool:
-    seen = None if known is None else known.prints.get((folder.uidvalidity, uid))
-    return seen is not None and seen.origin == LAST
+def _was_here(known: Known | None, folder: Folder, message: Message) -> bool:
+    """Whether a message there was copied at the flip, or is our last message."""
+    if known is None:
+        return False
+    seen = known.prints.get((folder.uidvalidity, message.uid))
+    if seen is not None:
+        return seen.origin != 0 and seen.is_dated(message.internaldate)
+    # Without evidence all that was there at the flip is taken to have been copied.
+    return not known.complete and folder.uidvalidity == known.uidvalidity and message.uid < known.uidnext
 
 
 # Flags and folders --------------------------------------------------------------------
 
 
 def _stores(here: Side, there: Side, places: Mapping[Place, Place]) -> Iterator[Store]:
-    """Differences of flags, among those that the server keeps; without case, for so are they there (RFC 9051 section 2.3.2)."""
+    """Differences of flags among those that the server keeps; without case (RFC 9051 section 2.3.2)."""
     found: dict[tuple[str, frozenset[str], bool], list[int]] = defaultdict(list)
     for (name, uid), (name_there, uid_there) in places.items():
         folder = there.folders[name_there]
@@ -310,8 +313,8 @@ def _stores(here: Side, there: Side, places: Mapping[Place, Place]) -> Iterator[
         present = folder.messages[uid_there].flags
         if wanted == present:
             continue
-        more = kept(wanted, folder.kept, but=present)
-        less = kept(present, folder.kept, but=wanted)
+        more = kept(wanted, folder.kept, but=present | folder.refused)
+        less = kept(present, folder.kept, but=wanted | folder.refused)
         if more:
             found[name_there, more, True].append(uid_there)
         if less:
@@ -320,16 +323,16 @@ def _stores(here: Side, there: Side, places: Mapping[Place, Place]) -> Iterator[
         yield Store(name, flags, wanted_there, tuple(sorted(uids)))
 
 
-def kept(flags: AbstractSet[str], keeps: AbstractSet[str] | None, but: AbstractSet[str] = frozenset()) -> frozenset[str]:
+def kept(
+    flags: AbstractSet[str], keeps: AbstractSet[str] | None, but: AbstractSet[str] = frozenset()
+) -> frozenset[str]:
     """Those of the flags that a server keeps, without ``but``; case does not matter."""
     without = {flag.lower() for flag in but}
     can = None if keeps is None else {flag.lower() for flag in keeps}
     return frozenset(flag for flag in flags if flag.lower() not in without and (can is None or flag.lower() in can))
 
 
-def _deletes(
-    here: Side, there: Side, expunges: Mapping[str, tuple[int, ...]], records: Records
-) -> Iterator[str]:
+def _deletes(here: Side, there: Side, expunges: Mapping[str, tuple[int, ...]], records: Records) -> Iterator[str]:
     """Folders that were here once, are no more, and will have nothing in them; the innermost first."""
     returned = {note.folder for note in records.notes}
     gone: set[str] = set()
@@ -347,32 +350,28 @@ def _deletes(
 # What is gone -------------------------------------------------------------------------
 
 
-def _not_in_their_place(here: Side, records: Records) -> Counter[tuple[int, int]]:
-    """Dates and sizes of the messages here that are not where they were copied to."""
-    stock: Counter[tuple[int, int]] = Counter()
+def _not_in_their_place(here: Side, records: Records) -> Counter[int]:
+    """The dates of the messages here that are not where they were copied to."""
+    dates: Counter[int] = Counter()
     for name, folder in here.folders.items():
         known = records.known.get(name)
-        in_place = known is not None and known.uidvalidity == folder.uidvalidity
         for uid, message in folder.messages.items():
-            if not (in_place and known is not None and uid < known.uidnext):
-                stock[message.internaldate, message.size] += 1
-    return stock
+            if known is None or known.uidvalidity != folder.uidvalidity or uid >= known.uidnext:
+                dates[message.internaldate] += 1
+    return dates
 
 
-def _still_here(name: str, here: Side, records: Records, elsewhere: Counter[tuple[int, int]]) -> int:
-    """How many of the messages of a folder's flip are here still, in it or in another folder."""
+def _still_here(name: str, here: Side, records: Records, elsewhere: Counter[int]) -> int:
+    """How many of the messages of a folder's flip are here still, in it or, as their dates say, in another folder."""
     known, folder = records.known.get(name), here.folders.get(name)
     if known is None:
         return 0 if folder is None else len(folder.messages)
-    in_place = folder is not None and folder.uidvalidity == known.uidvalidity
+    in_place = folder.messages if folder is not None and folder.uidvalidity == known.uidvalidity else {}
     count = 0
     for each in known.prints.values():
-        if each.origin <= 0:
-            continue
-        key = (each.internaldate, each.size)
-        if in_place and folder is not None and each.origin in folder.messages:
+        if each.origin in in_place:
             count += 1
-        elif elsewhere[key] > 0:
-            elsewhere[key] -= 1
+        elif each.origin > 0 and elsewhere[each.internaldate] > 0:
+            elsewhere[each.internaldate] -= 1
             count += 1
     return count

@@ -26,10 +26,11 @@ from bascule.migrator import maildir
 from bascule.migrator.acts import Identity, Straggler
 from bascule.migrator.attempt import Attempt
 from bascule.migrator.copying import is_told_to_wait
-from bascule.migrator.delivery import Delivery, content_at, content_of_file, file_name, new_name
+from bascule.migrator.delivery import Delivery, content_at, file_name, message_id_of, new_name
 from bascule.migrator.known import Known, Look, Looks
 from bascule.migrator.late import Content, Identification, Sorting, Verdict, sort_by_place
 from bascule.migrator.letters import message_id
+from bascule.migrator.storage import Evidence, evidence
 
 MAX_LOST = 20  # sessions that may be lost
 CHUNK = 200  # messages whose bodies are on this host's disk at a time, but for those that came late
@@ -37,6 +38,10 @@ CHUNK = 200  # messages whose bodies are on this host's disk at a time, but for 
 
 class Undecided(BasculeError):
     """Of some messages at the legacy server it cannot be found out whether they came late."""
+
+
+class MailboxGone(BasculeError):
+    """The mailbox of a user who has moved is not where it must be."""
 
 
 class LateMessageUnreadable(LegacyUnavailable):
@@ -79,15 +84,28 @@ def bring_late(attempt: Attempt) -> Late:
     Raises:
         BasculeError, OSError: the legacy server or the mailbox here cannot be used.
     """
-    attempt.storage.hand_over(attempt.home)  # a worker may have died right after the flip,
-    attempt.storage.reopen(attempt.home)  # or within a return
-    with Delivery(attempt) as delivery:
+    account = attempt.account
+    attempt.storage.recover(account.address, attempt.home, "local")
+    insist_on_mailbox(attempt)
+    with Delivery(attempt, attempt.acts.flipped_folders(account.id)) as delivery:
         delivery.begin()
         attempt.sessions.reserve(1)
         late = Late(attempt, delivery)
         with late:
             late.bring()
     return late
+
+
+def insist_on_mailbox(attempt: Attempt) -> None:
+    """
+    Raises:
+        MailboxGone: Dovecot would make an empty one in its place.
+    """
+    if not attempt.storage.is_there(attempt.home):
+        raise MailboxGone(
+            f"the mailbox of {attempt.account.address} is not in {attempt.home}",
+            hint="Is its file system mounted? Nothing is done with it until it is back.",
+        )
 
 
 def _write_last_message(attempt: Attempt, *, is_there: bool) -> BasculeError | None:
@@ -117,7 +135,7 @@ class Here:
     def __init__(self, delivery: Delivery, folder: str, uidvalidity: int, everything: dict[str, list[Message]]) -> None:
         """``everything`` are the messages of all folders here, or nothing: then they are read when needed."""
         self._delivery = delivery
-        self._folder = folder
+        self._folder = delivery.name_here(folder)
         self._uidvalidity = uidvalidity
         self._everything = everything
         self._digests: dict[tuple[str, int], bytes | None] = {}
@@ -125,8 +143,7 @@ class Here:
     @cached_property
     def messages(self) -> dict[int, Message]:
         """What the folder here has under the UIDs of the legacy server."""
-        names = {each.name for each in self._delivery.layout.folders if each.selectable}
-        if self._folder not in names:
+        if self._folder not in self._delivery.folders_here():
             return {}
         status = self._delivery.here.statuses([self._folder])[self._folder]
         if status.uidvalidity != self._uidvalidity or not status.messages:
@@ -140,8 +157,8 @@ class Here:
     def holds(self, content: Content) -> bool:
         if not self._everything:
             here = self._delivery.here
-            names = [each.name for each in here.layout().folders if each.selectable]
-            used = [name for name, status in here.statuses(names).items() if status.messages]
+            statuses = here.statuses(sorted(self._delivery.folders_here()))
+            used = [name for name, status in statuses.items() if status.messages]
             for changes in here.changes((name, None) for name in used):
                 self._everything[changes.folder] = changes.new
         return any(
@@ -184,6 +201,7 @@ class Late:
         self._numbers = count()
         self._everything_here: dict[str, list[Message]] = {}
         self._flipped = acts.flipped_folders(account.id)
+        self._had = acts.messages_at_flip(account.id)
         self._waived = acts.waived_messages(account.id)
         self._last_id = message_id("last", account)
         self._looks = Looks(attempt.home, account.migrated_at.isoformat() if account.migrated_at else "")
@@ -288,9 +306,7 @@ class Late:
             return None if look is not None and look.status == status and status.highestmodseq else 1
         has_newer = status.uidnext > uidnext or not status.uidnext
         if look is None:
-            known = Known.load(self._attempt.home, name, uidvalidity, uidnext)
-            before = len(known.prints) if known is not None and known.complete else status.messages
-            return uidnext if has_newer or status.messages > before else None
+            return uidnext if has_newer or status.messages > self._had.get(name, 0) else None
         if look.status == status and (status.highestmodseq or not has_newer):
             return None
         return uidnext
@@ -303,7 +319,9 @@ class Late:
         here = Here(self._delivery, name, uidvalidity, self._everything_here)
         known = Known.load(self._attempt.home, name, uidvalidity, uidnext)
         if known is None:
-            known = Known.of(name, uidvalidity, uidnext, here.messages.values(), complete=name not in self._flipped)
+            known = Known.of_flip(name, uidvalidity, uidnext, self._came.get(name, {}), self._had.get(name, 0))
+            if not known.complete:
+                known.learn(here.messages.values())
         now = changes.uidvalidity or status.uidvalidity
         look = self._looks.get(name)
         sorting = self._sort(known, now, changes.new)
@@ -325,6 +343,15 @@ class Late:
         finally:
             known.save(self._attempt.home)
         self._looks.set(name, Look(status, below))
+
+    @cached_property
+    def _came(self) -> dict[str, dict[int, Evidence]]:
+        """The evidence of the flip, by folder and UID."""
+        found: dict[str, dict[int, Evidence]] = {}
+        for (name, uidvalidity, uid), each in evidence(self._attempt.home).items():
+            if self._flipped.get(name, (0, 0))[0] == uidvalidity:
+                found.setdefault(name, {})[uid] = each
+        return found
 
     def _sort(self, known: Known, uidvalidity: int, messages: list[Message]) -> Sorting:
         acts, mailbox_id, name = self._attempt.acts, self._attempt.account.id, known.folder
@@ -387,12 +414,14 @@ class Late:
         def receive(size: int, pieces: Iterator[bytes]) -> object:
             return maildir.receive(f"{self._delivery.staging}/{next(self._numbers)}.new", size, pieces)
 
-        received: list[tuple[Message, Path]] = []
+        received: list[_Body] = []
 
         def keep(_folder: str, message: Message, body: object) -> None:
             if not isinstance(body, maildir.Received):
                 raise TypeError(f"not a received body: {type(body).__name__}")
-            received.append((message, Path(body.path)))
+            path = Path(body.path)
+            content = Content(bytes.fromhex(body.digest), body.virtual_size, message_id_of(path))
+            received.append(_Body(message, content, path))
 
         wanted = Wanted(batches(name, messages))
         while len(wanted):
@@ -407,11 +436,7 @@ class Late:
         if refused:  # but for those that are gone meanwhile
             there = self._source.which_are_there(name, sorted(refused))
             not_given |= {uid: reason for uid, reason in refused.items() if uid in there}
-        found = []
-        for message, path in received:
-            with path.open("rb") as file:
-                found.append(_Body(message, content_of_file(file), path))
-        return sorted(found, key=lambda body: body.message.uid)
+        return sorted(received, key=lambda body: body.message.uid)
 
     def _is_last(self, folder: str, content: Content) -> bool:
         if folder.upper() != "INBOX" or content.message_id != self._last_id:

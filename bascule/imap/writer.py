@@ -14,6 +14,7 @@ from bascule.imap.reader import EVERYTHING, Changes, Reader
 
 _APPENDUID = re.compile(r"^\[APPENDUID \d+ (\d+)\]", re.IGNORECASE)
 _PERMANENT = re.compile(rb"^OK \[PERMANENTFLAGS \(([^)]*)\)\]", re.IGNORECASE)
+_UIDVALIDITY = re.compile(rb"^OK \[UIDVALIDITY (\d+)\]", re.IGNORECASE)
 SET_BATCH = 80  # UIDs in one command
 
 
@@ -46,6 +47,9 @@ class Writer(Reader):
             return False
         return True
 
+    #: UIDVALIDITY of the folder that :meth:`select` opened.
+    uidvalidity = 0
+
     def select(self, folder: str) -> frozenset[str] | None:
         """Open a folder for writing; the flags that it keeps, or None if it keeps any."""
         kept: frozenset[str] | None = None
@@ -54,6 +58,8 @@ class Writer(Reader):
         ):
             if (found := _PERMANENT.match(untagged.text)) is not None:
                 kept = None if b"\\*" in found[1].split() else self._flags(found[1])
+            elif (found := _UIDVALIDITY.match(untagged.text)) is not None:
+                self.uidvalidity = int(found[1])
         return kept
 
     def append(
@@ -112,24 +118,38 @@ class Writer(Reader):
         """Whether :meth:`expunge` leaves alone what others have marked \\Deleted (UIDPLUS, RFC 4315)."""
         return "UIDPLUS" in self._capabilities
 
+    def marked_deleted(self) -> set[int]:
+        """The messages of the folder that is open which are marked \\Deleted."""
+        return self._search(b"DELETED")
+
     def expunge(self, uids: Sequence[int]) -> None:
         """Remove messages of the folder that is open, and no others.
 
         Raises:
-            LegacyUnavailable: the server can only remove others with them.
+            LegacyUnavailable: the server can only remove others with them; nothing was removed.
         """
+        if not self.expunges_singly:
+            self._insist_on_no_other(uids)
         for batch in _batches(uids):
-            self._pipeline.run(b"UID STORE %s +FLAGS.SILENT (\\Deleted)" % uid_set(batch))
-            if "UIDPLUS" in self._capabilities:
+            self.change_flags(batch, {"\\Deleted"}, wanted=True)
+            if self.expunges_singly:
                 self._pipeline.run(b"UID EXPUNGE %s" % uid_set(batch))
-        if "UIDPLUS" in self._capabilities:
+        if self.expunges_singly:
             return
-        if self._search(b"DELETED") - set(uids):
+        try:
+            self._insist_on_no_other(uids)
+        except LegacyUnavailable:
+            self.change_flags(uids, {"\\Deleted"}, wanted=False)
+            raise
+        self._pipeline.run(b"EXPUNGE")
+
+    def _insist_on_no_other(self, uids: Sequence[int]) -> None:
+        if others := self.marked_deleted() - set(uids):
             raise LegacyUnavailable(
-                "the legacy server cannot expunge single messages (no UIDPLUS), and others are marked deleted",
+                "the legacy server cannot expunge single messages (no UIDPLUS), and others are marked deleted, "
+                f"UID {min(others)} first",
                 hint="Expunge them there, or unmark them.",
             )
-        self._pipeline.run(b"EXPUNGE")
 
 
 def _batches(uids: Sequence[int]) -> Iterator[list[int]]:
