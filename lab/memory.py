@@ -84,7 +84,8 @@ class MemoryServer:
         """Give the messages from ``first`` on UIDs in the order in which they sort: none of theirs was to last."""
         folder = self.folders[name]
         ordered = sorted(
-            (mail for uid, mail in folder.mails.items() if uid >= first), key=lambda mail: (mail.internaldate, mail.order)
+            (mail for uid, mail in folder.mails.items() if uid >= first),
+            key=lambda mail: (mail.internaldate, mail.order),
         )
         folder.mails = {uid: mail for uid, mail in folder.mails.items() if uid < first}
         folder.mails |= dict(zip(count(first), ordered, strict=False))
@@ -201,7 +202,8 @@ class MemorySession:
     ) -> int | None:
         self._server.tick()
         body = b"".join(pieces)
-        assert len(body) == size
+        if len(body) != size:
+            raise ValueError("a literal of the wrong length")
         if self._server.append_refusal or (self._server.insists_on_select and self._examined == folder):
             raise LegacyUnavailable(f"the legacy server does not take a message: {self._server.append_refusal}")
         if {flag.lower() for flag in flags} & self._server.refuses:
@@ -215,6 +217,7 @@ class MemorySession:
         if {flag.lower() for flag in flags} & self._server.refuses:
             raise CommandRefused("NO what is that keyword?")
         self._server.tick()
+        self._opened(self._selected or "?")
         for uid in uids:
             if (mail := self._folder(self._selected).mails.get(uid)) is not None:
                 lower = {flag.lower() for flag in flags}
@@ -223,21 +226,25 @@ class MemorySession:
         self._note("STORE", self._selected)
 
     def look_again(self, folder: str, uids: Sequence[int]) -> Changes:
-        assert folder == self._selected
-        mails = self._folder(folder).mails
+        mails = self._folder(self._opened(folder)).mails
         return Changes(folder, new=[_message(uid, mails[uid], sizes=True) for uid in uids if uid in mails])
 
     def marked_deleted(self) -> set[int]:
         return {uid for uid, mail in self._folder(self._selected).mails.items() if "\\Deleted" in mail.flags}
 
     def expunge(self, uids: Sequence[int]) -> None:
-        assert self._selected
+        self._opened(self._selected or "?")
         if not self._server.has_uidplus and self.marked_deleted() - set(uids):
             raise LegacyUnavailable("others are marked deleted")
         self._server.tick()
         for uid in uids:
             self._folder(self._selected).mails.pop(uid, None)
         self._note("EXPUNGE", self._selected)
+
+    def _opened(self, folder: str) -> str:
+        if folder != self._selected:
+            raise ValueError(f"{folder!r} is not open for writing")
+        return folder
 
     def _stays(self, flags: AbstractSet[str]) -> frozenset[str]:
         kept = self._server.kept

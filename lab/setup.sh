@@ -12,6 +12,7 @@ top=$(cd "$(dirname "$0")/.." && pwd)
 # could not enter a checkout in /root.
 venv=${BASCULE_VENV:-/var/cache/bascule/venv-$(printf %s "$top" | cksum | cut -d ' ' -f 1)}
 cyrus=/var/cache/bascule/cyrus
+courier=/var/cache/bascule/courier
 trixie=/var/cache/bascule/trixie
 packages="postfix dovecot-core dovecot-imapd dovecot-pop3d dovecot-lmtpd dovecot-submissiond dovecot-pgsql
     isync dovecot-managesieved dovecot-sieve cyrus-common sasl2-bin libsasl2-modules libsasl2-modules-db
@@ -53,6 +54,17 @@ if [ ! -x "$cyrus/usr/lib/cyrus/bin/imapd" ]; then
     (cd "$cyrus" && apt-get download -qq cyrus-imapd cyrus-pop3d 2>/dev/null >&2 && for package in ./*.deb; do
         dpkg-deb -x "$package" "$cyrus"
     done) >&2
+fi
+
+# courier-imap conflicts with every other IMAP server: it is unpacked, with the libraries that nothing else here brings.
+if [ ! -x "$courier/usr/bin/imapd" ]; then
+    echo "unpacking courier-imap and courier-pop" >&2
+    rm -rf "$courier" "$courier.new" && mkdir -p "$courier.new"
+    (cd "$courier.new" && apt-get download -qq courier-imap courier-pop courier-base courier-authdaemon courier-authlib \
+        courier-authlib-userdb libcourier-unicode4 gamin libgamin0 libltdl7 libidn12 2>/dev/null >&2 && for package in ./*.deb; do
+        dpkg-deb -x "$package" . && rm "$package"
+    done) >&2
+    mv "$courier.new" "$courier"
 fi
 
 # Debian 13, for its Dovecot 2.4. Its programs are run in this tree; it is not booted.

@@ -28,6 +28,7 @@ from psycopg.rows import TupleRow
 
 from bascule.config_templates import render
 from bascule.credential import create_keys
+from bascule.lab.courier import Courier
 from bascule.lab.cyrus import Cyrus
 from bascule.lab.dns import NameServer
 from bascule.lab.postgres import Postgres
@@ -113,6 +114,9 @@ def make_certificate(folder: Path, *names: str) -> Certificate:
 class LegacySite:
     """The old mail server: Postfix and Dovecot with plain Maildir++ and a password file."""
 
+    #: Which of the optional services it offers.
+    services: tuple[str, ...] = ("pop3", "submission", "sieve")
+
     def __init__(self, folder: Path, certificate: Certificate, host: Host = LOCALHOST) -> None:
         self.folder = folder
         self.host = host
@@ -134,14 +138,21 @@ class LegacySite:
         self._create_postfix(self.dovecot.lmtp_socket)
         self.set_users(users, aliases)
 
-    def _create_postfix(self, lmtp_socket: Path) -> None:
-        self.postfix.create(hostname="legacy.lab.test", domains=f"{DOMAIN}, {IDN_DOMAIN}", lmtp_socket=lmtp_socket)
+    def _create_postfix(self, lmtp_socket: Path | None, maildirs: Path | None = None) -> None:
+        """It delivers by LMTP, or itself into the Maildirs below a folder."""
+        self.postfix.create(
+            hostname="legacy.lab.test",
+            domains=f"{DOMAIN}, {IDN_DOMAIN}",
+            lmtp_socket=lmtp_socket,
+            maildirs=maildirs,
+            vmail=VMAIL,
+        )
         self.send_back({})
 
     def set_users(self, users: dict[str, str], aliases: dict[str, str]) -> None:
         self.users, self.aliases = dict(users), dict(aliases)
         self._set_passwords()
-        self.postfix.map("mailboxes", {full(name): "x" for name in users})
+        self.postfix.map("mailboxes", {full(name): f"{name}/Maildir/" for name in users})
         self.postfix.map("aliases", {full(name): full(to) for name, to in aliases.items()})
 
     def send_back(self, users: dict[str, int]) -> None:
@@ -182,9 +193,20 @@ class LegacySite:
         self.postfix.stop()
         self.dovecot.stop()
 
+    def start_store(self) -> None:
+        """Start what holds the mailboxes, without Postfix."""
+        self.dovecot.start()
+
+    def stop_store(self) -> None:
+        self.dovecot.stop()
+
     @property
     def ports(self) -> Ports:
         return self.dovecot.ports
+
+    def maildir(self, name: str) -> Path:
+        """Where the INBOX of a user is, as a Maildir."""
+        return self.dovecot.folder / "mail" / name / "Maildir"
 
     def client(self, name: str, password: str | None = None) -> AbstractContextManager[IMAPClient]:
         return imap(self.ports.imap, full(name), password or self.users[name], host=self.host.address)
@@ -220,6 +242,53 @@ class CyrusSite(LegacySite):
     @property
     def ports(self) -> Ports:
         return self.cyrus.ports
+
+
+class CourierSite(LegacySite):
+    """An old mail server with Courier in Dovecot's place; Postfix writes into its Maildirs."""
+
+    services = ("pop3",)
+
+    def __init__(self, folder: Path, certificate: Certificate, host: Host = LOCALHOST) -> None:
+        super().__init__(folder, certificate, host)
+        self.courier = Courier(folder / "courier", DOMAIN)
+
+    def create(self, users: dict[str, str], aliases: dict[str, str]) -> None:
+        self.folder.mkdir()
+        self.folder.chmod(0o755)
+        self.courier.create(self._certificate)
+        self._create_postfix(None, self.courier.folder / "mail")
+        self.set_users(users, aliases)
+
+    def start(self) -> None:
+        self.courier.start()
+        self.postfix.start()
+
+    def stop(self) -> None:
+        self.postfix.stop()
+        self.courier.stop()
+
+    def start_store(self) -> None:
+        self.courier.start()
+
+    def stop_store(self) -> None:
+        self.courier.stop()
+
+    def _set_passwords(self) -> None:
+        """With the Maildirs, which Courier does not make."""
+        self.courier.set_users(self.users)
+        for name in self.users:
+            maildir = self.maildir(name)
+            for folder in (maildir.parent, maildir, maildir / "cur", maildir / "new", maildir / "tmp"):
+                folder.mkdir(exist_ok=True)
+                os.chown(folder, VMAIL, VMAIL)
+
+    @property
+    def ports(self) -> Ports:
+        return self.courier.ports
+
+    def maildir(self, name: str) -> Path:
+        return self.courier.folder / "mail" / name / "Maildir"
 
 
 class NewSite:
@@ -426,6 +495,9 @@ class Lab:
     def prepare(self, *options: str) -> None:
         """Tell bascule of the store and of the legacy server, rightly."""
         ports = self.legacy.ports
+        optional = []
+        for service in self.legacy.services:
+            optional += [f"--{service}-port", str(getattr(ports, service)), f"--{service}-tls", "starttls"]
         for arguments in (
             ("store", "local", f"unix:{self.new.dovecot.lmtp_socket}"),
             (
@@ -439,18 +511,7 @@ class Lab:
                 "127.0.0.1",
                 "--smtp-port",
                 str(self.legacy.smtp_port),
-                "--pop3-port",
-                str(ports.pop3),
-                "--pop3-tls",
-                "starttls",
-                "--submission-port",
-                str(ports.submission),
-                "--submission-tls",
-                "starttls",
-                "--sieve-port",
-                str(ports.sieve),
-                "--sieve-tls",
-                "starttls",
+                *optional,
                 "--sweep-interval",
                 "2 seconds",
                 "--quiet-period",

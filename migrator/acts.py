@@ -152,15 +152,6 @@ class Acts:
         )
         return [Note(*row) for row in rows]
 
-    def messages_at_flip(self, mailbox_id: int) -> dict[str, int]:
-        """How many messages each folder had at the flip, as the report says."""
-        rows = self._rows(
-            "SELECT folder ->> 'name', (folder -> 'messages')::bigint FROM bascule.verification, "
-            "jsonb_array_elements(report -> 'folders') AS folder WHERE mailbox_id = %s",
-            mailbox_id,
-        )
-        return {str(name): int(messages) for name, messages in rows}
-
     def return_is_wanted(self, mailbox_id: int) -> tuple[bool, bool]:
         """Whether a return is requested, and whether by force."""
         rows = self._rows(
@@ -322,6 +313,15 @@ class Acts:
     def welcomed(self, mailbox_id: int) -> None:
         """The welcome is in the mailbox here."""
         self._do("SELECT bascule.welcomed(%s)", mailbox_id)
+
+    def verified_folders(self, mailbox_id: int) -> list[dict[str, Any]]:
+        """The folders of a mailbox as they were verified at the flip: name, name here, UIDVALIDITY, UIDNEXT."""
+        found = self._value("SELECT report -> 'folders' FROM bascule.verification WHERE mailbox_id = %s", mailbox_id)
+        return list(found or [])
+
+    def record_verification(self, mailbox_id: int, result: Mapping[str, object]) -> None:
+        """What was found when a mailbox that has moved was verified again."""
+        self._do("SELECT bascule.record_verification(%s, %s)", mailbox_id, json.dumps(dict(result)))
 
     # Of the worker, not of one mailbox ----------------------------------------------
 

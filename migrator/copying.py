@@ -23,6 +23,7 @@ from bascule.errors import LegacyBusy, LegacyRefusedLogin, LegacyUnavailable
 from bascule.imap.reader import Changes, Layout, Message, Reader, Status, Wanted, batches
 from bascule.legacy import BUSY_CODES
 from bascule.migrator import maildir, names
+from bascule.migrator.pop3 import MAX_HEADER
 
 #: UIDs given here begin this far above the legacy server's next one, so that no
 #: client takes a message that came late there for one that came here.
@@ -173,6 +174,18 @@ class Copy:
         """The messages of the legacy INBOX now, by UID."""
         status = self.source.statuses(["INBOX"])["INBOX"]
         return next(iter(self.source.changes([("INBOX", None)], sizes=self.sizes))).new if status.messages else []
+
+    def inbox_header(self) -> Callable[[int], bytes]:
+        """Gives the beginning of a message of INBOX, as it was copied, by UID; nothing for one that was not."""
+        files = maildir.files_of(self.root)
+
+        def header(uid: int) -> bytes:
+            if (path := files.get(uid)) is None:
+                return b""
+            with path.open("rb") as file:
+                return file.read(MAX_HEADER)
+
+        return header
 
     def distrust(self, folder: str, uids: Iterable[int]) -> None:
         """Fetch these messages of a legacy folder anew in the next pass, whatever is here."""

@@ -182,14 +182,17 @@ def _take_along(attempt: Attempt, copy: Copy) -> list[str]:
     if legacy.pop3 is not None:
         try:
             inbox = [(message.uid, message.size) for message in copy.inbox()]
-            copy.set_uidls(uidls(legacy, legacy.pop3, trust, address, password, inbox))
+            found = uidls(legacy, legacy.pop3, trust, address, password, inbox, copy.inbox_header())
+            copy.set_uidls(found.by_uid)
             copy.run()
+            if found.note:
+                notes.append(found.note)
         except BasculeError as error:
             notes.append(f"POP3 clients may download INBOX again: {error.message}")
     if legacy.sieve is not None:
         try:
-            scripts, active = read_scripts(legacy, legacy.sieve, trust, address, password)
-            write_scripts(attempt.home, scripts, active)
+            scripts = read_scripts(legacy, legacy.sieve, trust, address, password)
+            notes += write_scripts(attempt.home, scripts)
         except BasculeError as error:
             notes.append(f"Sieve scripts were not copied: {error.message}")
     return notes

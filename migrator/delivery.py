@@ -19,7 +19,7 @@ are. The file goes first, then the keyword.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
 from email.parser import BytesParser
@@ -38,7 +38,6 @@ from bascule.migrator.acts import Straggler
 from bascule.migrator.attempt import Attempt
 from bascule.migrator.late import Content
 from bascule.migrator.local import LocalUnavailable
-from bascule.migrator.names import Place
 
 STAGING = ".bascule-staged"
 ARRIVING = "$BasculeArriving"
@@ -102,10 +101,9 @@ def content_at(reader: Reader, folder: str, message: Message) -> Content | None:
 class Delivery:
     """Puts the late messages of one attempt's mailbox into it; use it in a ``with`` statement."""
 
-    def __init__(self, attempt: Attempt, folders: Iterable[str]) -> None:
-        """``folders`` are those of the legacy mailbox at the flip."""
+    def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
-        self._folders = frozenset(folders)
+        self._names_here = names_here(attempt)
         self._stack = ExitStack()
         self._session: Writer | None = None
         self.staging = attempt.home / STAGING
@@ -128,20 +126,12 @@ class Delivery:
         """The folders here, when they were first asked for."""
         return self.here.layout()
 
-    @cached_property
-    def places(self) -> dict[str, Place]:
-        """Where the folders of the flip are here."""
-        separator = self.layout.separator
-        return names.places(((name, separator) for name in self._folders), separator, self.layout.prefix)
-
-    def place(self, folder: str) -> Place:
-        """Where a legacy folder is here, or would be if it were made."""
-        separator, prefix = self.layout.separator, self.layout.prefix
-        return names.place_of(folder, self.places, separator, separator, prefix)
-
     def name_here(self, folder: str) -> str:
-        """The name here, as on the wire, of a legacy folder."""
-        return self.place(folder).name(self.layout.separator, self.layout.prefix)
+        """The name here, as on the wire, of a legacy folder, or the one that it would have if it were made here."""
+        if (name := self._names_here.get(folder)) is not None:
+            return name
+        separator, prefix = self.layout.separator, self.layout.prefix
+        return names.place_of(folder, {}, separator, separator, prefix).name(separator, prefix)
 
     def folders_here(self) -> set[str]:
         """The folders here that can be opened, now."""
@@ -220,8 +210,11 @@ class Delivery:
 
     def _directory(self, folder: str) -> tuple[str, Path]:
         root = self._attempt.storage.root(self._attempt.home)
-        target = root.joinpath(*self.place(folder).parts)
-        return (self.name_here(folder), target) if (target / "cur").is_dir() else ("INBOX", root)
+        name = self.name_here(folder)
+        if name == "INBOX":
+            return name, root
+        target = root.joinpath(*name.removeprefix(self.layout.prefix).split(self.layout.separator))
+        return (name, target) if (target / "cur").is_dir() else ("INBOX", root)
 
     # dbox ---------------------------------------------------------------------------
 
@@ -269,6 +262,12 @@ class Delivery:
                 self.here.change_flags(uids, {keyword}, wanted=True)
             except CommandRefused as error:
                 log.get().warning("a keyword is not kept", folder=folder, keyword=keyword, reason=error.message)
+
+
+def names_here(attempt: Attempt) -> dict[str, str]:
+    """The name here of each folder that was copied, by its legacy name."""
+    folders = attempt.acts.verified_folders(attempt.account.id)
+    return {each["name"]: each.get("here", each["name"]) for each in folders}
 
 
 def _keywords(straggler: Straggler) -> frozenset[str]:

@@ -306,6 +306,15 @@ def receive(path: str, size: int, pieces: Iterable[bytes]) -> Received:
     return Received(path, size, size + bare, digest.hexdigest())
 
 
+def files_of(folder: Path) -> dict[int, Path]:
+    """The messages of a folder that is not yet in use here, by UID."""
+    found = {}
+    for path in (folder / "cur").glob("*"):
+        if (match := _NAME.match(path.name)) is not None:
+            found[int(match["uid"])] = path
+    return found
+
+
 def _as_served(piece: bytes, before: bytes) -> bytes:
     """A piece of a body with CRLF at each line end and 0x80 for NUL; ``before``: the byte before it."""
     before = before if before == b"\r" else b""

@@ -21,13 +21,13 @@ from functools import cached_property
 from bascule import log
 from bascule.errors import BasculeError, LegacyBusy, LegacyUnavailable
 from bascule.imap.pipeline import PIECE, CommandRefused
-from bascule.imap.reader import Batch, Layout, Message, Wanted
+from bascule.imap.reader import Batch, Message, Wanted
 from bascule.imap.writer import Writer
-from bascule.migrator import known, names
+from bascule.migrator import known
 from bascule.migrator.acts import Note
 from bascule.migrator.attempt import Attempt
 from bascule.migrator.cutover import MAX_PASSES, SMALL_PASS
-from bascule.migrator.delivery import ARRIVING, Digest, content_at
+from bascule.migrator.delivery import ARRIVING, Digest, content_at, names_here
 from bascule.migrator.hold import MARGIN, await_acknowledgements, undo
 from bascule.migrator.known import Known
 from bascule.migrator.late import Content
@@ -112,7 +112,8 @@ class Return:
         self._refused: dict[str, set[str]] = {}
         self._known: dict[str, Known] = {}
         self._names_here: dict[str, str] = {}
-        self._at_flip = self._acts.messages_at_flip(self._account.id)
+        self._at_flip = {each["name"]: int(each["messages"]) for each in self._acts.verified_folders(self._account.id)}
+        self._legacy_names = {here: name for name, here in names_here(attempt).items()}
         self._flipped = self._acts.flipped_folders(self._account.id)
         self._selected = ""
         self._tried: set[tuple[str, str]] = set()
@@ -173,7 +174,7 @@ class Return:
     def _read_here(self, session: Writer) -> Side:
         """The mailbox here, by the names that the legacy server has for its folders."""
         layout = session.layout()
-        legacy_names = self._legacy_names(layout)
+        legacy_names = self._legacy_names
         selectable = [each.name for each in layout.folders if each.selectable]
         self._names_here = {legacy_names.get(name, name): name for name in selectable}
         folders = self._seen_here.read(session, selectable)
@@ -182,12 +183,6 @@ class Return:
             frozenset(legacy_names.get(name, name) for name in layout.subscribed),
             layout.separator,
         )
-
-    def _legacy_names(self, layout: Layout) -> dict[str, str]:
-        """The legacy name of each folder that was copied, by its name here."""
-        separator, prefix = layout.separator, layout.prefix
-        places = names.places(((name, separator) for name in self._flipped), separator, prefix)
-        return {place.name(separator, prefix): name for name, place in places.items()}
 
     def _read_there(self, here: Side) -> Side:
         layout = self._there.layout()

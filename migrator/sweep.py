@@ -87,7 +87,7 @@ def bring_late(attempt: Attempt) -> Late:
     account = attempt.account
     attempt.storage.recover(account.address, attempt.home, "local")
     insist_on_mailbox(attempt)
-    with Delivery(attempt, attempt.acts.flipped_folders(account.id)) as delivery:
+    with Delivery(attempt) as delivery:
         delivery.begin()
         attempt.sessions.reserve(1)
         late = Late(attempt, delivery)
@@ -201,7 +201,7 @@ class Late:
         self._numbers = count()
         self._everything_here: dict[str, list[Message]] = {}
         self._flipped = acts.flipped_folders(account.id)
-        self._had = acts.messages_at_flip(account.id)
+        self._had = {each["name"]: int(each["messages"]) for each in acts.verified_folders(account.id)}
         self._waived = acts.waived_messages(account.id)
         self._last_id = message_id("last", account)
         self._looks = Looks(attempt.home, account.migrated_at.isoformat() if account.migrated_at else "")

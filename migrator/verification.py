@@ -121,6 +121,16 @@ def verify(
                 if message.uid < state.uidnext and (name, state.uidvalidity, message.uid) not in last_pass.waived
             }
             odd = _compare_messages(state, opened, expected, seen, last_pass.dropped.get(name, {}), result)
+            result.folders.append(
+                {
+                    "name": name,
+                    "here": name_here,
+                    "uidvalidity": state.uidvalidity,
+                    "uidnext": state.uidnext,
+                    "messages": len(seen),
+                    "bytes": sum(each.size for each in seen.values()),
+                }
+            )
             first = rest.get(name, 0)
             candidates = [uid for uid in expected if uid >= first]
             chosen = candidates if bodies == "all" else [uid for uid in odd if uid >= first]
@@ -227,10 +237,8 @@ def _compare_messages(
         raise NotEqual(f"{name!r} has {opened.exists} messages here, and shows {len(seen)}", folder=name)
     allowed = {keyword.lower() for keyword in dropped}
     odd = []
-    size = 0
     for uid, message in expected.items():
         found = seen[uid]
-        size += found.size
         if _comparable(message.flags) - allowed != _comparable(found.flags):
             raise NotEqual(
                 f"{name!r}: the flags of UID {uid} differ: {sorted(message.flags)} there, {sorted(found.flags)} here",
@@ -245,15 +253,6 @@ def _compare_messages(
         if message.size not in {0, found.size}:
             result.odd_sizes.append(f"{name}: UID {uid} says {message.size} bytes and has {found.size}")
             odd.append(uid)
-    result.folders.append(
-        {
-            "name": name,
-            "uidvalidity": state.uidvalidity,
-            "uidnext": state.uidnext,
-            "messages": len(seen),
-            "bytes": size,
-        }
-    )
     return odd
 
 

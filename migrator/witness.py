@@ -95,13 +95,13 @@ class Witness:
         )
 
     def uids(self, folders: dict[str, Sequence[int]]) -> Iterator[tuple[str, Opened, set[int]]]:
-        """For each folder: how it opens, and the UIDs that SEARCH finds in it.
+        """For each folder: how it opens, and the UIDs that SEARCH finds in it, none if it is refused.
 
         ``folders``: the UIDs that are expected in each, ascending; they only
         decide what is asked at a time.
         """
         commands = {name: [b"EXAMINE %s" % _quoted(name), *_searches(expected)] for name, expected in folders.items()}
-        for name, answers in self._by_folder(commands):
+        for name, answers in self._by_folder(commands, may_refuse=b"UID SEARCH"):
             found: set[int] = set()
             for line in (line for answer in answers[1:] for line in answer):
                 if line.upper().startswith(b"* SEARCH"):
@@ -158,7 +158,9 @@ class Witness:
             raise NotVerifiable(f"{self._who} opens {name!r} without EXISTS or UIDVALIDITY")
         return Opened(exists[-1], uidvalidity[-1])  # the last EXISTS: messages may come meanwhile
 
-    def _by_folder(self, commands: dict[str, list[bytes]]) -> Iterator[tuple[str, list[list[bytes]]]]:
+    def _by_folder(
+        self, commands: dict[str, list[bytes]], *, may_refuse: bytes = b"\0"
+    ) -> Iterator[tuple[str, list[list[bytes]]]]:
         """The answers to each folder's commands; as many folders at a time as may be asked ahead."""
         waiting: list[str] = []
         for name in [*commands, None]:
@@ -166,13 +168,16 @@ class Witness:
                 waiting.append(name)
                 if sum(len(commands[each]) for each in waiting) < AHEAD:
                     continue
-            answers = iter(self._ask([command for each in waiting for command in commands[each]]))
+            together = [command for each in waiting for command in commands[each]]
+            answers = iter(self._ask(together, may_refuse=may_refuse))
             for each in waiting:
                 yield each, [next(answers) for _ in commands[each]]
             waiting = []
 
-    def _ask(self, commands: Sequence[bytes], *, digest: bool = False) -> list[list[bytes]]:
+    def _ask(self, commands: Sequence[bytes], *, digest: bool = False, may_refuse: bytes = b"\0") -> list[list[bytes]]:
         """The untagged lines of each command's answer; one that is refused ends it all.
+
+        ``may_refuse``: but for those that begin so.
 
         Raises:
             NotVerifiable
@@ -187,7 +192,8 @@ class Witness:
         for tag, command in zip(tags, commands, strict=True):
             while (line := self._line(digest=digest)).startswith(b"* "):
                 lines.append(line)
-            if not line.upper().startswith(tag.upper() + b" OK"):
+            refused = not line.upper().startswith(tag.upper() + b" OK")
+            if refused and not (line.startswith(tag + b" ") and command.startswith(may_refuse)):
                 what = command.decode("utf-8", "replace")[:80]
                 raise NotVerifiable(f"{self._who} answers {what!r} with {line.decode('utf-8', 'replace')[:160]!r}")
             answers.append(lines)

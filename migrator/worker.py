@@ -22,6 +22,7 @@ from bascule.migrator.account import Account
 from bascule.migrator.acts import Acts
 from bascule.migrator.attempt import Attempt, exclusively
 from bascule.migrator.cutover import Paused, migrate
+from bascule.migrator.evidence import verify_again
 from bascule.migrator.letters import Letters
 from bascule.migrator.local import Local
 from bascule.migrator.returning import give_back
@@ -62,6 +63,7 @@ class Worker:
         self.app.task(name="migrate")(self.migrate)
         self.app.task(name="sweep")(self.sweep)
         self.app.task(name="return")(self.give_back)
+        self.app.task(name="verify")(self.verify)
 
     def migrate(self, mailbox_id: int) -> None:
         """Task: move a mailbox, or take its move up where it stopped."""
@@ -88,6 +90,15 @@ class Worker:
         def work(attempt: Attempt) -> None:
             if attempt.account.return_requested and attempt.account.domain_mode == "active":
                 give_back(attempt)
+
+        self._attempt(mailbox_id, work)
+
+    def verify(self, mailbox_id: int) -> None:
+        """Task: compare a mailbox that has moved with what came in."""
+
+        def work(attempt: Attempt) -> None:
+            if attempt.account.state == "local" and not attempt.account.return_requested:
+                verify_again(attempt)
 
         self._attempt(mailbox_id, work)
 

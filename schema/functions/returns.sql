@@ -1,7 +1,6 @@
 -- After the flip: late messages, the last message, and the way back.
 
 DROP FUNCTION IF EXISTS stage_straggler(bigint, text, bigint, bigint);
-DROP FUNCTION IF EXISTS stage_straggler(bigint, text, bigint, bigint, text, bytea);
 CREATE OR REPLACE FUNCTION stage_straggler(
     mailbox_id bigint, folder text, uidvalidity bigint, uid bigint, message_id text DEFAULT '', digest bytea DEFAULT NULL,
     internaldate bigint DEFAULT NULL, flags text[] DEFAULT '{}', name text DEFAULT ''
@@ -57,28 +56,36 @@ $$;
 COMMENT ON FUNCTION renumber_stragglers IS
     'The legacy server has numbered late messages of a folder anew: an array of {uidvalidity, uid, to_uidvalidity, to_uid}';
 
-DROP FUNCTION IF EXISTS sweep_done(bigint, timestamptz);
-CREATE OR REPLACE FUNCTION sweep_done(
-    mailbox_id bigint, began timestamptz, trouble text DEFAULT NULL, advice text DEFAULT NULL
-)
+CREATE OR REPLACE FUNCTION sweep_done(mailbox_id bigint, began timestamptz, trouble text, advice text)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 DECLARE
     box mailbox;
     the_domain domain;
 BEGIN
-    UPDATE mailbox SET attempts = 0, last_error = sweep_done.trouble, last_advice = sweep_done.advice,
-        last_error_at = CASE WHEN sweep_done.trouble IS NOT NULL THEN clock_timestamp() END, next_try = NULL,
-        swept_at = began
+    UPDATE mailbox SET attempts = 0, swept_at = began
      WHERE id = sweep_done.mailbox_id AND state = 'local' RETURNING * INTO box;
+    PERFORM forget_trouble(box.id);
+    UPDATE mailbox SET last_error = printable(sweep_done.trouble), last_advice = sweep_done.advice,
+        last_error_at = clock_timestamp()
+     WHERE id = box.id AND sweep_done.trouble IS NOT NULL;
     SELECT * INTO the_domain FROM domain WHERE id = box.domain_id;
     IF the_domain.mode = 'active' AND box.paused_at IS NULL AND the_domain.paused_at IS NULL THEN
         PERFORM enqueue('sweep', box.id, box.store, clock_timestamp() + the_domain.sweep_interval);
     END IF;
 END
 $$;
-COMMENT ON FUNCTION sweep_done IS
+COMMENT ON FUNCTION sweep_done(bigint, timestamptz, text, text) IS
     'A sweep that began then found all there was; the next one is queued while the domain is active. '
     'trouble: what is wrong all the same, the last message that is not taken, say; and advice.';
+
+CREATE OR REPLACE FUNCTION sweep_done(mailbox_id bigint, began timestamptz)
+RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+    SELECT sweep_done(mailbox_id, began, NULL, NULL);
+    UPDATE mailbox SET last_message_at = coalesce(last_message_at, clock_timestamp())
+     WHERE id = sweep_done.mailbox_id AND state = 'local'
+$$;
+COMMENT ON FUNCTION sweep_done(bigint, timestamptz) IS
+    'As the first release''s workers call it: they have written the last message then';
 
 CREATE OR REPLACE FUNCTION last_message_written(mailbox_id bigint)
 RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
@@ -97,8 +104,7 @@ BEGIN
         RAISE EXCEPTION 'no last message of % is to be written', address USING ERRCODE = 'BA002';
     END IF;
     UPDATE mailbox SET last_message_at = clock_timestamp(), next_try = now() WHERE id = box.id;
-    INSERT INTO journal (domain, address, event, reason)
-    VALUES ((domain_of(address)).name, lower(address), 'last message waived', waive_last_message.reason);
+    PERFORM note(box, 'last message waived', waive_last_message.reason);
     PERFORM enqueue('sweep', box.id, box.store, now());
 END
 $$;
@@ -109,8 +115,8 @@ DROP FUNCTION IF EXISTS return_mailbox(text, text);
 CREATE OR REPLACE FUNCTION return_mailbox(address text, reason text, force boolean DEFAULT false)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 DECLARE
+    the_domain domain := lock_domain_of(address);
     box mailbox := mailbox_of(address);
-    the_domain domain := domain_of(address);
 BEGIN
     IF box.state <> 'local' THEN
         RAISE EXCEPTION '% is in state %: only a mailbox that has moved can be returned', address, box.state
@@ -125,14 +131,13 @@ BEGIN
         return_forced = return_mailbox.force, attempts = 0
      WHERE id = box.id;
     PERFORM enqueue('return', box.id, box.store);
-    INSERT INTO journal (domain, address, event, reason)
-    VALUES (the_domain.name, lower(address), 'return requested' || CASE WHEN force THEN ', by force' ELSE '' END,
-            return_mailbox.reason);
+    PERFORM note(the_domain, CASE WHEN force THEN 'return requested by force' ELSE 'return requested' END,
+                 return_mailbox.reason, lower(address));
 END
 $$;
 COMMENT ON FUNCTION return_mailbox IS
-    'Send a mailbox that has moved back to the legacy server: what is new or changed here is written there, then the route flips. '
-    'force: also when most of a folder is gone here, or a folder was made anew there.';
+    'Send a mailbox that has moved back to the legacy server: what is new or changed here is written there, then the route '
+    'flips. force: also when most of a folder is gone here, or a folder was made anew there.';
 
 CREATE OR REPLACE FUNCTION cancel_return(address text)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
@@ -142,15 +147,18 @@ BEGIN
     IF box.return_requested_at IS NULL OR box.state <> 'local' THEN
         RAISE EXCEPTION 'no return of % can be called off now', address USING ERRCODE = 'BA002';
     END IF;
-    -- What was appended there stays, and returned_message knows it: no sweep brings it here, no later return appends it again.
-    -- The last message may be gone there already: the next sweep writes it again if so.
-    UPDATE mailbox SET return_requested_at = NULL, return_reason = NULL, return_forced = false, last_message_at = NULL, attempts = 0,
-        last_error = NULL, last_advice = NULL, last_error_at = NULL, next_try = NULL WHERE id = box.id;
-    INSERT INTO journal (domain, address, event) VALUES ((domain_of(address)).name, lower(address), 'return called off');
+    -- What was appended there stays, and returned_message knows it: no sweep brings it here, no later return appends
+    -- it again. The last message may be gone there already: the next sweep writes it again if so.
+    UPDATE mailbox SET return_requested_at = NULL, return_reason = NULL, return_forced = false, last_message_at = NULL,
+        attempts = 0
+     WHERE id = box.id;
+    PERFORM forget_trouble(box.id);
+    PERFORM note(box, 'return called off');
     PERFORM enqueue('sweep', box.id, box.store);
 END
 $$;
-COMMENT ON FUNCTION cancel_return IS 'Call off a return; what it has appended at the legacy server stays there, and is not taken for late mail';
+COMMENT ON FUNCTION cancel_return IS
+    'Call off a return; what it has appended at the legacy server stays there, and is not taken for late mail';
 
 CREATE OR REPLACE FUNCTION begin_return(mailbox_id bigint)
 RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
@@ -161,9 +169,11 @@ BEGIN
     UPDATE mailbox SET state = 'returning',
         cutover_deadline = clock_timestamp() + (SELECT cutover_budget FROM domain WHERE domain.id = mailbox.domain_id)
      WHERE id = begin_return.mailbox_id AND state = 'local' AND return_requested_at IS NOT NULL RETURNING * INTO box;
-    IF box IS NULL THEN
-        RAISE EXCEPTION 'mailbox % is not to be returned', begin_return.mailbox_id USING ERRCODE = 'BA002';
+    IF box.id IS NULL THEN
+        RAISE EXCEPTION 'mailbox % is not to be returned', begin_return.mailbox_id USING ERRCODE = 'BA002',
+            HINT = 'Its return was called off, or its domain closed, meanwhile.';
     END IF;
+    PERFORM refuse_silent_nodes(box);
     RETURN box.epoch;
 END
 $$;
@@ -174,37 +184,42 @@ RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_tem
 DECLARE
     box mailbox;
 BEGIN
-    PERFORM set_config('bascule.reason', undo_return.reason, true);
-    UPDATE mailbox SET state = 'local', cutover_deadline = NULL, last_error = undo_return.reason, last_advice = NULL,
-        last_error_at = clock_timestamp(), next_try = clock_timestamp() + pause_after(attempts + 1)
+    PERFORM set_config('bascule.reason', printable(undo_return.reason), true);
+    -- attempt_failed() counts the attempt, if a worker is there to call it.
+    UPDATE mailbox SET state = 'local', cutover_deadline = NULL, last_error = printable(undo_return.reason),
+        last_advice = undone_advice(), last_error_at = clock_timestamp(),
+        next_try = clock_timestamp() + pause_after(attempts + 1)
      WHERE id = undo_return.mailbox_id AND state = 'returning' RETURNING * INTO box;
     PERFORM set_config('bascule.reason', '', true);
-    IF box IS NOT NULL THEN
+    IF box.id IS NOT NULL THEN
         PERFORM enqueue('return', box.id, box.store, box.next_try);
     END IF;
 END
 $$;
-COMMENT ON FUNCTION undo_return IS 'Deliver the held mail here and try the return again later; attempt_failed counts the attempt';
+COMMENT ON FUNCTION undo_return IS 'Deliver the held mail here and try the return again later';
 
 DROP FUNCTION IF EXISTS finish_return(bigint, bigint);
 CREATE OR REPLACE FUNCTION finish_return(mailbox_id bigint, epoch bigint, left_behind text DEFAULT '')
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    box mailbox;
 BEGIN
     PERFORM set_config('bascule.reason', (SELECT return_reason FROM mailbox WHERE id = finish_return.mailbox_id), true);
     UPDATE mailbox SET state = 'legacy', cutover_deadline = NULL, return_requested_at = NULL, return_reason = NULL,
-        return_forced = false,
-        password_hash = NULL, sealed_credential = NULL, migrated_at = NULL, last_message_at = NULL,
-        swept_at = NULL, attempts = 0, last_error = NULL, last_advice = NULL, last_error_at = NULL, next_try = NULL
+        return_forced = false, password_hash = NULL, sealed_credential = NULL, needs_credential = false,
+        migrated_at = NULL, last_message_at = NULL, swept_at = NULL, attempts = 0
      WHERE id = finish_return.mailbox_id AND state = 'returning' AND mailbox.epoch = finish_return.epoch
-       AND cutover_deadline > clock_timestamp();
-    IF NOT FOUND THEN
+       AND cutover_deadline > clock_timestamp()
+    RETURNING * INTO box;
+    IF box.id IS NULL THEN
         RAISE EXCEPTION 'the return of mailbox % is over its time or was undone', finish_return.mailbox_id
             USING ERRCODE = 'BA002';
     END IF;
-    INSERT INTO journal (domain, address, event, reason)
-    SELECT domain.name, mailbox.full_address, 'not returned', left_behind
-      FROM mailbox JOIN domain ON domain.id = mailbox.domain_id
-     WHERE mailbox.id = finish_return.mailbox_id AND left_behind <> '';
+    PERFORM refuse_unacknowledged(finish_return.mailbox_id, finish_return.epoch);
+    PERFORM forget_trouble(finish_return.mailbox_id);
+    IF left_behind <> '' THEN
+        PERFORM note(box, 'not returned', printable(left_behind));
+    END IF;
     DELETE FROM verification WHERE verification.mailbox_id = finish_return.mailbox_id;
     DELETE FROM mailbox_folder WHERE mailbox_folder.mailbox_id = finish_return.mailbox_id;
     DELETE FROM straggler WHERE straggler.mailbox_id = finish_return.mailbox_id;
@@ -214,7 +229,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION finish_return IS
-    'The flip back. Refused when the return was undone or its time is over. left_behind: what was not written there, in words, for the journal.';
+    'The flip back. Refused (BA002) when the return was undone, its time is over, or a node has not acknowledged it. '
+    'left_behind: what was not written there, in words, for the journal.';
 
 DROP FUNCTION IF EXISTS intend_return(bigint, text, bigint, text, bytea, bigint);
 CREATE OR REPLACE FUNCTION intend_return(

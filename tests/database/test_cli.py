@@ -26,7 +26,7 @@ def bascule(postgres: Postgres, owner: Connection, tmp_path: Path) -> Bascule:
     create_keys(tmp_path / "seal.pub", tmp_path / "seal.key")
     path = tmp_path / "bascule.toml"
     written = Settings(
-        database=f"host={postgres.folder} dbname=bascule",
+        database=postgres.conninfo,
         keys=Keys(public=tmp_path / "seal.pub", private=tmp_path / "seal.key"),
     )
     path.write_text(render("bascule.toml.j2", **written.model_dump()))
