@@ -1,10 +1,10 @@
 """Which messages of a legacy folder came late, and which are here already: decided without I/O.
 
 First by place: a message is where it was known to be, under its UID, with its
-INTERNALDATE. What is not is read, and looked for by its content among those
-that are no longer where they were: the server has numbered them anew. Each of
-those accounts for one message, so that two equal ones stay two. What nobody
-accounts for came late.
+INTERNALDATE. What is not is read, with those of the same second, and looked for
+by its content among those that are no longer where they were: the server has
+numbered them anew. Each of those accounts for one message, so that two equal
+ones stay two. What nobody accounts for came late.
 """
 
 from __future__ import annotations
@@ -77,20 +77,22 @@ def sort_by_place(
 
     ``known`` learns the messages that need not come.
     """
-    result = Sorting(
-        uidvalidity,
-        free_prints=dict(known.prints),
-        free_stragglers={(each.uidvalidity, each.uid): each for each in stragglers},
-    )
+    all_stragglers = {(each.uidvalidity, each.uid): each for each in stragglers}
+    result = Sorting(uidvalidity, free_prints=dict(known.prints), free_stragglers=dict(all_stragglers))
     by_uid = {note.legacy_uid: note for note in notes if note.legacy_uidvalidity in {None, uidvalidity}}
     by_uid.pop(None, None)
     result.free_notes = [note for note in notes if by_uid.get(note.legacy_uid) is not note]
+    by_date: dict[int, list[tuple[Message, Key]]] = {}
     for message in messages:
         key = (uidvalidity, message.uid)
         straggler = result.free_stragglers.get(key)
         if (seen := result.free_prints.get(key)) is not None and seen.is_dated(message.internaldate):
+            if seen.digest or seen.size:
+                by_date.setdefault(message.internaldate, []).append((message, key))
             del result.free_prints[key]
         elif straggler is not None and straggler.internaldate in {None, message.internaldate}:
+            if straggler.digest is not None:
+                by_date.setdefault(message.internaldate, []).append((message, key))
             del result.free_stragglers[key]
         elif message.uid in by_uid:
             del by_uid[message.uid]
@@ -99,6 +101,15 @@ def sort_by_place(
             known.prints[key] = Print(storable_date(message.internaldate), message.size, origin)
         else:
             result.doubtful.append(message)
+    # One of the same second may have taken another's UID: who is where is a question of contents then.
+    for date in {message.internaldate for message in result.doubtful}:
+        for message, key in by_date.get(date, ()):
+            result.doubtful.append(message)
+            if key in known.prints:
+                result.free_prints[key] = known.prints[key]
+            else:
+                result.free_stragglers[key] = all_stragglers[key]
+    result.doubtful.sort(key=lambda each: each.uid)
     result.free_notes.extend(by_uid.values())
     dates = {each.internaldate for each in result.free_prints.values()}
     dates |= {

@@ -1,8 +1,8 @@
 """After the flip: what came late to the legacy mailbox is brought here, and the last message is written there.
 
-A folder is looked at from the UIDNEXT of the flip on; from its beginning, if
-it has more messages below than it had, if one is seen that may have been
-numbered anew, or if the folder was made anew. Which messages came late is
+A folder is looked at from the UIDNEXT of the flip on; from its beginning, if it
+is the first time, if it has more messages below than it had, if one is seen
+that may have been numbered anew, or if the folder was made anew. Which messages came late is
 decided in :mod:`bascule.migrator.late`; :mod:`bascule.migrator.delivery` puts
 them into the mailbox.
 
@@ -27,7 +27,7 @@ from bascule.migrator.acts import Identity, Straggler
 from bascule.migrator.attempt import Attempt
 from bascule.migrator.copying import is_told_to_wait
 from bascule.migrator.delivery import Delivery, content_at, file_name, message_id_of, new_name
-from bascule.migrator.known import Known, Look, Looks
+from bascule.migrator.known import LAST, Known, Look, Looks
 from bascule.migrator.late import Content, Identification, Sorting, Verdict, sort_by_place
 from bascule.migrator.letters import message_id
 from bascule.migrator.storage import Evidence, evidence
@@ -306,10 +306,31 @@ class Late:
             return None if look is not None and look.status == status and status.highestmodseq else 1
         has_newer = status.uidnext > uidnext or not status.uidnext
         if look is None:
-            return uidnext if has_newer or status.messages > self._had.get(name, 0) else None
-        if look.status == status and (status.highestmodseq or not has_newer):
+            self._remember(name, uidvalidity, uidnext)
+            return 1 if has_newer or status.messages > self._had.get(name, 0) else None
+        if look.status == status and (status.highestmodseq or not has_newer) and not self._looks_for_last(name):
             return None
         return uidnext
+
+    def _looks_for_last(self, name: str) -> bool:
+        return name.upper() == "INBOX" and self._attempt.account.last_message_at is None
+
+    def _remember(self, name: str, uidvalidity: int, uidnext: int) -> None:
+        """Without evidence, keep what the mailbox here still has of a folder, before its owner removes more."""
+        if name not in self._flipped or Known.load(self._attempt.home, name, uidvalidity, uidnext) is not None:
+            return
+        if len(self._came.get(name, ())) < self._had.get(name, 0):
+            here = Here(self._delivery, name, uidvalidity, self._everything_here)
+            self._known(name, uidvalidity, uidnext, here).save(self._attempt.home)
+
+    def _known(self, name: str, uidvalidity: int, uidnext: int, here: Here) -> Known:
+        """What is known of a folder, at first by the evidence of its flip and the mailbox here."""
+        known = Known.load(self._attempt.home, name, uidvalidity, uidnext)
+        if known is None:
+            known = Known.of_flip(name, uidvalidity, uidnext, self._came.get(name, {}), self._had.get(name, 0))
+            if not known.complete:
+                known.learn(here.messages.values())
+        return known
 
     # One folder -----------------------------------------------------------------------
 
@@ -317,11 +338,7 @@ class Late:
         name = changes.folder
         uidvalidity, uidnext = self._at_flip(name, status)
         here = Here(self._delivery, name, uidvalidity, self._everything_here)
-        known = Known.load(self._attempt.home, name, uidvalidity, uidnext)
-        if known is None:
-            known = Known.of_flip(name, uidvalidity, uidnext, self._came.get(name, {}), self._had.get(name, 0))
-            if not known.complete:
-                known.learn(here.messages.values())
+        known = self._known(name, uidvalidity, uidnext, here)
         now = changes.uidvalidity or status.uidvalidity
         look = self._looks.get(name)
         sorting = self._sort(known, now, changes.new)
@@ -337,6 +354,9 @@ class Late:
             is_whole = True
         if is_whole:
             below = sum(1 for each in changes.new if each.uid < uidnext)
+        if self._looks_for_last(name):
+            places = [known.prints.get((now, message.uid)) for message in changes.new]
+            self.last_message_is_there |= any(each is not None and each.origin == LAST for each in places)
         identification = Identification(sorting, known, here)
         try:
             self._identify(name, known, sorting, identification)
@@ -446,10 +466,10 @@ class Late:
 
     def _record(self, name: str, identification: Identification) -> None:
         acts, mailbox_id = self._attempt.acts, self._attempt.account.id
-        if identification.moved_stragglers:
-            moves: dict[Identity, Identity] = {
-                (name, *old): (name, *new) for old, new in identification.moved_stragglers.items()
-            }
+        moves: dict[Identity, Identity] = {
+            (name, *old): (name, *new) for old, new in identification.moved_stragglers.items() if old != new
+        }
+        if moves:
             acts.renumber_stragglers(mailbox_id, name, moves)
         for note, uid in identification.found_notes:
             acts.returned(mailbox_id, note.folder, note.uid, uid)

@@ -308,16 +308,16 @@ def models(draw: st.DrawFn) -> Model:
     start = draw(st.dictionaries(NAMES, st.dictionaries(st.integers(1, 9), FLAGS, max_size=4), min_size=1))
     start.setdefault("INBOX", {})
     model = Model({}, {}, draw(st.sampled_from([None, frozenset({"\\Seen", "\\Flagged"})])), {})
-    for name, mails in start.items():
+    for name, flags_of in start.items():
         prints = {}
         model.here[name], model.there[name] = {}, {}
-        for uid, flags in mails.items():
+        for number, flags in flags_of.items():
             date = next(dates)
-            model.here[name][uid] = message(uid, date, flags)
+            model.here[name][number] = message(number, date, flags)
             there = flags if model.kept is None else flags & model.kept
-            model.there[name][uid] = message(uid, date, there)
-            model.guids[name, uid] = f"copy {name} {uid}"
-            prints[1, uid] = Print(date, 0, uid, "d")
+            model.there[name][number] = message(number, date, there)
+            model.guids[name, number] = f"copy {name} {number}"
+            prints[1, number] = Print(date, 0, number, "d")
         model.known[name] = Known(name, 1, 10, complete=True, prints=prints)
     for kind in draw(
         st.lists(st.sampled_from(["late", "brought", "new", "gone", "move", "flag", "fold", "drop"]), max_size=12)
