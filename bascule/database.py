@@ -6,8 +6,12 @@ transaction, and a waiting daemon never holds a lock that an upgrade needs.
 
 from __future__ import annotations
 
+import os
+import socket
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -18,6 +22,9 @@ from bascule.errors import BasculeError, DatabaseUnavailable, Refused
 
 Connection = psycopg.Connection[TupleRow]
 AsyncConnection = psycopg.AsyncConnection[TupleRow]
+
+#: Seconds that a program of which somebody waits for an answer waits for the database.
+PATIENCE = 10.0
 
 
 def translated(error: psycopg.Error) -> BasculeError:
@@ -53,21 +60,23 @@ class Pool:
 
     def __init__(self, dsn: str, size: int) -> None:
         """At most ``size`` connections (libpq's connection string). That the database is away now is no error yet."""
+        self._overdue: dict[Connection, float] = {}
         self._pool = ConnectionPool(
             dsn,
             min_size=1,
             max_size=size,
-            timeout=10,
+            timeout=PATIENCE,
             kwargs={"autocommit": True, "connect_timeout": 10},
-            check=ConnectionPool.check_connection,
+            check=self._check,
             open=True,
         )
+        threading.Thread(target=self._cut_what_hangs, name="database-watch", daemon=True).start()
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
-        """:func:`connect`, but for a connection that is there already."""
+        """:func:`connect`, but for a connection that is there already, and for PATIENCE seconds at most."""
         try:
-            with self._pool.connection() as connection:
+            with self._pool.connection() as connection, self._watched(connection):
                 yield connection
         except PoolTimeout as error:
             raise DatabaseUnavailable(
@@ -75,6 +84,29 @@ class Pool:
             ) from error
         except psycopg.Error as error:
             raise translated(error) from error
+
+    def _check(self, connection: Connection) -> None:
+        with self._watched(connection):
+            ConnectionPool.check_connection(connection)
+
+    @contextmanager
+    def _watched(self, connection: Connection) -> Iterator[None]:
+        """A server that has stopped without a word, or is behind a network that swallows all, would be waited for."""
+        self._overdue[connection] = time.monotonic() + PATIENCE
+        try:
+            yield
+        finally:
+            self._overdue.pop(connection, None)
+
+    def _cut_what_hangs(self) -> None:
+        """End the conversation with a server that is silent for too long: whoever waits is told by libpq."""
+        while True:
+            time.sleep(1)
+            now = time.monotonic()
+            for connection, deadline in list(self._overdue.items()):
+                if now > deadline:
+                    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as wire:
+                        wire.shutdown(socket.SHUT_RDWR)
 
 
 @asynccontextmanager

@@ -114,7 +114,7 @@ class Portal(_Table):
     #: What users see before /m/<token>.
     public_url: str = "https://localhost"
     session_key: Path = Path("/etc/bascule/session.key")
-    #: Pages that are answered at the same time; each waits for the legacy server if it was sent a form.
+    #: Pages that are answered at the same time, beside forms that wait for a legacy server.
     threads: int = Field(default=8, ge=1)
     #: An SVG or PNG image that stands above the page.
     logo: Path | None = None

@@ -214,6 +214,12 @@ class Hosts(Telling):
             raise LabError(f"{playbook} ended with {done.returncode}:\n{done.stdout[-6000:]}")
         return done.stdout
 
+    def insist_said(self, output: str, *words: str) -> None:
+        """Whether a playbook said this; if not, all that it said is kept in the error."""
+        spaced = " ".join(output.split())
+        for each in words:
+            self.insist(each in spaced, f"the playbook says {each!r}; it said:\n{output[-20000:]}")
+
     def insist_unchanged(self, output: str) -> None:
         """Whether a run of a playbook changed nothing."""
         changed = re.findall(r"changed=(\d+)", output)

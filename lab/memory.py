@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bascule.errors import LegacyUnavailable
 from bascule.imap.pipeline import CommandRefused, Receive
-from bascule.imap.reader import Changes, Layout, ListedFolder, Message, Status, Wanted
+from bascule.imap.reader import Changes, FolderRefused, Layout, ListedFolder, Message, Status, Wanted
 
 SYSTEM = frozenset(("\\Answered", "\\Deleted", "\\Draft", "\\Flagged", "\\Seen"))
 
@@ -127,11 +127,13 @@ class MemorySession:
         folders = tuple(ListedFolder(name, selectable=True) for name in sorted(self._server.folders))
         return Layout("/", "", folders, tuple(sorted(self._server.subscribed)))
 
-    def statuses(self, folders: Sequence[str]) -> dict[str, Status]:
+    def statuses(self, folders: Sequence[str]) -> dict[str, Status | FolderRefused]:
         self._server.refresh()
         return {name: self._status(name) for name in folders}
 
-    def _status(self, name: str) -> Status:
+    def _status(self, name: str) -> Status | FolderRefused:
+        if name in self._server.closed_folders:
+            return FolderRefused(name, "no right")
         folder = self._folder(name)
         return Status(folder.uidvalidity, folder.uidnext, len(folder.mails))
 
@@ -140,12 +142,14 @@ class MemorySession:
             raise LegacyUnavailable(f"the folder {name!r} cannot be opened")
         return self._server.folders[name]
 
-    def changes(self, wanted: Iterable[tuple[str, Status | None]], *, sizes: bool = True) -> Iterator[Changes]:
+    def changes(
+        self, wanted: Iterable[tuple[str, Status | None]], *, sizes: bool = True
+    ) -> Iterator[Changes | FolderRefused]:
         self._server.refresh()
         for name, _ in wanted:
             yield self._listed(name, 1, sizes=sizes)
 
-    def newer(self, wanted: Iterable[tuple[str, int]]) -> Iterator[Changes]:
+    def newer(self, wanted: Iterable[tuple[str, int]]) -> Iterator[Changes | FolderRefused]:
         self._server.refresh()
         for name, first in wanted:
             yield self._listed(name, first, sizes=False)
@@ -166,6 +170,8 @@ class MemorySession:
                     wanted.not_given(replace(batch, messages=(message,)), "the legacy server answers without it")
                 else:
                     keep(batch.folder, message, receive(len(mail.body), iter((mail.body,))))
+                    wanted.came(batch.folder, message)
+            wanted.settled()
 
     def which_are_there(self, folder: str, uids: list[int]) -> set[int]:
         return self._folder(folder).mails.keys() & set(uids)
@@ -225,9 +231,9 @@ class MemorySession:
                 mail.flags = others | self._stays(flags) if wanted else others
         self._note("STORE", self._selected)
 
-    def look_again(self, folder: str, uids: Sequence[int]) -> Changes:
+    def look_again(self, folder: str, uids: Sequence[int]) -> list[Message]:
         mails = self._folder(self._opened(folder)).mails
-        return Changes(folder, new=[_message(uid, mails[uid], sizes=True) for uid in uids if uid in mails])
+        return [_message(uid, mails[uid], sizes=True) for uid in uids if uid in mails]
 
     def marked_deleted(self) -> set[int]:
         return {uid for uid, mail in self._folder(self._selected).mails.items() if "\\Deleted" in mail.flags}

@@ -106,6 +106,30 @@ def run(*command: str, cwd: Path | None = None, timeout: float = 60) -> str:
     return text
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that are its own still."""
+    try:
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:  # it has ended
+        return []
+
+
+def title(pid: int) -> str:
+    """The command line of a process, which may be what it says of itself; nothing when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except OSError:
+        return False
+
+
 class Daemon:
     """A long-running program that tells ``NOTIFY_SOCKET`` when it is ready (sd_notify(3)).
 

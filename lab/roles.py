@@ -34,7 +34,9 @@ from bascule.lab.sites import DOMAIN, eventually
 SHOP = "anna@shop.test"
 SHOP_PASSWORD = "sells everything"
 #: Configuration that plug may touch, and unplug must restore.
-CONFIGURATION = ("/etc/postfix", "/etc/dovecot", "/etc/postgresql", "/etc/nginx")
+CONFIGURATION = ("/etc/postfix", "/etc/dovecot", "/etc/postgresql", "/etc/nginx", "/etc/apache2")
+#: The operator's, of which neither owner nor mode may change; what is in it is mail.
+MAIL_ROOT = "/var/vmail"
 ONE_HOST = {group: ["mail"] for group in ("database", "mx", "store", "portal")}
 #: What a later version of bascule changes in its schema.
 ADD_COLUMN = "ALTER TABLE bascule.mailbox ADD COLUMN lab_note text NOT NULL DEFAULT 'as it was'"
@@ -158,7 +160,7 @@ def changes_the_schema_or_nothing(hosts: Hosts, inventory: Path, present: Path, 
     running = mail.run("readlink /opt/bascule/current")
     failing = hosts.altered(present, "failing", partial(add_revision, statement=f"{ADD_COLUMN}; SELECT 1 / 0"))
     text = hosts.play("build", inventory, "--extra-vars", f"base__wheel={failing}", fails=True)
-    hosts.insist("It is as it was, and so is everything else" in text and "division by zero" in text, "it says so")
+    hosts.insist_said(text, "It is as it was, and so is everything else", "division by zero")
     hosts.insist(columns() == "", "the schema is as it was")
     hosts.insist(mail.run("readlink /opt/bascule/current") == running, "the former version goes on")
 
@@ -202,7 +204,7 @@ def rejects_what_does_not_start(hosts: Hosts, inventory: Path, present: Path) ->
     bad = broken_milter(hosts, present)
     before = mail.run("readlink /opt/bascule/current; cat /etc/bascule/bascule.toml")
     text = hosts.play("build", inventory, "--extra-vars", f"base__wheel={bad}", fails=True)
-    hosts.insist("does not start here" in text and "runs again" in text, "it says what happened")
+    hosts.insist_said(text, "does not start here", "The former version serves again")
     hosts.insist("running" in mail.run("systemctl is-system-running || true"), "the former version serves")
     hosts.insist(mail.run("readlink /opt/bascule/current; cat /etc/bascule/bascule.toml") == before, "as before")
     hosts.insist_current(mail)
@@ -216,6 +218,11 @@ class Shop:
     release: str
     #: Dovecot's configuration of the operator's own, a template of the lab's.
     dovecot: str
+    #: Who owns the operator's mailboxes, and the mode of their root.
+    owner: str
+    mode: str
+    #: The web server that is there already.
+    web: str
     #: What else the operator says in the inventory.
     variables: Mapping[str, object]
     #: Settings of bascule's.
@@ -228,7 +235,7 @@ def plug(hosts: Hosts, *, shop: Shop) -> None:
     """Into a Postfix and Dovecot with settings of their own; out again, byte for byte."""
     hosts.start({"mail": shop.release})
     mail = hosts.machines["mail"]
-    the_operators_own(mail, shop.dovecot)
+    the_operators_own(mail, shop)
     if shop.index:
         hosts.serve_packages(mail)
     wheel = hosts.wheel()
@@ -240,8 +247,10 @@ def plug(hosts: Hosts, *, shop: Shop) -> None:
     inventory = inventory_with(SHOP_PASSWORD)
     before = fingerprint(mail)
 
+    refuses_what_is_not_read(hosts, inventory)
     hosts.tell("check mode shows what would be changed, and changes nothing")
     shown = hosts.play("plug", inventory, "--check", "--diff")
+    hosts.insist_said(shown, "+++ after: /etc/dovecot/conf.d/", "+++ after: /etc/postfix/main.cf")
     hosts.show(
         "\n".join(
             line
@@ -254,15 +263,14 @@ def plug(hosts: Hosts, *, shop: Shop) -> None:
     hosts.tell("a wrong password for the probe: nothing is begun")
     text = hosts.play("plug", inventory_with("wrong"), fails=True)
     hosts.insist(fingerprint(mail) == before, "nothing was changed")
-    hosts.insist("does not let" in text, "it says so")
+    hosts.insist_said(text, "does not let")
 
     hosts.tell("plugged in, but Postfix may not reach a socket: mail does not come through, and all is taken back")
     fault = "etc/systemd/system/bascule-policy-daemon.socket.d/fault.conf"
     mail.write(fault, "[Socket]\nSocketMode=0600\n")
     text = hosts.play("plug", inventory_with(SHOP_PASSWORD), fails=True)
     mail.run(f"rm /{fault} && systemctl daemon-reload")
-    hosts.insist("was not plugged in, and is configured as before" in text, "it says what happened")
-    hosts.insist("does not take a message" in text, "it says what the probe said")
+    hosts.insist_said(text, "was not plugged in, and is configured as before", "does not take a message")
     hosts.insist(only(fingerprint(mail), "/etc/postfix") == only(before, "/etc/postfix"), "Postfix is as before")
 
     hosts.play("plug", inventory)
@@ -283,6 +291,20 @@ def plug(hosts: Hosts, *, shop: Shop) -> None:
     restores_byte_for_byte(hosts, inventory, before)
 
 
+def refuses_what_is_not_read(hosts: Hosts, inventory: Path) -> None:
+    """A dovecot.conf in one file, as PostfixAdmin's documentation has it: refused before anything else is done."""
+    mail = hosts.machines["mail"]
+    hosts.tell("a dovecot.conf that does not read conf.d is refused first of all, with the line to add")
+    mail.run("sed -i.kept 's/^!include conf.d/#&/' /etc/dovecot/dovecot.conf")
+    before, packages = fingerprint(mail), mail.run("dpkg -l; ls -A /opt /etc /var/lib")
+    for options in (("--check",), ()):
+        text = hosts.play("plug", inventory, *options, fails=True)
+        hosts.insist_said(text, "!include_try conf.d/", "Nothing was changed")
+        hosts.insist(fingerprint(mail) == before, "the configuration is as it was")
+        hosts.insist(mail.run("dpkg -l; ls -A /opt /etc /var/lib") == packages, "nothing was installed")
+    mail.run("mv /etc/dovecot/dovecot.conf.kept /etc/dovecot/dovecot.conf")
+
+
 def stays_plugged_in(hosts: Hosts, inventory: Path, present: Path, traffic: Traffic) -> None:
     """While mail comes for a domain that moves, neither a failed upgrade nor an unplug leaves it without bascule."""
     mail = hosts.machines["mail"]
@@ -292,7 +314,7 @@ def stays_plugged_in(hosts: Hosts, inventory: Path, present: Path, traffic: Traf
     def upgrade() -> None:
         bad = broken_milter(hosts, present)
         text = hosts.play("plug", inventory, "--extra-vars", f"base__wheel={bad}", fails=True)
-        hosts.insist("goes on as it was plugged in before" in text, "it says so")
+        hosts.insist_said(text, "goes on as it was plugged in before")
 
     puts_nothing_off(hosts, traffic, upgrade)
     hosts.insist(fingerprint(mail) == before, "the configuration is as it was")
@@ -300,7 +322,7 @@ def stays_plugged_in(hosts: Hosts, inventory: Path, present: Path, traffic: Traf
     hosts.insist_unchanged(hosts.play("plug", inventory))
     hosts.tell("unplugging is refused, for mail comes here")
     text = hosts.play("unplug", inventory, fails=True)
-    hosts.insist(f"{DOMAIN}: bascule takes this mail here" in text, "it says which domain")
+    hosts.insist_said(text, f"{DOMAIN}: bascule takes this mail here")
     hosts.insist(fingerprint(mail) == before, "nothing was changed")
 
 
@@ -322,24 +344,29 @@ def restores_byte_for_byte(hosts: Hosts, inventory: Path, before: dict[str, str]
     hosts.insist_unchanged(hosts.play("unplug", inventory, *elsewhere))
 
 
-def the_operators_own(mail: Machine, dovecot: str) -> None:
+def the_operators_own(mail: Machine, shop: Shop) -> None:
     """A Postfix and a Dovecot that somebody has set up by hand, and nothing of ours."""
     mail.run(
-        "DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql postfix nginx-light "
-        "dovecot-core dovecot-imapd dovecot-lmtpd dovecot-pop3d 2>&1"
+        "DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql postfix "
+        f"dovecot-core dovecot-imapd dovecot-lmtpd dovecot-pop3d {shop.web} 2>&1"
     )
     mail.write("etc/postfix/main.cf", (TEMPLATES / "shop-main.cf.j2").read_text())
     mail.write("etc/dovecot/shop.users", f"{SHOP}:{{PLAIN}}{SHOP_PASSWORD}::::::\n")
-    mail.run("useradd --system --create-home --home-dir /var/shop shop")
-    mail.write("etc/dovecot/conf.d/95-shop.conf", (TEMPLATES / dovecot).read_text())
+    mail.run(
+        f"useradd --system --no-create-home --home-dir {MAIL_ROOT} {shop.owner} && "
+        f"install -d -o {shop.owner} -g {shop.owner} -m {shop.mode} {MAIL_ROOT}"
+    )
+    mail.write("etc/dovecot/conf.d/95-shop.conf", (TEMPLATES / shop.dovecot).read_text())
     mail.run("sed -i 's/^!include auth-system/#&/' /etc/dovecot/conf.d/10-auth.conf; systemctl restart dovecot postfix")
 
 
 def fingerprint(machine: Machine) -> dict[str, str]:
-    """Every file of the configuration that bascule may touch: digest, owner and mode, by path."""
+    """Every file of the configuration that bascule may touch: digest, owner and mode, by path; and the mail root."""
     listing = machine.run(
-        f"find {' '.join(CONFIGURATION)} -type f ! -name '*.db' -exec sh -c 'for f; do echo \"$f "
-        '$(sha256sum < "$f" | cut -c 1-64) $(stat -c %U:%G:%a "$f")"; done\' sh {} +'
+        f"find $(ls -d {' '.join(CONFIGURATION)} 2> /dev/null) -type f ! -name '*.db' -exec sh -c 'for f; do echo \"$f "
+        '$(sha256sum < "$f" | cut -c 1-64) $(stat -c %U:%G:%a "$f")"; done\' sh {} +;'
+        "find /etc/apache2 /etc/nginx -type l -printf '%p %l\\n' 2> /dev/null;"
+        f"stat -c '%n %U:%G:%a' {MAIL_ROOT} || true"
     )
     return dict(line.split(" ", 1) for line in listing.splitlines())
 
@@ -403,6 +430,9 @@ SCENARIOS: dict[str, Callable[[Hosts], None]] = {
         shop=Shop(
             release="bookworm",
             dovecot="shop-dovecot-2.3.conf.j2",
+            owner="vmail",
+            mode="2770",
+            web="apache2",
             variables={"store__before_static": True, "store__hook": "lua"},
             settings={},
             index=False,
@@ -414,6 +444,9 @@ SCENARIOS: dict[str, Callable[[Hosts], None]] = {
         shop=Shop(
             release="trixie",
             dovecot="shop-dovecot-2.4.conf.j2",
+            owner="virtual",
+            mode="0755",
+            web="nginx-light",
             variables={},
             settings={"worker": {"mail_location": "mdbox:~/mdbox"}},
             index=True,

@@ -32,7 +32,7 @@ from bascule.lab.courier import Courier
 from bascule.lab.cyrus import Cyrus
 from bascule.lab.dns import NameServer
 from bascule.lab.postgres import Postgres
-from bascule.lab.process import LOCALHOST, VMAIL, Daemon, Host, LabError, free_ports
+from bascule.lab.process import LOCALHOST, VMAIL, Daemon, Host, LabError, free_ports, title
 from bascule.lab.servers import Certificate, Dovecot, Ports, Postfix, write
 from bascule.settings import (
     Authenticator,
@@ -116,6 +116,9 @@ class LegacySite:
 
     #: Which of the optional services it offers.
     services: tuple[str, ...] = ("pop3", "submission", "sieve")
+    #: What every folder but INBOX has before its name, and what stands between the parts of a name.
+    prefix = ""
+    separator = "/"
 
     def __init__(self, folder: Path, certificate: Certificate, host: Host = LOCALHOST) -> None:
         self.folder = folder
@@ -133,7 +136,7 @@ class LegacySite:
         """Users and aliases by local part."""
         self.folder.mkdir()
         self.folder.chmod(0o755)
-        self.dovecot.create(self._certificate, self.smtp_port)
+        self.dovecot.create(self._certificate, self.smtp_port, prefix=self.prefix, separator=self.separator)
         self._create_other_logins()
         self._create_postfix(self.dovecot.lmtp_socket)
         self.set_users(users, aliases)
@@ -200,6 +203,14 @@ class LegacySite:
     def stop_store(self) -> None:
         self.dovecot.stop()
 
+    def processes(self) -> list[int]:
+        """Those of the store."""
+        return self.dovecot.processes()
+
+    def sessions(self) -> list[int]:
+        """Those of them that serve a client each."""
+        return [pid for pid in self.processes() if title(pid).startswith("dovecot/imap")]
+
     @property
     def ports(self) -> Ports:
         return self.dovecot.ports
@@ -212,8 +223,18 @@ class LegacySite:
         return imap(self.ports.imap, full(name), password or self.users[name], host=self.host.address)
 
 
+class PrefixedSite(LegacySite):
+    """A Dovecot as many who came from Courier have it: INBOX. before every folder, dots between them."""
+
+    prefix = "INBOX."
+    separator = "."
+
+
 class CyrusSite(LegacySite):
     """An old mail server with Cyrus in Dovecot's place."""
+
+    prefix = "INBOX."
+    separator = "."
 
     def __init__(self, folder: Path, certificate: Certificate, host: Host = LOCALHOST) -> None:
         super().__init__(folder, certificate, host)
@@ -248,6 +269,8 @@ class CourierSite(LegacySite):
     """An old mail server with Courier in Dovecot's place; Postfix writes into its Maildirs."""
 
     services = ("pop3",)
+    prefix = "INBOX."
+    separator = "."
 
     def __init__(self, folder: Path, certificate: Certificate, host: Host = LOCALHOST) -> None:
         super().__init__(folder, certificate, host)
@@ -273,6 +296,12 @@ class CourierSite(LegacySite):
 
     def stop_store(self) -> None:
         self.courier.stop()
+
+    def processes(self) -> list[int]:
+        return self.courier.processes()
+
+    def sessions(self) -> list[int]:
+        return self.courier.sessions()
 
     def _set_passwords(self) -> None:
         """With the Maildirs, which Courier does not make."""

@@ -220,6 +220,6 @@ def _reporter(acts: Acts, mailbox_id: int) -> Callable[[Progress], None]:
         metrics.COPIED.inc(max(progress.bytes - counted, 0))
         counted = progress.bytes  # each pass counts from nothing
         if not acts.report_progress(mailbox_id, progress.copied, progress.total, progress.bytes):
-            raise Paused("paused by an administrator")
+            raise Paused("paused, given up, or its worker ends")
 
     return report

@@ -29,15 +29,16 @@ from hashlib import sha256
 from pathlib import Path
 
 from bascule import log
-from bascule.errors import LegacyUnavailable
-from bascule.imap.pipeline import PIECE, CommandRefused
-from bascule.imap.reader import Batch, Layout, Message, Reader, Wanted
+from bascule.errors import LocalUnavailable, ServerUnavailable
+from bascule.imap.pipeline import CommandRefused
+from bascule.imap.reader import Batch, Layout, Message, Reader, Wanted, insisted
+from bascule.imap.responses import is_legal_keyword
+from bascule.imap.wire import PIECE
 from bascule.imap.writer import Writer
 from bascule.migrator import maildir, metrics, names
 from bascule.migrator.acts import Straggler
 from bascule.migrator.attempt import Attempt
 from bascule.migrator.late import Content
-from bascule.migrator.local import LocalUnavailable
 
 STAGING = ".bascule-staged"
 ARRIVING = "$BasculeArriving"
@@ -243,7 +244,7 @@ class Delivery:
         try:
             with staged.open("rb") as body:
                 uid = self.here.append(folder, flags, date, size, iter(lambda: body.read(PIECE), b""))
-        except LegacyUnavailable as error:  # so does a session call every server
+        except ServerUnavailable as error:
             raise LocalUnavailable(
                 f"Dovecot here does not take a late message of {self._attempt.account.address}: {error.message}",
                 hint="Is the mailbox full? The message is kept beside it, and tried again.",
@@ -274,11 +275,16 @@ def _keywords(straggler: Straggler) -> frozenset[str]:
     return frozenset(flag for flag in straggler.flags if not flag.startswith("\\"))
 
 
+def deliverable(flags: AbstractSet[str]) -> tuple[str, ...]:
+    """Those flags that a message can have here: Dovecot takes no keyword that is none (RFC 3501 section 9)."""
+    return tuple(sorted(flag for flag in flags if flag in maildir.FLAG_LETTERS or is_legal_keyword(flag)))
+
+
 def _arriving(here: Writer) -> tuple[str, int] | None:
     """Folder and UID of the message that has the keyword of ours."""
     selectable = [each.name for each in here.layout().folders if each.selectable]
     found = None
-    for changes in here.changes((name, None) for name in selectable):
+    for changes in insisted(here.changes((name, None) for name in selectable)):
         for message in changes.new:
             if ARRIVING.lower() in {flag.lower() for flag in message.flags}:
                 found = (changes.folder, message.uid)

@@ -49,9 +49,9 @@ class Print:
     origin: int
     digest: str = ""
 
-    def is_dated(self, internaldate: int) -> bool:
-        """Whether a message with this INTERNALDATE at the legacy server can be it."""
-        return self.internaldate == maildir.storable_date(internaldate)
+    def is_of(self, message: Message) -> bool:
+        """Whether the date of a message at the legacy server allows that it is this one."""
+        return not message.is_dated or self.internaldate == maildir.storable_date(message.internaldate)
 
 
 @dataclass(slots=True)

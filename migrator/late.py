@@ -86,11 +86,11 @@ def sort_by_place(
     for message in messages:
         key = (uidvalidity, message.uid)
         straggler = result.free_stragglers.get(key)
-        if (seen := result.free_prints.get(key)) is not None and seen.is_dated(message.internaldate):
+        if (seen := result.free_prints.get(key)) is not None and seen.is_of(message):
             if seen.digest or seen.size:
                 by_date.setdefault(message.internaldate, []).append((message, key))
             del result.free_prints[key]
-        elif straggler is not None and straggler.internaldate in {None, message.internaldate}:
+        elif straggler is not None and may_be(straggler, message):
             if straggler.digest is not None:
                 by_date.setdefault(message.internaldate, []).append((message, key))
             del result.free_stragglers[key]
@@ -115,7 +115,9 @@ def sort_by_place(
     dates |= {
         storable_date(each.internaldate) for each in result.free_stragglers.values() if each.internaldate is not None
     }
-    result.is_renumbered = any(storable_date(message.internaldate) in dates for message in result.doubtful)
+    result.is_renumbered = any(
+        not message.is_dated or storable_date(message.internaldate) in dates for message in result.doubtful
+    )
     return result
 
 
@@ -148,16 +150,16 @@ class Identification:
         """Whether it is one that is known, with the very INTERNALDATE; it is accounted for then."""
         free = self._sorting
         for key, straggler in free.free_stragglers.items():
-            if straggler.digest == content.digest and straggler.internaldate == message.internaldate:
+            if straggler.digest == content.digest and may_be(straggler, message):
                 return self._take_straggler(key, message)
         for note in free.free_notes:
             if note.digest == content.digest or (
-                note.message_id and note.message_id == content.message_id and note.internaldate == message.internaldate
+                note.message_id == content.message_id != "" and note.internaldate == message.internaldate
             ):
                 free.free_notes.remove(note)
                 self.found_notes.append((note, message.uid))
                 return True
-        for key in self._by_date.get(storable_date(message.internaldate), ()):
+        for key in self._candidates(message):
             if self._is_it(key, content):
                 return self._take_print(key, message, content)
         return False
@@ -175,7 +177,7 @@ class Identification:
                 self._take_print(key, message, content)
                 return Verdict.KNOWN
         # Without evidence, what its owner removed from its folder here is known by date and size alone.
-        for key in self._by_date.get(storable_date(message.internaldate), ()):
+        for key in self._candidates(message):
             each = free.free_prints.get(key)
             if each is None or each.digest or each.size not in {0, content.size}:
                 continue
@@ -202,6 +204,12 @@ class Identification:
 
     # ------------------------------------------------------------------------------
 
+    def _candidates(self, message: Message) -> Iterable[Key]:
+        """What was known, is not in its place, and has the date of a message."""
+        if not message.is_dated:
+            return list(self._sorting.free_prints)
+        return self._by_date.get(storable_date(message.internaldate), ())
+
     def _is_it(self, key: Key, content: Content) -> bool:
         """Whether what was known under ``key``, and is not seen there, had this content."""
         each = self._sorting.free_prints.get(key)
@@ -223,6 +231,11 @@ class Identification:
         self._known.prints.pop(key, None)
         self._moved_prints[self._sorting.uidvalidity, message.uid] = _print(message, content, each.origin)
         return True
+
+
+def may_be(straggler: Straggler, message: Message) -> bool:
+    """Whether the date of a message at the legacy server allows that it is this one."""
+    return not message.is_dated or straggler.internaldate in {None, message.internaldate}
 
 
 def _print(message: Message, content: Content, origin: int) -> Print:

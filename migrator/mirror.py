@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bascule.errors import LegacyUnavailable
-from bascule.imap.reader import Changes, Message, Reader, Status
+from bascule.imap.reader import Changes, Message, Reader, Status, insist, insisted, unlisted
 from bascule.migrator.return_plan import Folder
 
 
@@ -23,9 +22,10 @@ class Mirror:
         """The folders of these names, now.
 
         Raises:
-            LegacyUnavailable: the server does not list as many messages as it says that a folder has.
+            FolderNotReadable: the server does not show one of them, or not all that is in it.
+            ServerUnavailable
         """
-        now = reader.statuses(names)
+        now = insist(reader.statuses(names))
         asked: dict[str, Status | None] = {}
         for name, status in now.items():
             before = self._statuses.get(name)
@@ -36,15 +36,12 @@ class Mirror:
                 asked[name] = before if is_comparable and before is not None and before.highestmodseq else None
         doubtful = [
             changes.folder
-            for changes in reader.changes(list(asked.items()))
+            for changes in insisted(reader.changes(list(asked.items())))
             if not self._apply(changes, is_whole=asked[changes.folder] is None)
         ]
-        for changes in reader.changes([(name, None) for name in doubtful]):
+        for changes in insisted(reader.changes([(name, None) for name in doubtful])):
             if not self._apply(changes, is_whole=True):
-                raise LegacyUnavailable(
-                    f"{changes.folder!r} has {changes.exists} messages, as the server says, and it lists "
-                    f"{len(changes.new)}"
-                )
+                raise unlisted(changes)
         if self._with_guids:
             for name in asked:
                 folder = self.folders[name]

@@ -18,6 +18,7 @@ from bascule.imap.reader import Message
 from bascule.migrator.acts import Identity, Note, Straggler
 from bascule.migrator.delivery import ARRIVING, file_name
 from bascule.migrator.known import Known
+from bascule.migrator.late import may_be
 
 FEW = 20  # messages that a folder may lose without anybody being asked
 
@@ -208,7 +209,7 @@ def _places(here: Side, there: Side, records: Records) -> tuple[dict[Place, Plac
             place, guid = (name, uid), folder.guids.get(uid, "")
             note = notes.get(place)
             if note is not None and note.guid == guid:
-                if take(place, _there(there, name, note.legacy_uidvalidity, note.legacy_uid, None)):
+                if take(place, _there(there, name, note.legacy_uidvalidity, note.legacy_uid)):
                     continue
                 if note.appended and note.legacy_uid is None:
                     appended.add(place)
@@ -245,21 +246,24 @@ def _copies(name: str, folder: Folder, there: Side, records: Records) -> dict[in
         if uidvalidity == at_legacy.uidvalidity
         and each.origin > 0
         and uid in at_legacy.messages
-        and each.is_dated(at_legacy.messages[uid].internaldate)
+        and each.is_of(at_legacy.messages[uid])
     }
     return {uid: found for uid, found in copies.items() if uid in folder.messages}
 
 
-def _there(there: Side, name: str, uidvalidity: int | None, uid: int | None, internaldate: int | None) -> Place | None:
-    """A place at the legacy server, if what is there now can be what was there."""
+def _there(there: Side, name: str, uidvalidity: int | None, uid: int | None) -> Place | None:
+    """A place at the legacy server, if there is something."""
     folder = there.folders.get(name)
     if folder is None or uid is None or uid not in folder.messages or uidvalidity not in {None, folder.uidvalidity}:
         return None
-    return (name, uid) if internaldate in {None, folder.messages[uid].internaldate} else None
+    return (name, uid)
 
 
 def _straggler_there(there: Side, straggler: Straggler) -> Place | None:
-    return _there(there, *straggler.identity, straggler.internaldate)
+    found = _there(there, *straggler.identity)
+    if found is None or not may_be(straggler, there.folders[straggler.folder].messages[straggler.uid]):
+        return None
+    return found
 
 
 def _file_in(guid: str) -> str:
@@ -275,7 +279,7 @@ def _ours(name: str, folder: Folder, records: Records) -> set[int]:
         if straggler.folder == name
         and straggler.uidvalidity == folder.uidvalidity
         and (uid := straggler.uid) in folder.messages
-        and straggler.internaldate in {None, folder.messages[uid].internaldate}
+        and may_be(straggler, folder.messages[uid])
     }
     ours |= {
         note.legacy_uid
@@ -296,7 +300,7 @@ def _was_here(known: Known | None, folder: Folder, message: Message) -> bool:
         return False
     seen = known.prints.get((folder.uidvalidity, message.uid))
     if seen is not None:
-        return seen.origin != 0 and seen.is_dated(message.internaldate)
+        return seen.origin != 0 and seen.is_of(message)
     # Without evidence all that was there at the flip is taken to have been copied.
     return not known.complete and folder.uidvalidity == known.uidvalidity and message.uid < known.uidnext
 

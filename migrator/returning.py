@@ -19,19 +19,19 @@ from dataclasses import replace
 from functools import cached_property
 
 from bascule import log
-from bascule.errors import BasculeError, LegacyBusy, LegacyUnavailable
-from bascule.imap.pipeline import PIECE, CommandRefused
-from bascule.imap.reader import Batch, Message, Wanted
+from bascule.errors import BasculeError, LegacyUnavailable, LocalUnavailable, ServerUnavailable
+from bascule.imap.pipeline import CommandRefused
+from bascule.imap.reader import Batch, Message, Wanted, insist, insisted, is_told_to_wait
+from bascule.imap.wire import PIECE
 from bascule.imap.writer import Writer
 from bascule.migrator import known
-from bascule.migrator.acts import Note
+from bascule.migrator.acts import Note, recorded
 from bascule.migrator.attempt import Attempt
 from bascule.migrator.cutover import MAX_PASSES, SMALL_PASS
 from bascule.migrator.delivery import ARRIVING, Digest, content_at, names_here
 from bascule.migrator.hold import MARGIN, await_acknowledgements, undo
 from bascule.migrator.known import Known
 from bascule.migrator.late import Content
-from bascule.migrator.local import LocalUnavailable
 from bascule.migrator.mirror import Mirror
 from bascule.migrator.return_plan import Folder, Plan, Records, Side, Store, insist_on_plausible, kept, plan
 from bascule.migrator.storage import Evidence, evidence
@@ -112,6 +112,7 @@ class Return:
         self._refused: dict[str, set[str]] = {}
         self._known: dict[str, Known] = {}
         self._names_here: dict[str, str] = {}
+        self._on_wire: dict[str, str] = {}
         self._at_flip = {each["name"]: int(each["messages"]) for each in self._acts.verified_folders(self._account.id)}
         self._legacy_names = {here: name for name, here in names_here(attempt).items()}
         self._flipped = self._acts.flipped_folders(self._account.id)
@@ -188,8 +189,10 @@ class Return:
         layout = self._there.layout()
         self._selected = ""
         waived = self._acts.waived_folders(self._account.id)
-        selectable = [each.name for each in layout.folders if each.selectable and each.name not in waived]
-        folders = self._seen_there.read(self._there, selectable)
+        self._on_wire = {recorded(each.name): each.name for each in layout.folders if each.selectable}
+        wanted = {name: wire for name, wire in self._on_wire.items() if name not in waived}
+        read = self._seen_there.read(self._there, list(wanted.values()))
+        folders = {name: read[wire] for name, wire in wanted.items()}
         for name in folders.keys() & here.folders.keys() - self._keeps.keys():
             if folders[name].messages or here.folders[name].messages:
                 self._select(name)
@@ -198,9 +201,13 @@ class Return:
                 name: replace(folder, kept=self._keeps.get(name), refused=frozenset(self._refused.get(name, ())))
                 for name, folder in folders.items()
             },
-            frozenset(layout.subscribed),
+            frozenset(map(recorded, layout.subscribed)),
             layout.separator,
         )
+
+    def _wire(self, name: str) -> str:
+        """The name of a folder as the legacy server has it."""
+        return self._on_wire.get(name, name)
 
     def _records(self, here: Side) -> Records:
         for name, (uidvalidity, uidnext) in self._flipped.items():
@@ -211,7 +218,7 @@ class Return:
                 came = {
                     uid: each
                     for (folder, validity, uid), each in self._evidence.items()
-                    if (folder, validity) == (name, uidvalidity)
+                    if (recorded(folder), validity) == (name, uidvalidity)
                 }
                 found = Known.of_flip(name, uidvalidity, uidnext, came, self._at_flip.get(name, 0))
                 folder_here = here.folders.get(name)
@@ -234,7 +241,7 @@ class Return:
         for note in records.notes:
             folder = here.folders.get(note.folder)
             is_here = folder is not None and note.uid in folder.messages and folder.guids.get(note.uid, "") == note.guid
-            is_there = note.folder in self._seen_there.folders
+            is_there = note.folder in self._on_wire
             if note.legacy_uid is not None or (is_here and not note.appended) or not is_there:
                 continue
             if not self._is_first("note", f"{note.folder} {note.uid} {note.guid}"):
@@ -252,7 +259,7 @@ class Return:
             self._there.create(name)
         for name, wanted in todo.subscriptions:
             if self._is_first("subscription", name):
-                self._there.subscribe(name, wanted=wanted)
+                self._there.subscribe(self._wire(name), wanted=wanted)
         taken = set(todo.places.values())
         for name, uid in todo.appends:
             found = self._append(name, uid, here, there, session, taken)
@@ -303,10 +310,8 @@ class Return:
         system = frozenset(flag for flag in flags if flag.startswith("\\"))
         try:
             return self._append_with(name, flags, message)
-        except LegacyBusy:
-            raise
-        except LegacyUnavailable as error:
-            if flags == system:
+        except ServerUnavailable as error:
+            if flags == system or is_told_to_wait(error):
                 raise
             # It may be for a keyword. If the session is lost, so is the next command.
             found = self._append_with(name, system, message)
@@ -316,7 +321,9 @@ class Return:
     def _append_with(self, name: str, flags: frozenset[str], message: Message) -> int | None:
         with self._spool.open("rb") as body:
             size = self._spool.stat().st_size
-            return self._there.append(name, flags, message.internaldate, size, iter(lambda: body.read(PIECE), b""))
+            return self._there.append(
+                self._wire(name), flags, message.internaldate, size, iter(lambda: body.read(PIECE), b"")
+            )
 
     def _spool_message(self, name: str, message: Message, session: Writer) -> Content:
         """Put a message from here into the spool file; what it holds."""
@@ -348,11 +355,11 @@ class Return:
             if each.folder == note.folder and each.legacy_uid is not None
         }
         self._selected = ""
-        changes = next(iter(self._there.newer([(note.folder, note.legacy_uidnext)])))
+        changes = next(insisted(self._there.newer([(self._wire(note.folder), note.legacy_uidnext)])))
         new = [each for each in changes.new if each.uid not in known_there]
         similar: list[int] = []
         for message in sorted(new, key=lambda each: (each.internaldate != note.internaldate, each.uid)):
-            content = content_at(self._there, note.folder, message)
+            content = content_at(self._there, self._wire(note.folder), message)
             if content is None:
                 continue
             if content.digest == note.digest:
@@ -368,11 +375,11 @@ class Return:
         """Remove messages that are, when looked at once more, still those that were read."""
         self._selected = ""
         self._select(name)
-        if self._there.uidvalidity != before.uidvalidity:
+        if self._there.uidvalidity not in {0, before.uidvalidity}:
             raise LegacyUnavailable(f"the folder {name!r} was made anew on the legacy server meanwhile")
         gone = [
             message.uid
-            for message in self._there.look_again(name, uids).new
+            for message in self._there.look_again(self._wire(name), uids)
             if _is_same(message, before.messages[message.uid])
         ]
         if not gone:
@@ -384,9 +391,9 @@ class Return:
                 self._there.change_flags(sorted(marked), {"\\Deleted"}, wanted=False)
         try:
             self._there.expunge(sorted(gone))
-        except LegacyBusy:
-            raise
-        except LegacyUnavailable as error:
+        except ServerUnavailable as error:
+            if is_told_to_wait(error):
+                raise
             raise LegacyUnavailable(
                 f"nothing can be expunged from {name!r}: {error.message}", hint=error.hint
             ) from error
@@ -419,16 +426,16 @@ class Return:
             return
         self._selected = ""
         self._select("INBOX")  # some refuse to remove what is open
-        messages = self._there.statuses([name])[name].messages
+        messages = insist(self._there.statuses([self._wire(name)]))[self._wire(name)].messages
         if messages:
             self.left_behind.append(f"The folder {name!r} stays at the legacy server: {messages} messages came to it.")
         else:
-            self._there.delete(name)
+            self._there.delete(self._wire(name))
 
     def _select(self, name: str) -> frozenset[str] | None:
         """Open a folder there for writing, for there are servers that refuse APPEND where it is open read-only."""
         if self._selected != name:
-            self._keeps[name] = self._there.select(name)
+            self._keeps[name] = self._there.select(self._wire(name))
             self._selected = name
         return self._keeps[name]
 
@@ -445,4 +452,7 @@ class Return:
 
 def _is_same(now: Message, before: Message) -> bool:
     """Whether a message there is the one that was read under its UID."""
-    return now.internaldate == before.internaldate and (now.size == before.size or 0 in {now.size, before.size})
+    is_dated = now.is_dated and before.is_dated
+    return (not is_dated or now.internaldate == before.internaldate) and (
+        now.size == before.size or 0 in {now.size, before.size}
+    )

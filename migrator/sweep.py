@@ -20,19 +20,29 @@ from itertools import count
 from pathlib import Path
 
 from bascule import log
-from bascule.errors import BasculeError, LegacyUnavailable
-from bascule.imap.reader import Changes, Message, Reader, Status, Wanted, batches
+from bascule.errors import BasculeError, LegacyUnavailable, ServerUnavailable
+from bascule.imap.reader import (
+    Changes,
+    FolderNotReadable,
+    FolderRefused,
+    Message,
+    Reader,
+    Status,
+    Wanted,
+    batches,
+    insist,
+    insisted,
+    is_told_to_wait,
+)
 from bascule.migrator import maildir
-from bascule.migrator.acts import Identity, Straggler
+from bascule.migrator.acts import Identity, Straggler, recorded
 from bascule.migrator.attempt import Attempt
-from bascule.migrator.copying import is_told_to_wait
-from bascule.migrator.delivery import Delivery, content_at, file_name, message_id_of, new_name
+from bascule.migrator.delivery import Delivery, content_at, deliverable, file_name, message_id_of, new_name
 from bascule.migrator.known import LAST, Known, Look, Looks
 from bascule.migrator.late import Content, Identification, Sorting, Verdict, sort_by_place
 from bascule.migrator.letters import message_id
 from bascule.migrator.storage import Evidence, evidence
 
-MAX_LOST = 20  # sessions that may be lost
 CHUNK = 200  # messages whose bodies are on this host's disk at a time, but for those that came late
 
 
@@ -145,10 +155,10 @@ class Here:
         """What the folder here has under the UIDs of the legacy server."""
         if self._folder not in self._delivery.folders_here():
             return {}
-        status = self._delivery.here.statuses([self._folder])[self._folder]
+        status = insist(self._delivery.here.statuses([self._folder]))[self._folder]
         if status.uidvalidity != self._uidvalidity or not status.messages:
             return {}
-        changes = next(iter(self._delivery.here.changes([(self._folder, None)])))
+        changes = next(insisted(self._delivery.here.changes([(self._folder, None)])))
         return {each.uid: each for each in changes.new}
 
     def digest_at(self, uid: int) -> bytes | None:
@@ -157,9 +167,9 @@ class Here:
     def holds(self, content: Content) -> bool:
         if not self._everything:
             here = self._delivery.here
-            statuses = here.statuses(sorted(self._delivery.folders_here()))
+            statuses = insist(here.statuses(sorted(self._delivery.folders_here())))
             used = [name for name, status in statuses.items() if status.messages]
-            for changes in here.changes((name, None) for name in used):
+            for changes in insisted(here.changes((name, None) for name in used)):
                 self._everything[changes.folder] = changes.new
         return any(
             message.size == content.size and self._digest(folder, message) == content.digest
@@ -195,9 +205,9 @@ class Late:
         self.trouble: BasculeError | None = None
         self.last_message_is_there = False
         self._not_read: dict[str, str] = {}  # why, by folder
+        self._on_wire: dict[str, str] = {}  # folders as the legacy server names them
         self._stack = ExitStack()
         self._source: Reader
-        self._lost = 0
         self._numbers = count()
         self._everything_here: dict[str, list[Message]] = {}
         self._flipped = acts.flipped_folders(account.id)
@@ -224,10 +234,9 @@ class Late:
             BasculeError, OSError: the legacy server or the mailbox here cannot be used.
         """
         waived_folders = self._attempt.acts.waived_folders(self._attempt.account.id)
-        names = [
-            each.name for each in self._source.layout().folders if each.selectable and each.name not in waived_folders
-        ]
-        statuses = self._statuses(names)
+        on_wire = {recorded(each.name): each.name for each in self._source.layout().folders if each.selectable}
+        self._on_wire = {name: wire for name, wire in on_wire.items() if name not in waived_folders}
+        statuses = self._statuses()
         first_of = {
             name: first for name, status in statuses.items() if (first := self._first(name, status)) is not None
         }
@@ -237,51 +246,41 @@ class Late:
         for changes in self._newer(dict(sorted(first_of.items(), key=lambda item: item[0] in anew))):
             try:
                 self._folder(changes, statuses[changes.folder], is_whole=first_of[changes.folder] == 1)
-            except (Undecided, LateMessageUnreadable) as error:
+            except (Undecided, LateMessageUnreadable, FolderNotReadable) as error:
                 self._note(error)
         self._looks.save()
         self._attempt.acts.set_unreadable_folders(self._attempt.account.id, self._not_read)
 
-    def _statuses(self, names: list[str]) -> dict[str, Status]:
-        """The STATUS of each folder that can be opened."""
-        try:
-            return self._source.statuses(names)
-        except LegacyUnavailable as error:
-            if is_told_to_wait(error):
-                raise
+    def _statuses(self) -> dict[str, Status]:
+        """The STATUS of each folder that can be read."""
         found: dict[str, Status] = {}
-        for name in names:
-            try:
-                found |= self._source.statuses([name])
-            except LegacyUnavailable as error:
-                self._give_up_one(name, error)
+        for wire, status in self._source.statuses(list(self._on_wire.values())).items():
+            if isinstance(status, FolderRefused):
+                self._refused(status)
+            else:
+                found[recorded(wire)] = status
         return found
 
     def _newer(self, first_of: Mapping[str, int]) -> list[Changes]:
-        """The messages of each folder from a UID on, but for folders that cannot be opened."""
-        found: list[Changes] = []
-        left = dict(first_of)
-        while left:
-            try:
-                for changes in self._source.newer(list(left.items())):
-                    del left[changes.folder]
-                    found.append(changes)
-            except LegacyUnavailable as error:
-                failed = next(iter(left))
-                del left[failed]
-                self._give_up_one(failed, error)
-        return found
+        """The messages of each folder from a UID on, but for folders that cannot be read; in the order of the names."""
+        found: dict[str, Changes] = {}
+        for changes in self._source.newer([(self._on_wire[name], first) for name, first in first_of.items()]):
+            if isinstance(changes, FolderRefused):
+                self._refused(changes)
+            else:
+                changes.folder = recorded(changes.folder)
+                found[changes.folder] = changes
+        return [found[name] for name in first_of if name in found]
 
-    def _give_up_one(self, folder: str, error: LegacyUnavailable) -> None:
-        """Go on, in another session, without a folder that cannot be read in this one."""
-        self._lost += 1
-        if is_told_to_wait(error) or self._lost > MAX_LOST:
-            raise error
-        self._not_read[folder] = error.message
+    def _refused(self, folder: FolderRefused) -> None:
+        """Go on without a folder that cannot be read."""
+        name = recorded(folder.folder)
+        self._not_read[name] = folder.reason
         self._note(
-            LegacyUnavailable(f"late mail of {folder!r} is not brought: {error.message}", hint=self._hint(folder))
+            FolderNotReadable(
+                f"late mail of {name!r} is not brought, for it cannot be read: {folder.reason}", hint=self._hint(name)
+            )
         )
-        self._open()
 
     def _note(self, trouble: BasculeError) -> None:
         self.trouble = self.trouble or trouble
@@ -348,7 +347,10 @@ class Late:
         else:
             before = below
         if not is_whole and (sorting.is_renumbered or below > before):
-            changes = next(iter(self._source.newer([(name, 1)])))
+            whole = self._newer({name: 1})
+            if not whole:
+                return
+            changes = whole[0]
             now = changes.uidvalidity or now
             sorting = self._sort(known, now, changes.new)
             is_whole = True
@@ -359,7 +361,7 @@ class Late:
             self.last_message_is_there |= any(each is not None and each.origin == LAST for each in places)
         identification = Identification(sorting, known, here)
         try:
-            self._identify(name, known, sorting, identification)
+            self._identify(name, known, sorting, identification, self._unlisted(changes, sorting, known))
         finally:
             known.save(self._attempt.home)
         self._looks.set(name, Look(status, below))
@@ -369,8 +371,8 @@ class Late:
         """The evidence of the flip, by folder and UID."""
         found: dict[str, dict[int, Evidence]] = {}
         for (name, uidvalidity, uid), each in evidence(self._attempt.home).items():
-            if self._flipped.get(name, (0, 0))[0] == uidvalidity:
-                found.setdefault(name, {})[uid] = each
+            if self._flipped.get(recorded(name), (0, 0))[0] == uidvalidity:
+                found.setdefault(recorded(name), {})[uid] = each
         return found
 
     def _sort(self, known: Known, uidvalidity: int, messages: list[Message]) -> Sorting:
@@ -379,10 +381,30 @@ class Late:
         notes = [each for each in acts.notes(mailbox_id) if each.folder == name]
         return sort_by_place(known, uidvalidity, messages, stragglers, notes, self._waived)
 
-    def _identify(self, name: str, known: Known, sorting: Sorting, identification: Identification) -> None:
+    def _unlisted(self, changes: Changes, sorting: Sorting, known: Known) -> dict[int, str]:
+        """Why the server does not list a message whole, by UID, but for those that need not come."""
+        here = {uid for uidvalidity, uid in known.prints if uidvalidity == sorting.uidvalidity}
+        here |= {
+            each.uid
+            for each in self._attempt.acts.stragglers(self._attempt.account.id)
+            if (each.folder, each.uidvalidity) == (changes.folder, sorting.uidvalidity)
+        }
+        return {
+            uid: reason
+            for uid, reason in changes.incomplete.items()
+            if uid not in here and (changes.folder, sorting.uidvalidity, uid) not in self._waived
+        }
+
+    def _identify(
+        self,
+        name: str,
+        known: Known,
+        sorting: Sorting,
+        identification: Identification,
+        not_given: dict[int, str],
+    ) -> None:
         """Read the doubtful messages, and bring those that came late."""
         acts, mailbox_id = self._attempt.acts, self._attempt.account.id
-        not_given: dict[int, str] = {}
         left: list[_Body] = []
         for start in range(0, len(sorting.doubtful), CHUNK):
             for body in self._bodies(name, sorting.doubtful[start : start + CHUNK], not_given):
@@ -443,18 +465,17 @@ class Late:
             content = Content(bytes.fromhex(body.digest), body.virtual_size, message_id_of(path))
             received.append(_Body(message, content, path))
 
-        wanted = Wanted(batches(name, messages))
+        wanted = Wanted(batches(self._on_wire[name], messages))
         while len(wanted):
             try:
                 self._source.bodies(wanted, receive, keep)
-            except LegacyUnavailable as error:  # one of them may have ended the session
-                self._lost += 1
-                if is_told_to_wait(error) or self._lost > MAX_LOST:
+            except ServerUnavailable as error:  # one of them may have ended the session
+                if is_told_to_wait(error) or not wanted.another_session():
                     raise
                 self._open()
         refused = {uid: reason for (_, uid), reason in wanted.not_given_at_all.items()}
         if refused:  # but for those that are gone meanwhile
-            there = self._source.which_are_there(name, sorted(refused))
+            there = self._source.which_are_there(self._on_wire[name], sorted(refused))
             not_given |= {uid: reason for uid, reason in refused.items() if uid in there}
         return sorted(received, key=lambda body: body.message.uid)
 
@@ -486,7 +507,7 @@ class Late:
                 message_id=content.message_id,
                 digest=content.digest,
                 internaldate=message.internaldate,
-                flags=tuple(sorted(message.flags)),
+                flags=deliverable(message.flags),
                 name=new_name(name, uidvalidity, message.uid, content.digest, taken),
             ),
             body.file,

@@ -61,6 +61,8 @@ GRANT ALL ON ALL TABLES IN SCHEMA queue TO bascule_worker;
 GRANT ALL ON ALL SEQUENCES IN SCHEMA queue TO bascule_worker;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA queue TO bascule_worker;
 
+-- It was portal_domain() in the first release.
+REVOKE ALL ON FUNCTION domain_of_url FROM bascule_portal;
 GRANT EXECUTE ON FUNCTION portal_domain, portal_progress, portal_request TO bascule_portal;
 
 GRANT SELECT ON routing_domain, routing_mailbox, routing_alias TO bascule_authenticator, bascule_policy_daemon;

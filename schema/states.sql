@@ -145,6 +145,20 @@ CREATE OR REPLACE TRIGGER void_credentials BEFORE UPDATE ON domain
         (NEW.imap_host, NEW.imap_port, NEW.imap_tls, NEW.pop3_port, NEW.pop3_tls, NEW.sieve_port, NEW.sieve_tls))
     EXECUTE FUNCTION void_credentials();
 
+-- Sweeps need no password of the user's where workers log in as somebody else.
+CREATE OR REPLACE FUNCTION follow_copy_login()
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+BEGIN
+    UPDATE mailbox SET needs_credential = NEW.copy_login = 'user'
+     WHERE domain_id = NEW.id AND state = 'local' AND sealed_credential IS NULL
+       AND needs_credential <> (NEW.copy_login = 'user');
+    RETURN NULL;
+END
+$$;
+CREATE OR REPLACE TRIGGER follow_copy_login AFTER UPDATE ON domain
+    FOR EACH ROW WHEN (NEW.copy_login <> OLD.copy_login AND NEW.mode = 'active')
+    EXECUTE FUNCTION follow_copy_login();
+
 CREATE OR REPLACE FUNCTION follow_domain_mode()
 RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 BEGIN

@@ -10,7 +10,8 @@ SELECT domain.name AS domain, states.state, count(mailbox.id) AS mailboxes,
   LEFT JOIN mailbox ON mailbox.domain_id = domain.id AND mailbox.state = states.state
  WHERE domain.mode = 'active'
  GROUP BY domain.name, states.state;
-COMMENT ON VIEW gauges IS 'For the workers'' metrics: how many mailboxes of each active domain are in each state, and since when the longest of them';
+COMMENT ON VIEW gauges IS
+    'For the workers'' metrics: how many mailboxes of each active domain are in each state, and since when the longest of them';
 
 CREATE OR REPLACE VIEW routing_domain AS
 SELECT id, name, mode, imap_host, imap_port, imap_tls, smtp_host, smtp_port, pop3_port, pop3_tls,

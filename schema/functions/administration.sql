@@ -89,7 +89,7 @@ BEGIN
     PERFORM refuse_alias(the_domain.id, address);
     INSERT INTO mailbox (domain_id, local_part, store, first_name, last_name)
     VALUES (the_domain.id, local_part_of(address), the_domain.store, expect.first_name, expect.last_name)
-    ON CONFLICT (domain_id, local_part) DO NOTHING;
+    ON CONFLICT DO NOTHING;
     IF FOUND THEN
         PERFORM note(the_domain, 'expected', NULL, lower(address));
     END IF;
@@ -103,13 +103,13 @@ CREATE OR REPLACE FUNCTION place(address text, store_name text)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 DECLARE
     the_domain domain := domain_of(address);
+    box mailbox;
 BEGIN
     IF NOT EXISTS (SELECT FROM store WHERE name = store_name) THEN
         RAISE EXCEPTION 'no store % is known', store_name USING ERRCODE = 'BA003', HINT = 'Tell it first: bascule store.';
     END IF;
-    INSERT INTO mailbox AS box (domain_id, local_part, store)
-    VALUES (the_domain.id, local_part_of(address), store_name)
-    ON CONFLICT (domain_id, local_part) DO UPDATE SET store = excluded.store WHERE box.state = 'legacy';
+    box := lock_mailbox(the_domain, address);
+    UPDATE mailbox SET store = store_name WHERE id = box.id AND state = 'legacy';
     IF NOT FOUND THEN
         RAISE EXCEPTION '% moves or has moved: it stays at its store', address USING ERRCODE = 'BA002';
     END IF;

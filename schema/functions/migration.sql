@@ -244,7 +244,8 @@ BEGIN
     RETURN FOUND;
 END
 $$;
-COMMENT ON FUNCTION trouble_told IS 'True: the user is to be written to now that the move waits for the new password. Each time only once.';
+COMMENT ON FUNCTION trouble_told IS
+    'True: the user is to be written to now that the move waits for the new password. Each time only once.';
 
 CREATE OR REPLACE FUNCTION requeue_unattended()
 RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$

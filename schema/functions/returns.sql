@@ -177,7 +177,8 @@ BEGIN
     RETURN box.epoch;
 END
 $$;
-COMMENT ON FUNCTION begin_return IS 'Hold the mailbox''s mail and logins for the last step of its return, for at most the domain''s cutover budget';
+COMMENT ON FUNCTION begin_return IS
+    'Hold the mailbox''s mail and logins for the last step of its return, for at most the domain''s cutover budget';
 
 CREATE OR REPLACE FUNCTION undo_return(mailbox_id bigint, reason text)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from threading import Barrier
 
 import psycopg
 import pytest
@@ -547,6 +549,35 @@ def test_who_comes_while_a_domain_is_closed_comes_too_late(owner: Connection, ac
     assert value(owner, "SELECT count(*) FROM mailbox WHERE state NOT IN ('legacy', 'local')") == 0
     assert value(owner, "SELECT count(*) FROM mailbox WHERE return_requested_at IS NOT NULL") == 0
     assert value(owner, "SELECT requeue_unattended()") == 0
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        "SELECT bascule.portal_request('token', 'alice@lab.test', 's', 'A', 'Q', 'en')",
+        "SELECT bascule.record_login('alice@lab.test', 's')",
+        "SELECT bascule.expect('alice@lab.test')",
+        "SELECT bascule.place('alice@lab.test', 'local')",
+    ],
+)
+def test_two_of_the_same_at_the_same_moment_are_as_one(owner: Connection, act: str) -> None:
+    """Telephone and computer log in together, the button is pressed twice."""
+    rounds, pairs = 20, 4
+    with ExitStack() as stack:
+        comers = [stack.enter_context(psycopg.connect(owner.info.dsn, autocommit=True)) for _ in range(pairs)]
+        pool = stack.enter_context(ThreadPoolExecutor(pairs))
+        for _ in range(rounds):
+            owner.execute("DELETE FROM mailbox; DELETE FROM queue.procrastinate_jobs")
+            together = Barrier(pairs)
+
+            def come(comer: Connection, together: Barrier = together) -> None:
+                together.wait(10)
+                comer.execute(act.encode())
+
+            for asked in [pool.submit(come, comer) for comer in comers]:
+                asked.result(30)
+            assert value(owner, "SELECT count(*) FROM mailbox") == 1
+            assert value(owner, "SELECT count(*) FROM queue.procrastinate_jobs") <= 1
 
 
 def test_a_sighting_and_a_close_do_not_deadlock(owner: Connection) -> None:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bascule.errors import BasculeError, LegacyUnavailable
+from bascule.errors import BasculeError
+from bascule.imap.reader import FolderNotReadable
 from bascule.lab.attempts import Killed, World
 from bascule.lab.memory import Mail
 from bascule.migrator.delivery import ARRIVING, HEADER, Digest, message_id_of
@@ -297,7 +298,7 @@ def test_a_folder_that_cannot_be_opened_is_named_and_the_others_come(tmp_path: P
     world = moved(tmp_path)
     world.there.closed_folders.add("INBOX")
     world.there.put("Sent", mail("K"), date=30)
-    with pytest.raises(LegacyUnavailable, match="late mail of 'INBOX' is not brought") as error:
+    with pytest.raises(FolderNotReadable, match="late mail of 'INBOX' is not brought") as error:
         sweep(world.attempt())
     assert "--folder 'INBOX'" in error.value.hint
     assert texts(world)["Sent"] == Counter("SK")
