@@ -13,7 +13,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from bascule.lab.process import VMAIL, LabError, program
+from bascule.lab.process import VMAIL, LabError, children, program, title
 from bascule.lab.servers import Certificate, Ports, listens, write
 
 UNPACKED = Path("/var/cache/bascule/courier")
@@ -112,7 +112,7 @@ class Courier:
         """End it with every session; the kernel does it, with the first process of their namespace."""
         if self._process is None:
             return
-        for first in _children(self._process.pid):
+        for first in children(self._process.pid):
             os.kill(first, signal.SIGKILL)
         self._process.wait(30)
         self._process = None
@@ -121,23 +121,18 @@ class Courier:
         """The processes that serve a client each."""
         if self._process is None:
             return []
-        daemons = [each for first in _children(self._process.pid) for each in _children(first)]
-        return [session for each in daemons if _name(each) == "couriertcpd" for session in _children(each)]
+        daemons = [each for first in children(self._process.pid) for each in children(first)]
+        return [session for each in daemons if "couriertcpd" in title(each) for session in children(each)]
+
+    def processes(self) -> list[int]:
+        """All of them but the first of their namespace."""
+        if self._process is None:
+            return []
+        found = children(self._process.pid)
+        for each in found:  # which grows
+            found += children(each)
+        return found[1:]
 
     def log(self) -> str:
         path = self.folder / "courier.log"
         return path.read_text(errors="replace") if path.exists() else ""
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:  # it has ended
-        return []
-
-
-def _name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""

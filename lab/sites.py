@@ -24,16 +24,18 @@ from typing import TypeVar
 import psycopg
 import trustme
 from imapclient import IMAPClient
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
+from bascule import hooks
 from bascule.config_templates import render
 from bascule.credential import create_keys
 from bascule.lab.courier import Courier
 from bascule.lab.cyrus import Cyrus
 from bascule.lab.dns import NameServer
 from bascule.lab.postgres import Postgres
-from bascule.lab.process import LOCALHOST, VMAIL, Daemon, Host, LabError, free_ports
-from bascule.lab.servers import Certificate, Dovecot, Ports, Postfix, write
+from bascule.lab.process import LOCALHOST, VMAIL, Daemon, Host, LabError, free_ports, title
+from bascule.lab.servers import Certificate, Dovecot, Ports, Postfix, dovecot_version, write
 from bascule.settings import (
     Authenticator,
     Dns,
@@ -116,6 +118,9 @@ class LegacySite:
 
     #: Which of the optional services it offers.
     services: tuple[str, ...] = ("pop3", "submission", "sieve")
+    #: What every folder but INBOX has before its name, and what stands between the parts of a name.
+    prefix = ""
+    separator = "/"
 
     def __init__(self, folder: Path, certificate: Certificate, host: Host = LOCALHOST) -> None:
         self.folder = folder
@@ -133,7 +138,7 @@ class LegacySite:
         """Users and aliases by local part."""
         self.folder.mkdir()
         self.folder.chmod(0o755)
-        self.dovecot.create(self._certificate, self.smtp_port)
+        self.dovecot.create(self._certificate, self.smtp_port, prefix=self.prefix, separator=self.separator)
         self._create_other_logins()
         self._create_postfix(self.dovecot.lmtp_socket)
         self.set_users(users, aliases)
@@ -200,6 +205,14 @@ class LegacySite:
     def stop_store(self) -> None:
         self.dovecot.stop()
 
+    def processes(self) -> list[int]:
+        """Those of the store."""
+        return self.dovecot.processes()
+
+    def sessions(self) -> list[int]:
+        """Those of them that serve a client each."""
+        return [pid for pid in self.processes() if title(pid).startswith("dovecot/imap")]
+
     @property
     def ports(self) -> Ports:
         return self.dovecot.ports
@@ -212,8 +225,18 @@ class LegacySite:
         return imap(self.ports.imap, full(name), password or self.users[name], host=self.host.address)
 
 
+class PrefixedSite(LegacySite):
+    """A Dovecot as many who came from Courier have it: INBOX. before every folder, dots between them."""
+
+    prefix = "INBOX."
+    separator = "."
+
+
 class CyrusSite(LegacySite):
     """An old mail server with Cyrus in Dovecot's place."""
+
+    prefix = "INBOX."
+    separator = "."
 
     def __init__(self, folder: Path, certificate: Certificate, host: Host = LOCALHOST) -> None:
         super().__init__(folder, certificate, host)
@@ -248,6 +271,8 @@ class CourierSite(LegacySite):
     """An old mail server with Courier in Dovecot's place; Postfix writes into its Maildirs."""
 
     services = ("pop3",)
+    prefix = "INBOX."
+    separator = "."
 
     def __init__(self, folder: Path, certificate: Certificate, host: Host = LOCALHOST) -> None:
         super().__init__(folder, certificate, host)
@@ -273,6 +298,12 @@ class CourierSite(LegacySite):
 
     def stop_store(self) -> None:
         self.courier.stop()
+
+    def processes(self) -> list[int]:
+        return self.courier.processes()
+
+    def sessions(self) -> list[int]:
+        return self.courier.sessions()
 
     def _set_passwords(self) -> None:
         """With the Maildirs, which Courier does not make."""
@@ -320,7 +351,11 @@ class NewSite:
             node=node,
             keys=Keys(public=etc / "seal.pub", private=etc / "seal.key"),
             legacy=Legacy(ca_file=certificate.ca, timeout=10),
-            postfix=PostfixSettings(config_directory=self.postfix.folder, smtp=f"{host.address}:{self.smtp_port}"),
+            postfix=PostfixSettings(
+                config_directory=self.postfix.folder,
+                smtp=f"{host.address}:{self.smtp_port}",
+                listener=f"unix:{self.postfix.folder}/queue/public/bascule",
+            ),
             dovecot=DovecotSettings(config_file=self.dovecot.config, imap=f"{host.address}:{self.dovecot.ports.imap}"),
             policy_daemon=PolicyDaemon(
                 socketmap=f"unix:{run_folder}/socketmap",
@@ -408,10 +443,24 @@ class NewSite:
             dovecot_sql=self.folder / "etc" / "dovecot-sql.conf.ext",
             python=sys.executable,
             checkpassword=executable("bascule-checkpassword"),
-            **(values | variables),
+            **(values | self._for_dovecot_2_4() | variables),
         )
         sql = self.folder / "etc" / "dovecot-sql.conf.ext"
         sql.write_text(render("dovecot-2.3/sql.conf.ext.j2", vmail_uid=VMAIL, vmail_gid=VMAIL, **values))
+
+    def _for_dovecot_2_4(self) -> dict[str, object]:
+        """What its templates want besides: it knows Lua only, and its SQL no connection string."""
+        if dovecot_version() != "2.4":
+            return {}
+        stub = self.folder / "etc" / "passdb.lua"
+        passdb = Path(hooks.__file__).parent / "passdb.lua"
+        stub.write_text(render("dovecot/passdb.lua.j2", passdb_lua=passdb, **self.settings.model_dump()))
+        return {
+            "passdb_lua_stub": stub,
+            "database_parameters": conninfo_to_dict(self.settings.database),
+            "vmail_uid": VMAIL,
+            "vmail_gid": VMAIL,
+        }
 
     def create_postfix(self, **variables: object) -> None:
         """``variables`` are for the lab's own templates."""

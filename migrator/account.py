@@ -35,6 +35,8 @@ class Account:
     domain_mode: Mode
     legacy: LegacySettings
     sealed_credential: bytes | None
+    #: Whether the user's new password is waited for.
+    needs_credential: bool
     domain_id: int
     limits: Limits
     copy_login: CopyLogin

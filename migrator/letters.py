@@ -7,10 +7,10 @@ import time
 from hashlib import sha256
 
 from bascule.endpoint import host_and_port
-from bascule.errors import BasculeError, LegacyUnavailable
+from bascule.errors import BasculeError, LegacyUnavailable, LocalUnavailable
 from bascule.letters import Kind, compose
 from bascule.migrator.account import Account
-from bascule.migrator.local import Local, LocalUnavailable
+from bascule.migrator.local import Local
 from bascule.settings import Settings
 
 TIMEOUT = 60.0  # seconds; the MX may ask the legacy server about the recipient
@@ -70,7 +70,7 @@ class Letters:
             with smtplib.SMTP(host, port, timeout=TIMEOUT) as smtp:
                 # Nobody is to be told if it cannot be delivered (RFC 3834 section 3.3).
                 smtp.sendmail("", [str(account.address)], self._compose("trouble", account, identity))
-        except (OSError, smtplib.SMTPException) as error:
+        except (OSError, smtplib.SMTPException, ValueError) as error:  # ValueError: an address that is not ASCII
             raise NotSent(
                 f"{host}:{port} does not take the message to {account.address}: {type(error).__name__}",
                 hint="See Postfix's log there, and [postfix] smtp.",

@@ -110,6 +110,18 @@ CREATE OR REPLACE TRIGGER guard_state BEFORE INSERT OR UPDATE ON mailbox
 CREATE OR REPLACE TRIGGER follow_state AFTER UPDATE OF state ON mailbox
     FOR EACH ROW EXECUTE FUNCTION follow_mailbox_state();
 
+CREATE OR REPLACE FUNCTION follow_new_mailbox()
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+BEGIN
+    -- It could be taken for another mailbox with a detail (RFC 5233).
+    IF NEW.local_part ~ '[^a-z0-9.]' THEN
+        PERFORM pg_notify('bascule_mailbox', NEW.full_address);
+    END IF;
+    RETURN NULL;
+END
+$$;
+CREATE OR REPLACE TRIGGER follow_new AFTER INSERT ON mailbox FOR EACH ROW EXECUTE FUNCTION follow_new_mailbox();
+
 -- A password was given for the server that was named then: it is never sent to another.
 CREATE OR REPLACE FUNCTION void_credentials()
 RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
@@ -144,6 +156,20 @@ CREATE OR REPLACE TRIGGER void_credentials BEFORE UPDATE ON domain
         IS DISTINCT FROM
         (NEW.imap_host, NEW.imap_port, NEW.imap_tls, NEW.pop3_port, NEW.pop3_tls, NEW.sieve_port, NEW.sieve_tls))
     EXECUTE FUNCTION void_credentials();
+
+-- Sweeps need no password of the user's where workers log in as somebody else.
+CREATE OR REPLACE FUNCTION follow_copy_login()
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+BEGIN
+    UPDATE mailbox SET needs_credential = NEW.copy_login = 'user'
+     WHERE domain_id = NEW.id AND state = 'local' AND sealed_credential IS NULL
+       AND needs_credential <> (NEW.copy_login = 'user');
+    RETURN NULL;
+END
+$$;
+CREATE OR REPLACE TRIGGER follow_copy_login AFTER UPDATE ON domain
+    FOR EACH ROW WHEN (NEW.copy_login <> OLD.copy_login AND NEW.mode = 'active')
+    EXECUTE FUNCTION follow_copy_login();
 
 CREATE OR REPLACE FUNCTION follow_domain_mode()
 RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$

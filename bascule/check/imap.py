@@ -12,18 +12,18 @@ import smtplib
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
-from imapclient import IMAPClient, imap_utf7
+from imapclient import IMAPClient
 from imapclient.exceptions import IMAPClientError
 
 from bascule.check.finding import Said, good, note, wrong
 from bascule.check.registry import check
 from bascule.check.subject import Subject
-from bascule.errors import BasculeError, LegacyRefusedLogin, LegacyUnavailable
+from bascule.errors import LegacyRefusedLogin, LegacyUnavailable
+from bascule.imap.names import places, readable
+from bascule.imap.reader import FolderRefused, Reader
 from bascule.legacy import Service, UserLogin, connect_imap, imap_session, plainly
 
 #: What a capability is good for, and what is without it.
@@ -52,58 +52,6 @@ NEWEST_ONLY = {
 # The reader of the copy ----------------------------------------------------------
 
 
-class ListedFolder(Protocol):
-    @property
-    def name(self) -> str: ...
-    @property
-    def selectable(self) -> bool: ...
-
-
-class Layout(Protocol):
-    @property
-    def separator(self) -> str: ...
-    @property
-    def prefix(self) -> str: ...
-    @property
-    def folders(self) -> Sequence[ListedFolder]: ...
-
-
-class Status(Protocol):
-    @property
-    def messages(self) -> int: ...
-
-
-class Message(Protocol):
-    @property
-    def size(self) -> int: ...
-    @property
-    def internaldate(self) -> int: ...
-    @property
-    def flags(self) -> AbstractSet[str]: ...
-
-
-class Changes(Protocol):
-    @property
-    def exists(self) -> int: ...
-    @property
-    def new(self) -> Sequence[Message]: ...
-
-
-class Reader(Protocol):
-    """As much of :class:`bascule.imap.reader.Reader` as is looked at."""
-
-    def layout(self) -> Layout: ...
-    def statuses(self, folders: Sequence[str], /) -> Mapping[str, Status]: ...
-    def changes(self, wanted: Iterable[tuple[str, None]], /) -> Iterator[Changes]: ...
-
-
-def open_reader(client: IMAPClient) -> Reader:
-    """The reader that copies mailboxes, on a session that has just logged in."""
-    from bascule.imap import reader  # noqa: PLC0415 (nothing else of the checks depends on it)
-
-    return reader.Reader.of(client)
-
-
 @dataclass(frozen=True, slots=True)
 class FolderRead:
     """What the reader gave of one folder."""
@@ -124,6 +72,10 @@ class Survey:
     rights: dict[str, str] = field(default_factory=dict)
     separator: str = "/"
     prefix: str = ""
+    #: What the server was recognised as, or empty.
+    profile: str = ""
+    profile_note: str = ""
+    delimiters: dict[str, str] = field(default_factory=dict)
     folders: tuple[str, ...] = ()
     messages: dict[str, int] = field(default_factory=dict)
     unopened: dict[str, str] = field(default_factory=dict)
@@ -138,8 +90,8 @@ class Survey:
         return max((usage * 1024 for resource, usage, _ in self.quotas if resource == "STORAGE"), default=None)
 
 
-def look_around(subject: Subject, opened: Callable[[IMAPClient], Reader] = open_reader) -> Survey:
-    """Log in once and look at everything.
+def look_around(subject: Subject) -> Survey:
+    """Log in and look at everything.
 
     Raises:
         LegacyRefusedLogin, LegacyUnavailable: also if nothing can be done after the login.
@@ -155,16 +107,17 @@ def look_around(subject: Subject, opened: Callable[[IMAPClient], Reader] = open_
             ) from error
         survey.capabilities = _capabilities(session)
         survey.quotas = _quotas(session)
-        reader = opened(session)
+    with subject.reader() as reader:
+        survey.profile, survey.profile_note = reader.profile.name, reader.profile.note
         layout = reader.layout()
         survey.separator, survey.prefix = layout.separator, layout.prefix
+        survey.delimiters = {folder.name: folder.delimiter for folder in layout.folders}
         survey.folders = tuple(folder.name for folder in layout.folders if folder.selectable)
-        # One that refuses need not hide the others.
-        for name in survey.folders:
-            try:
-                survey.messages[name] = reader.statuses([name])[name].messages
-            except (BasculeError, KeyError) as error:
-                survey.unopened[name] = getattr(error, "message", "") or "the server says nothing of it"
+        for name, status in reader.statuses(survey.folders).items():
+            if isinstance(status, FolderRefused):
+                survey.unopened[name] = status.reason
+            else:
+                survey.messages[name] = status.messages
         _read_largest(reader, survey)
     if "ACL" in survey.capabilities:
         with subject.fresh_session() as session:
@@ -186,16 +139,17 @@ def _read_largest(reader: Reader, survey: Survey) -> None:
         if announced > left:
             continue
         left -= announced
-        try:
-            for changes in reader.changes([(name, None)]):
-                given = list(changes.new)
-                survey.size += sum(message.size for message in given)
-                keywords = {flag for message in given for flag in message.flags if not flag.startswith("\\")}
-                odd = sum(not 0 <= (message.internaldate or -1) <= time.time() + 86400 for message in given)
-                survey.read.append(FolderRead(name, changes.exists, len(given), frozenset(keywords), odd))
-        except BasculeError as error:
-            survey.unread[name] = error.message
-            return  # answers may be under way: this session is no use any more
+        for changes in reader.changes([(name, None)]):
+            if isinstance(changes, FolderRefused):
+                survey.unread[name] = changes.reason
+                continue
+            given = changes.new
+            survey.size += sum(message.size for message in given)
+            keywords = {flag for message in given for flag in message.flags if not flag.startswith("\\")}
+            odd = sum(
+                bool(message.remarks) or not 0 <= message.internaldate <= time.time() + 86400 for message in given
+            )
+            survey.read.append(FolderRead(name, changes.exists, len(given), frozenset(keywords), odd))
 
 
 def _quotas(session: IMAPClient) -> list[tuple[str, int, int]]:
@@ -430,17 +384,19 @@ def folders(subject: Subject) -> Iterator[Said]:
 
 @check("legacy.imap.folder-names", "IMAP", needs=("domain", "user"), after=("legacy.imap.login",))
 def folder_names(subject: Subject) -> Iterator[Said]:
-    """Whether every folder can be stored here under its name."""
+    """Whether every folder keeps its name here."""
     survey = subject.survey
-    judge = subject.storable or storable
-    bad = {name: why for name in survey.folders if (why := judge(name, survey.separator, survey.prefix))}
-    for name, why in list(bad.items())[:NAMED]:
-        yield wrong(
-            f"the folder {name!r} cannot be stored here under its name: {why}",
-            "Rename it on the legacy server: the user cannot be moved as long as it is so.",
+    kept = places(survey.delimiters.items(), survey.separator, survey.prefix)
+    renamed = {place.text: place for place in kept.values() if place.is_renamed}
+    for text, place in list(renamed.items())[:NAMED]:
+        yield note(
+            f"the folder {text!r} will be {readable(place.name(survey.separator, survey.prefix))!r} here: "
+            "Dovecot cannot open its name",
+            "Rename it on the legacy server, or leave it: the report of the move names it. "
+            "With bascule domain set --on-difference wait, the user is not moved before you decide.",
         )
-    if len(bad) > NAMED:
-        yield wrong(f"{len(bad) - NAMED} more folders cannot be stored here", "Rename them on the legacy server.")
+    if len(renamed) > NAMED:
+        yield note(f"{len(renamed) - NAMED} more folders will have other names here", "See the report of the move.")
     if "UTF8=ACCEPT" in survey.capabilities or "UTF8=ONLY" in survey.capabilities:
         named = [name for name in survey.folders if "&" in name or not name.isascii()]
         if named:
@@ -450,28 +406,6 @@ def folder_names(subject: Subject) -> Iterator[Said]:
                 "not "
                 "offer it: their messages are downloaded again.",
             )
-
-
-def storable(name: str, separator: str, prefix: str) -> str:
-    """Why a folder (its name as on the wire) can be no directory here; empty: it can."""
-    if name.upper() == "INBOX":
-        return ""
-    try:
-        valid = imap_utf7.encode(imap_utf7.decode(name.encode("ascii"))) == name.encode("ascii")
-    except (UnicodeError, ValueError):
-        valid = False
-    if not valid:
-        return "it is not modified UTF-7 (RFC 3501 section 5.1.3)"
-    for part in name.removeprefix(prefix).split(separator) if separator else [name.removeprefix(prefix)]:
-        if part in {"", ".", ".."} or part in {"cur", "new", "tmp"} or part.startswith(("~", "dovecot-", "dovecot.")):
-            return f"{part!r} has a meaning of its own in a Maildir"
-        if "/" in part:
-            return "a slash in it separates directories"
-        if part in {"subscriptions", "maildirsize", "maildirfolder"}:
-            return f"{part!r} is a file of Dovecot's"
-        if len(part.encode()) > MOST_BYTES:
-            return f"it has more than {MOST_BYTES} bytes"
-    return ""
 
 
 @check("legacy.imap.messages", "IMAP", needs=("domain", "user"), after=("legacy.imap.login",))
@@ -508,9 +442,9 @@ def keywords(subject: Subject) -> Iterator[Said]:
         return
     for folder in subject.survey.read:
         if len(folder.keywords) > MOST_KEYWORDS:
-            yield wrong(
-                f"the folder {folder.name!r} has {len(folder.keywords)} keywords, and a Maildir keeps {MOST_KEYWORDS}",
-                "Have the user remove some labels there, or keep mailboxes as mdbox ([worker] mail_location).",
+            yield note(
+                f"the folder {folder.name!r} has {len(folder.keywords)} keywords; {MOST_KEYWORDS} are kept",
+                "Have the user remove some labels there, or leave it: the report of the move names what is lost.",
             )
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
+from bascule import legacy as legacy_server
 from bascule.address import Address
 from bascule.check.facts import Commands, DovecotFacts, Here, NotReadable, PostfixFacts
 from bascule.credential import Password
 from bascule.database import Connection, value
 from bascule.directory import Mode, State
 from bascule.endpoint import host_and_port
+from bascule.imap.reader import Reader
 from bascule.legacy import LegacySettings, Trust, UserLogin, imap_session
 from bascule.settings import Settings
 
@@ -51,8 +53,7 @@ class Store:
 class Subject:
     """What checks look at; what is asked once is kept.
 
-    ``legacy_only``: nothing of this host is asked, whatever is there. ``storable``
-    says why a folder (name, separator, prefix) cannot be stored here, or nothing.
+    ``legacy_only``: nothing of this host is asked, whatever is there.
     ``addresses``: those of the domain that are looked at, not all that are known.
     """
 
@@ -65,14 +66,12 @@ class Subject:
         connection: Connection | None = None,
         commands: Commands | None = None,
         legacy_only: bool = False,
-        storable: Callable[[str, str, str], str] | None = None,
         addresses: Sequence[Address] | None = None,
     ) -> None:
         self.settings = settings
         self.user = user
         self.connection = connection
         self.legacy_only = legacy_only
-        self.storable = storable
         self.addresses = addresses
         self.trust = Trust(settings.legacy.ca_file, settings.legacy.timeout)
         self._legacy = legacy
@@ -197,6 +196,17 @@ class Subject:
         login = UserLogin(self.account.address, self.account.password)
         with imap_session(self.legacy, self.trust, login) as session:
             yield session
+
+    @contextmanager
+    def reader(self) -> Iterator[Reader]:
+        """Another one, in the hands of what copies mailboxes.
+
+        Raises:
+            LegacyRefusedLogin, LegacyUnavailable
+        """
+        login = UserLogin(self.account.address, self.account.password)
+        with legacy_server.session(self.legacy, self.trust, login) as connection:
+            yield Reader.of(connection)
 
     @cached_property
     def survey(self) -> Survey:

@@ -217,89 +217,6 @@ END
 $$;
 COMMENT ON FUNCTION undo_cutover IS 'Release the held mail to the legacy server and go on copying';
 
-CREATE OR REPLACE FUNCTION begin_return(mailbox_id bigint)
-RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-DECLARE
-    box mailbox;
-BEGIN
-    PERFORM set_config('bascule.reason', (SELECT return_reason FROM mailbox WHERE id = begin_return.mailbox_id), true);
-    UPDATE mailbox SET state = 'returning',
-        cutover_deadline = clock_timestamp() + (SELECT cutover_budget FROM domain WHERE domain.id = mailbox.domain_id)
-     WHERE id = begin_return.mailbox_id AND state = 'local' AND return_requested_at IS NOT NULL RETURNING * INTO box;
-    IF box.id IS NULL THEN
-        RAISE EXCEPTION 'mailbox % is not to be returned', begin_return.mailbox_id USING ERRCODE = 'BA002',
-            HINT = 'Its return was called off, or its domain closed, meanwhile.';
-    END IF;
-    PERFORM refuse_silent_nodes(box);
-    RETURN box.epoch;
-END
-$$;
-COMMENT ON FUNCTION begin_return IS 'Hold the mailbox''s mail and logins for the last step of its return, for at most the domain''s cutover budget';
-
-CREATE OR REPLACE FUNCTION undo_return(mailbox_id bigint, reason text)
-RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-DECLARE
-    box mailbox;
-BEGIN
-    PERFORM set_config('bascule.reason', printable(undo_return.reason), true);
-    -- attempt_failed() counts the attempt, if a worker is there to call it.
-    UPDATE mailbox SET state = 'local', cutover_deadline = NULL, last_error = printable(undo_return.reason),
-        last_advice = undone_advice(), last_error_at = clock_timestamp(),
-        next_try = clock_timestamp() + pause_after(attempts + 1)
-     WHERE id = undo_return.mailbox_id AND state = 'returning' RETURNING * INTO box;
-    PERFORM set_config('bascule.reason', '', true);
-    IF box.id IS NOT NULL THEN
-        PERFORM enqueue('return', box.id, box.store, box.next_try);
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION undo_return IS 'Deliver the held mail here and try the return again later';
-
-CREATE OR REPLACE FUNCTION finish_return(mailbox_id bigint, epoch bigint)
-RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-BEGIN
-    PERFORM set_config('bascule.reason', (SELECT return_reason FROM mailbox WHERE id = finish_return.mailbox_id), true);
-    UPDATE mailbox SET state = 'legacy', cutover_deadline = NULL, return_requested_at = NULL, return_reason = NULL,
-        password_hash = NULL, sealed_credential = NULL, needs_credential = false, migrated_at = NULL,
-        last_message_at = NULL, swept_at = NULL, attempts = 0
-     WHERE id = finish_return.mailbox_id AND state = 'returning' AND mailbox.epoch = finish_return.epoch
-       AND cutover_deadline > clock_timestamp();
-    IF NOT FOUND THEN
-        RAISE EXCEPTION 'the return of mailbox % is over its time or was undone', finish_return.mailbox_id
-            USING ERRCODE = 'BA002';
-    END IF;
-    PERFORM refuse_unacknowledged(finish_return.mailbox_id, finish_return.epoch);
-    PERFORM forget_trouble(finish_return.mailbox_id);
-    DELETE FROM verification WHERE verification.mailbox_id = finish_return.mailbox_id;
-    DELETE FROM mailbox_folder WHERE mailbox_folder.mailbox_id = finish_return.mailbox_id;
-    DELETE FROM straggler WHERE straggler.mailbox_id = finish_return.mailbox_id;
-    DELETE FROM returned_message WHERE returned_message.mailbox_id = finish_return.mailbox_id;
-    DELETE FROM unreadable_message WHERE unreadable_message.mailbox_id = finish_return.mailbox_id;
-END
-$$;
-COMMENT ON FUNCTION finish_return IS
-    'The flip back. Refused (BA002) when the return was undone, its time is over, or a node has not acknowledged it.';
-
-CREATE OR REPLACE FUNCTION intend_return(
-    mailbox_id bigint, folder text, uid bigint, guid text, digest bytea, legacy_uidnext bigint
-)
-RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-    INSERT INTO returned_message (mailbox_id, folder, uid, guid, digest, legacy_uidnext)
-    VALUES (intend_return.mailbox_id, intend_return.folder, intend_return.uid, intend_return.guid, intend_return.digest,
-            intend_return.legacy_uidnext)
-    ON CONFLICT ON CONSTRAINT returned_message_pkey DO UPDATE SET guid = excluded.guid, digest = excluded.digest,
-        legacy_uidnext = excluded.legacy_uidnext, legacy_uid = NULL
-$$;
-COMMENT ON FUNCTION intend_return IS 'A message is about to be appended to the legacy mailbox';
-
-CREATE OR REPLACE FUNCTION returned(mailbox_id bigint, folder text, uid bigint, legacy_uid bigint)
-RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-    UPDATE returned_message SET legacy_uid = returned.legacy_uid
-     WHERE returned_message.mailbox_id = returned.mailbox_id AND returned_message.folder = returned.folder
-       AND returned_message.uid = returned.uid
-$$;
-COMMENT ON FUNCTION returned IS 'The message is in the legacy mailbox, with this UID there';
-
 CREATE OR REPLACE FUNCTION undo_overdue_cutovers()
 RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
     SELECT undo_cutover(id, 'the cutover was not done within its time') FROM mailbox
@@ -311,58 +228,6 @@ RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS
     SELECT undo_return(id, 'the return was not done within its time') FROM overdue
 $$;
 COMMENT ON FUNCTION undo_overdue_cutovers IS 'Called at each heartbeat of a policy daemon, so that a dead worker holds nobody''s mail';
-
-CREATE OR REPLACE FUNCTION stage_straggler(
-    mailbox_id bigint, folder text, uidvalidity bigint, uid bigint, message_id text, digest bytea
-)
-RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-    INSERT INTO straggler (mailbox_id, folder, uidvalidity, uid, message_id, digest)
-    VALUES (stage_straggler.mailbox_id, stage_straggler.folder, stage_straggler.uidvalidity, stage_straggler.uid,
-            stage_straggler.message_id, stage_straggler.digest)
-    ON CONFLICT DO NOTHING
-$$;
-COMMENT ON FUNCTION stage_straggler(bigint, text, bigint, bigint, text, bytea) IS
-    'The file of a late message is complete beside the mailbox; Message-ID and SHA-256 know it again';
-
-CREATE OR REPLACE FUNCTION stage_straggler(mailbox_id bigint, folder text, uidvalidity bigint, uid bigint)
-RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-    SELECT stage_straggler(mailbox_id, folder, uidvalidity, uid, '', NULL)
-$$;
-COMMENT ON FUNCTION stage_straggler(bigint, text, bigint, bigint) IS 'As the first release''s workers call it';
-
-CREATE OR REPLACE FUNCTION straggler_delivered(mailbox_id bigint, folder text, uidvalidity bigint, uid bigint)
-RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-    UPDATE straggler SET delivered_at = clock_timestamp()
-     WHERE straggler.mailbox_id = straggler_delivered.mailbox_id AND straggler.folder = straggler_delivered.folder
-       AND straggler.uidvalidity = straggler_delivered.uidvalidity AND straggler.uid = straggler_delivered.uid
-       AND delivered_at IS NULL
-$$;
-
-CREATE OR REPLACE FUNCTION sweep_done(mailbox_id bigint, began timestamptz)
-RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-DECLARE
-    box mailbox;
-    the_domain domain;
-BEGIN
-    UPDATE mailbox SET attempts = 0, last_message_at = coalesce(last_message_at, clock_timestamp()), swept_at = began
-     WHERE id = sweep_done.mailbox_id AND state = 'local' RETURNING * INTO box;
-    PERFORM forget_trouble(box.id);
-    SELECT * INTO the_domain FROM domain WHERE id = box.domain_id;
-    IF the_domain.mode = 'active' AND box.paused_at IS NULL AND the_domain.paused_at IS NULL THEN
-        PERFORM enqueue('sweep', box.id, box.store, clock_timestamp() + the_domain.sweep_interval);
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION sweep_done IS
-    'A sweep that began then found all there was, and the last message is written; '
-    'the next one is queued while the domain is active';
-
-CREATE OR REPLACE FUNCTION last_message_written(mailbox_id bigint)
-RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-    UPDATE mailbox SET last_message_at = clock_timestamp()
-     WHERE id = last_message_written.mailbox_id AND state = 'local' AND last_message_at IS NULL
-$$;
-COMMENT ON FUNCTION last_message_written IS 'The last message is in the legacy mailbox';
 
 CREATE OR REPLACE FUNCTION welcomed(mailbox_id bigint)
 RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
@@ -379,7 +244,8 @@ BEGIN
     RETURN FOUND;
 END
 $$;
-COMMENT ON FUNCTION trouble_told IS 'True: the user is to be written to now that the move waits for the new password. Each time only once.';
+COMMENT ON FUNCTION trouble_told IS
+    'True: the user is to be written to now that the move waits for the new password. Each time only once.';
 
 CREATE OR REPLACE FUNCTION requeue_unattended()
 RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$

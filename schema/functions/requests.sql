@@ -1,5 +1,20 @@
 -- Requests: portal, first login, CLI.
 
+CREATE OR REPLACE FUNCTION lock_mailbox(the_domain domain, address text)
+RETURNS mailbox LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    box mailbox;
+BEGIN
+    -- No conflict target: of two that come at the same moment the second may meet either unique index first.
+    INSERT INTO mailbox (domain_id, local_part, store)
+    VALUES (the_domain.id, local_part_of(address), the_domain.store) ON CONFLICT DO NOTHING;
+    SELECT * INTO box FROM mailbox WHERE domain_id = the_domain.id AND local_part = local_part_of(address) FOR UPDATE;
+    RETURN box;
+END
+$$;
+COMMENT ON FUNCTION lock_mailbox IS
+    'The mailbox of an address, made if there is none; nobody else changes it until the end of the transaction';
+
 CREATE OR REPLACE FUNCTION request_migration(
     address text, how request_trigger, sealed bytea, first_name text DEFAULT '', last_name text DEFAULT ''
 )
@@ -13,12 +28,7 @@ BEGIN
     END IF;
     PERFORM refuse_alias(the_domain.id, address);
     PERFORM refuse_oversized(sealed);
-    INSERT INTO mailbox (domain_id, local_part, store)
-    VALUES (the_domain.id, local_part_of(address), the_domain.store)
-    ON CONFLICT (domain_id, local_part) DO NOTHING;
-    SELECT * INTO box FROM mailbox
-     WHERE domain_id = the_domain.id AND local_part = local_part_of(address) FOR UPDATE;
-
+    box := lock_mailbox(the_domain, address);
     IF box.state = 'legacy' THEN
         PERFORM set_config('bascule.reason', 'requested by ' || CASE how
             WHEN 'portal' THEN 'the user at the URL' WHEN 'login' THEN 'the user''s login' ELSE 'an administrator' END, true);
@@ -80,7 +90,10 @@ BEGIN
         PERFORM take_credential(box.id, sealed);
     ELSIF coalesce(box.state, 'legacy') = 'legacy' AND the_domain.mode = 'active' AND the_domain.first_login_migrates
         AND NOT is_alias(the_domain.id, address) THEN
-        PERFORM request_migration(address, 'login', sealed);
+        box := lock_mailbox(the_domain, address);
+        IF box.state = 'legacy' THEN  -- else another login was quicker
+            PERFORM request_migration(address, 'login', sealed);
+        END IF;
     END IF;
 END
 $$;
@@ -145,7 +158,8 @@ CREATE OR REPLACE FUNCTION portal_domain(token text)
 RETURNS SETOF routing_domain LANGUAGE sql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
     SELECT routing_domain.* FROM domain_of_url(token) AS found JOIN routing_domain ON routing_domain.id = found.id
 $$;
-COMMENT ON FUNCTION portal_domain IS 'For the users'' page: the domain of a URL and its servers, or BA003 whose hint is "expired" or "unknown"';
+COMMENT ON FUNCTION portal_domain IS
+    'For the users'' page: the domain of a URL and its servers, or BA003 whose hint is "expired" or "unknown"';
 
 CREATE OR REPLACE FUNCTION portal_request(
     token text, address text, sealed bytea, first_name text, last_name text, language user_language
@@ -158,9 +172,9 @@ BEGIN
     IF (domain_of(address)).id <> the_domain.id THEN
         RAISE EXCEPTION '% is not an address of %', address, the_domain.name USING ERRCODE = 'BA001';
     END IF;
-    SELECT * INTO box FROM mailbox WHERE domain_id = the_domain.id AND local_part = local_part_of(address);
-    IF box.state IS NULL OR box.state = 'legacy' OR box.needs_credential THEN
-        box.id := request_migration(address, 'portal', sealed, first_name, last_name);
+    box := lock_mailbox(lock_domain_of(address), address);
+    IF box.state = 'legacy' OR box.needs_credential THEN
+        PERFORM request_migration(address, 'portal', sealed, first_name, last_name);
     END IF;
     UPDATE mailbox SET language = portal_request.language WHERE id = box.id;
     RETURN box.id;

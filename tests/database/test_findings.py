@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 import pytest
@@ -28,7 +29,7 @@ def part(postgres: Postgres, name: str) -> Iterator[Connection]:
         yield connection
 
 
-def record(connection: Connection, *found: Found, node: str = "mx1") -> None:
+def record(connection: Connection, *found: dict[str, Any], node: str = "mx1") -> None:
     connection.execute("SELECT bascule.record_findings(%s, %s)", (node, json.dumps(found)))
 
 
@@ -79,7 +80,7 @@ def test_a_node_that_is_no_more_does_not_speak_for_ever(postgres: Postgres, owne
 
 
 @pytest.mark.parametrize("found", [FOUND | {"level": "good"}, FOUND | {"level": None}, FOUND | {"name": ""}])
-def test_nonsense_is_refused(postgres: Postgres, owner: Connection, found: Found) -> None:
+def test_nonsense_is_refused(postgres: Postgres, owner: Connection, found: dict[str, Any]) -> None:
     with part(postgres, "worker") as worker, pytest.raises(psycopg.errors.IntegrityError):
         record(worker, found)
 

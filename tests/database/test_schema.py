@@ -123,6 +123,7 @@ FORBIDDEN = [
     ("authenticator", "SELECT bascule.request_migration('alice@lab.test', 'portal', 'x')"),
     ("authenticator", "SELECT * FROM bascule.dovecot_user"),
     ("authenticator", "SELECT bascule.record_sighting('alice@lab.test', 1)"),
+    ("authenticator", "SELECT bascule.record_sightings('{alice@lab.test}', '{1}')"),
     ("dovecot", "SELECT bascule.beat('x', 'policy_daemon')"),
     ("dovecot", "SELECT sealed_credential FROM bascule.mailbox"),
     ("dovecot", "SELECT * FROM bascule.routing_mailbox"),
@@ -176,6 +177,9 @@ ALLOWED = [
     ("authenticator", "SELECT * FROM bascule.routing_domain"),
     ("policy_daemon", "SELECT * FROM bascule.routing_mailbox"),
     ("policy_daemon", "SELECT bascule.record_sighting('bob@lab.test', 1)"),
+    ("policy_daemon", "SELECT bascule.record_sightings('{bob@lab.test}', '{1}')"),
+    ("policy_daemon", "SELECT * FROM bascule.routing_unmoved"),
+    ("admin", "UPDATE bascule.domain SET smtp_tls = 'verify'"),
     ("policy_daemon", "SELECT bascule.beat('n', 'policy_daemon')"),
     ("policy_daemon", "SELECT bascule.undo_overdue_cutovers()"),
     ("dovecot", "SELECT * FROM bascule.dovecot_user"),
@@ -206,9 +210,9 @@ def test_the_page_is_told_nothing_secret(postgres: Postgres, owner: Connection) 
 def test_nothing_sealed_is_readable_but_by_workers(owner: Connection) -> None:
     """By whatever grant, on whatever table or view, also one that is added later."""
     readable = owner.execute(
-        "SELECT role.rolname, attrelid::regclass::text, attname FROM pg_attribute, pg_roles AS role "
-        "WHERE attrelid IN (SELECT oid FROM pg_class "
-        "WHERE relnamespace = 'bascule'::regnamespace AND relkind IN ('r', 'v')) "
+        "SELECT role.rolname, attrelid::regclass::text, attname FROM pg_roles AS role CROSS JOIN pg_attribute "
+        "JOIN pg_class ON pg_class.oid = attrelid "
+        "WHERE relnamespace = 'bascule'::regnamespace AND relkind IN ('r', 'v') "
         "AND (attname LIKE 'sealed%' OR attname = 'password_hash') AND NOT attisdropped "
         "AND role.rolname LIKE 'bascule\\_%' AND has_column_privilege(role.rolname, attrelid, attnum, 'SELECT')"
     ).fetchall()
