@@ -88,6 +88,10 @@ SETTINGS = (
             "Whether users get a welcome, and a message when their move waits for their password.", shown="messages"),
     Setting("--bytes-per-second", "bytes_per_second", "The most that workers read there.", NumberOrOff(),
             shown="off", off_is_null=True),
+    Setting("--smtp-tls", "smtp_tls", "Of mail to the next hop: may, encrypt, or verify its certificate.",
+            click.Choice(["may", "encrypt", "verify"]), shown="may"),
+    Setting("--on-difference", "on_difference", "What is done with a mailbox that cannot be kept exactly as it is.",
+            click.Choice(["note", "wait"]), shown="note"),
     Setting("--first-login/--no-first-login", "first_login_migrates",
             "Whether a first login on the new server is a request to be moved.", shown="first-login"),
 )  # fmt: skip
