@@ -17,7 +17,7 @@ packages="postfix dovecot-core dovecot-imapd dovecot-pop3d dovecot-lmtpd dovecot
     isync dovecot-managesieved dovecot-sieve cyrus-common sasl2-bin libsasl2-modules libsasl2-modules-db
     dovecot-auth-lua lua-socket debootstrap iproute2 postgresql python3 python3-venv python3-dev gcc libc6-dev libmilter-dev
     chromium chromium-driver fonts-dejavu-core dnsmasq-base prometheus nginx-light man-db
-    systemd-container openssh-client git ca-certificates"
+    pgbouncer systemd-container openssh-client git ca-certificates"
 
 if [ "$(id -u)" != 0 ]; then
     echo "lab/setup.sh: run this as root: Postfix, Dovecot and PostgreSQL are run as users of their own" >&2
