@@ -51,16 +51,20 @@ class Directory:
     domains: dict[str, Domain] = field(default_factory=dict)
     mailboxes: dict[Address, Mailbox] = field(default_factory=dict)
     aliases: dict[Address, Address] = field(default_factory=dict)
+    #: Mailboxes at the legacy server that another one's detail would be taken for: mary-jane, when mary has moved.
+    own_names: set[Address] = field(default_factory=set)
 
     def mailbox(self, address: Address) -> Mailbox | None:
         """The mailbox of ``address``, or of it without its detail; None: not one of the exceptions."""
         exact = self.mailboxes.get(address)
-        return exact or self.mailboxes.get(address.without_detail(self.delimiter))
+        if exact is not None or address in self.own_names:
+            return exact
+        return self.mailboxes.get(address.without_detail(self.delimiter))
 
     def alias(self, address: Address) -> Address | None:
         """The mailbox that ``address`` is another name of; its detail is kept."""
         exact = self.aliases.get(address)
-        if exact is not None:
+        if exact is not None or address in self.own_names:
             return exact
         base = address.without_detail(self.delimiter)
         target = self.aliases.get(base)

@@ -172,7 +172,8 @@ class Follower:
         return False
 
     async def _take_domains(self, connection: AsyncConnection) -> None:
-        self._directory.domains, self._directory.aliases = await self._domains(connection)
+        domains, aliases, own_names = await self._domains(connection)
+        self._directory.domains, self._directory.aliases, self._directory.own_names = domains, aliases, own_names
         self._snapshot.domains_changed()
         self._on_update()
 
@@ -192,13 +193,24 @@ class Follower:
         after = None
         if row is not None:
             after = self._directory.mailboxes[address] = _mailbox(address, *row)
+        await self._take_own_name(connection, domain, address)
         self._snapshot.mailbox_changed(address)
         self._on_update()
         if before is not None or after is not None:  # a request changes no route
             self._on_change(before, after)
 
+    async def _take_own_name(self, connection: AsyncConnection, domain: Domain, address: Address) -> None:
+        cursor = await connection.execute(
+            "SELECT FROM bascule.routing_own_name WHERE domain_id = %s AND local_part = %s",
+            (domain.id, address.local_part),
+        )
+        if await cursor.fetchone() is None:
+            self._directory.own_names.discard(address)
+        else:
+            self._directory.own_names.add(address)
+
     async def _load(self, connection: AsyncConnection) -> None:
-        domains, aliases = await self._domains(connection)
+        domains, aliases, own_names = await self._domains(connection)
         known = self._directory.mailboxes
         mailboxes: dict[Address, Mailbox] = {}
         changed: list[Address] = []
@@ -213,7 +225,7 @@ class Follower:
         changed += [address for address in known if address not in mailboxes]
         first = not self._directory.loaded
         # Put into force together: no lookup sees a domain without its migrated users.
-        self._directory.domains, self._directory.aliases = domains, aliases
+        self._directory.domains, self._directory.aliases, self._directory.own_names = domains, aliases, own_names
         self._directory.mailboxes = mailboxes
         self._directory.loaded = True
         # All this stays: the collector need not look through it again and again, and hold up lookups meanwhile.
@@ -228,7 +240,9 @@ class Follower:
                 self._on_change(known.get(address), after)
 
     @staticmethod
-    async def _domains(connection: AsyncConnection) -> tuple[dict[str, Domain], dict[Address, Address]]:
+    async def _domains(
+        connection: AsyncConnection,
+    ) -> tuple[dict[str, Domain], dict[Address, Address], set[Address]]:
         cursor = await connection.execute(f"SELECT id, mode, {legacy.COLUMNS} FROM bascule.routing_domain".encode())
         domains = {row[2]: Domain(row[0], row[1], legacy.from_row(*row[2:])) for row in await cursor.fetchall()}
         names = {domain.id: name for name, domain in domains.items()}
@@ -238,7 +252,13 @@ class Follower:
             for domain_id, local_part, target in await cursor.fetchall()
             if domain_id in names
         }
-        return domains, aliases
+        cursor = await connection.execute("SELECT domain_id, local_part FROM bascule.routing_own_name")
+        own_names = {
+            Address(local_part, names[domain_id])
+            for domain_id, local_part in await cursor.fetchall()
+            if domain_id in names
+        }
+        return domains, aliases, own_names
 
     @staticmethod
     async def _mailboxes(connection: AsyncConnection, domains: dict[str, Domain]) -> AsyncIterator[list[Mailbox]]:

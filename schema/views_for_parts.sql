@@ -25,6 +25,14 @@ SELECT mailbox.id, mailbox.domain_id, mailbox.local_part, mailbox.state, mailbox
  WHERE mailbox.state IN ('cutover', 'local', 'returning');
 COMMENT ON VIEW routing_mailbox IS 'The mailboxes that are not where mail goes by default, that is, to the legacy server';
 
+CREATE OR REPLACE VIEW routing_own_name AS
+SELECT mailbox.domain_id, mailbox.local_part
+  FROM mailbox
+ WHERE mailbox.state NOT IN ('cutover', 'local', 'returning') AND mailbox.local_part ~ '[^a-z0-9._]';
+COMMENT ON VIEW routing_own_name IS
+    'Mailboxes at the legacy server whose local part may hold a recipient delimiter: mary-jane is herself, '
+    'not a detail of mary, who has moved';
+
 CREATE OR REPLACE VIEW routing_alias AS
 SELECT alias.domain_id, alias.local_part, mailbox.full_address AS target
   FROM alias JOIN mailbox ON mailbox.id = alias.mailbox_id;
