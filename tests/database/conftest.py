@@ -46,8 +46,11 @@ def owner(postgres: Postgres) -> Iterator[Connection]:
             "VALUES ('lab.test', 'local', 'imap.old.test', 993, 'implicit', 'mx.old.test', 25)"
         )
         connection.execute("SELECT activate_domain('lab.test', 'token')")
-        # One node of each part, alive: without them nothing flips.
-        connection.execute("INSERT INTO node (name, part) VALUES ('mx', 'policy_daemon'), ('store', 'authenticator')")
+        # One node of each part, alive however long a test takes: without them nothing flips.
+        connection.execute(
+            "INSERT INTO node (name, part, heartbeat_at) SELECT name, part, now() + interval '1 hour' "
+            "FROM (VALUES ('mx', 'policy_daemon'), ('store', 'authenticator')) AS node (name, part)"
+        )
         yield connection
 
 
