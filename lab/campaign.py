@@ -73,6 +73,7 @@ USERS = 3  # that move at the same time
 ROUNDS_A_LAB = 8  # before a fresh one is made: every user who has moved is swept until the end
 DISK = "192m"  # the size of the file system that holds the mail here
 FROZEN = 9.0  # seconds: longer than a worker may be silent
+MAX_RENAMED = 5  # folders of one user
 UNREADABLE = 0.3  # how often a mailbox has messages that the legacy server cannot read
 
 
@@ -235,6 +236,8 @@ class Client(threading.Thread):
         if not client.folder_exists(project):
             client.create_folder(project)
             self._append(client, project)
+            return
+        if self._renamed == MAX_RENAMED:
             return
         self._renamed += 1
         client.rename_folder(project, f"{self._prefix}Done {self._renamed}-{self._random.randrange(10**6)}")
@@ -636,7 +639,7 @@ def _arrive(lab: Lab, names: list[str], state: str, unreadable: Mapping[str, Unr
     deadline = time.monotonic() + 240
     while waiting := [name for name in names if _state(lab, name) != state]:
         if time.monotonic() > deadline:
-            raise LabError(f"{waiting} do not come to {state}: {_problems(lab)}\n{lab.new.worker.tail(60)}")
+            raise LabError(f"{waiting} do not come to {state}: {_problems(lab)}\n{lab.new.worker.tail(30)}")
         for name in waiting:
             if state == "local":
                 with suppress(psycopg.OperationalError):
@@ -753,8 +756,9 @@ def _round(lab: Lab, seed: int, played: Field, tally: Tally, show: Callable[[str
     tally.rounds += 1
     tally.fields[played.name] += 1
     if said:
-        tally.failed.append(f"seed {seed} ({played.name}):\n  " + "\n  ".join(said[:20]))
-        show(tally.failed[-1])
+        head = f"seed {seed} ({played.name}) after {time.monotonic() - began:.0f} s:\n  "
+        show(head + "\n  ".join(said[:20]))
+        tally.failed.append(head + "\n  ".join(each.partition("\n")[0][:400] for each in said[:5]))
         return False
     show(
         f"seed {seed} ({played.name}): {tally.messages} messages so far, none of this round lost, doubled or changed; "
@@ -768,7 +772,14 @@ def _keep_logs(lab: Lab, where: Path | None, seed: int) -> None:
         return
     kept = where / f"seed-{seed}"
     kept.mkdir(parents=True, exist_ok=True)
-    for path in lab.folder.rglob("*.log"):
+    logs = (
+        "new/log/*.log",
+        "*/dovecot/dovecot.log",
+        "*/courier/courier.log",
+        "*/postfix/log/mail.log",
+        "*/*/postgres.log",
+    )
+    for path in [path for pattern in logs for path in lab.folder.glob(pattern)]:
         shutil.copy(path, kept / str(path.relative_to(lab.folder)).replace("/", "-"))
 
 
