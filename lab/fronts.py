@@ -7,8 +7,6 @@ import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
-from psycopg.conninfo import conninfo_to_dict
-
 from bascule import hooks
 from bascule.config_templates import render
 from bascule.lab.process import VMAIL, Daemon
@@ -42,7 +40,9 @@ class Front:
                 "node": f"front-{self.version}",
                 "dovecot": new.settings.dovecot.model_copy(update={"config_file": self.dovecot.config}),
                 "authenticator": Authenticator(
-                    socket=self.folder / "authenticator", snapshot=self.folder / "logins.sqlite"
+                    socket=self.folder / "authenticator",
+                    snapshot=self.folder / "logins.sqlite",
+                    domains=self.folder / "domains",
                 ),
             }
         )
@@ -54,9 +54,7 @@ class Front:
             new.certificate,
             new.smtp_port,
             template="new-dovecot.conf.j2" if self._tree is None else "new-dovecot-2.4.conf.j2",
-            dovecot_sql=new.folder / "etc" / "dovecot-sql.conf.ext",
             passdb_lua_stub=stub,
-            database_parameters=conninfo_to_dict(settings.database),
             vmail_uid=VMAIL,
             vmail_gid=VMAIL,
             before_static=False,

@@ -261,7 +261,10 @@ class NewSite:
                 metrics=metrics[0],
             ),
             authenticator=Authenticator(
-                socket=run_folder / "authenticator", snapshot=folder / "state" / "logins.sqlite", metrics=metrics[1]
+                socket=run_folder / "authenticator",
+                snapshot=folder / "state" / "logins.sqlite",
+                domains=folder / "state" / "domains",
+                metrics=metrics[1],
             ),
             milter=Milter(socket=f"unix:{run_folder}/milter", stamp_key=etc / "stamp.key", metrics=metrics[2]),
             worker=Worker(mail_root=folder / "mail", store=store, metrics=metrics[3]),
@@ -336,13 +339,12 @@ class NewSite:
             self.certificate,
             self.smtp_port,
             smtp_host=smtp_host,
-            dovecot_sql=self.folder / "etc" / "dovecot-sql.conf.ext",
+            vmail_uid=VMAIL,
+            vmail_gid=VMAIL,
             python=sys.executable,
             checkpassword=executable("bascule-checkpassword"),
             **(values | variables),
         )
-        sql = self.folder / "etc" / "dovecot-sql.conf.ext"
-        sql.write_text(render("dovecot-2.3/sql.conf.ext.j2", vmail_uid=VMAIL, vmail_gid=VMAIL, **values))
 
     def create_postfix(self, **variables: object) -> None:
         """``variables`` are for the lab's own templates."""

@@ -33,6 +33,7 @@ REPLACEABLE = (
     "functions/requests.sql",
     "functions/migration.sql",
     "functions/routing.sql",
+    "functions/logins.sql",
     "views.sql",
     "roles.sql",
 )

@@ -13,7 +13,10 @@ import pytest
 from bascule.database import Connection
 from bascule.lab.postgres import Postgres
 
-TABLES = "journal, acknowledgement, node, sighting, alias, straggler, mailbox_folder, mailbox, domain, store"
+TABLES = (
+    "login_guess, login_source, journal, acknowledgement, node, sighting, alias, straggler, mailbox_folder, mailbox, "
+    "domain, store"
+)
 
 
 @pytest.fixture(scope="session")
