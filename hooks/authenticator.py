@@ -81,9 +81,12 @@ def store_fields(account: Account, service_name: str, here: str) -> dict[str, st
 def userdb_fields(account: Account, mail_root: Path) -> dict[str, str]:
     """The userdb fields of a mailbox that is here; what is the same for all is in Dovecot's configuration."""
     served = account.served
-    fields = {"home": f"{mail_root}/{account.home}", "namespace/inbox/separator": served.separator}
-    if served.prefix:
-        fields["namespace/inbox/prefix"] = served.prefix
+    fields = {
+        "home": f"{mail_root}/{account.home}",
+        "namespace/inbox/separator": served.separator,
+        # Also if it is empty, for the operator's own may be another. 2.3 has no word for that: hooks leave it out.
+        "namespace/inbox/prefix": served.prefix,
+    }
     if served.special_uses:
         fields["namespace/inbox/mailbox"] = ",".join(f"bascule_{use}" for use, _ in served.special_uses)
     for use, folder in served.special_uses:

@@ -143,7 +143,13 @@ function auth_userdb_lookup(request)
   local reply = asked(look_up, "userdb", name, request.protocol or request.service or "")
   local result = reply:match("^[^%z]*")
   if result == "ok" then
-    return auth.USERDB_RESULT_OK, fields_of(reply)
+    local fields = fields_of(reply)
+    for field, value in pairs(fields) do
+      if value == "" and not request.protocol then
+        fields[field] = nil -- 2.3 takes an empty value for "yes"
+      end
+    end
+    return auth.USERDB_RESULT_OK, fields
   elseif result == "unknown" then
     return auth.USERDB_RESULT_USER_UNKNOWN, {}
   end

@@ -341,6 +341,8 @@ class NewSite:
             smtp_host=smtp_host,
             vmail_uid=VMAIL,
             vmail_gid=VMAIL,
+            own_users=False,
+            auth_cache_size="",
             python=sys.executable,
             checkpassword=executable("bascule-checkpassword"),
             **(values | variables),
