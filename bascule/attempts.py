@@ -36,6 +36,8 @@ PER_ACCOUNT = RateLimitItemPerMinute(20, 10, namespace="account")
 PER_SOURCE = RateLimitItemPerMinute(50, 10, namespace="source")
 #: Of all accounts of a domain together: one password tried at each of many accounts.
 PER_DOMAIN = RateLimitItemPerMinute(500, 10, namespace="domain")
+#: Not a limit: how often a source was slowed down.
+_SLOWED = RateLimitItemPerMinute(1000, 10, namespace="slowed")
 _IPV6_SITE = 64  # bits that one customer of a provider has (RFC 6177)
 
 Kind = Literal["account", "source", "domain"]
@@ -140,12 +142,20 @@ class Attempts:
                 self._limiter.hit(_LIMITS[kind], subject)
                 self._guesses[kind, subject] += 1
 
-    def guesses_from(self, source: str) -> int:
-        """Wrong passwords that came from there lately; of many people, as many as the limit."""
+    def rank(self, source: str) -> int:
+        """Whom to let go first of those who are slowed down: how often somebody there guessed, or was so, lately.
+
+        This call counts as one. Many people stand where a busy guesser does.
+        """
         site = self.site(source)
         if not site:
             return PER_SOURCE.amount
-        return PER_SOURCE.amount - self._limiter.get_window_stats(PER_SOURCE, site).remaining
+        with self._lock:
+            known = [
+                limit.amount - self._limiter.get_window_stats(limit, site).remaining for limit in (PER_SOURCE, _SLOWED)
+            ]
+            self._limiter.hit(_SLOWED, site)
+        return sum(known)
 
     # What instances share; see schema/functions/logins.sql, share_guesses() and share_sources() -------------------
 

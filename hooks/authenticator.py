@@ -266,7 +266,7 @@ class Authenticator:
             return True
         metrics.BARRED.inc()
         self._log.warning("login slowed down", address=str(address), source=source, reason=str(reached[0]))
-        return await self._turns.wait(reached, self._attempts.guesses_from(source))
+        return await self._turns.wait(reached, self._attempts.rank(source))
 
     async def _wait_for_change(self, deadline: float) -> bool:
         """Return at the next change of any state, or after a moment; False once ``deadline`` is past."""
