@@ -14,7 +14,10 @@ from bascule.database import Connection
 from bascule.lab.postgres import Postgres
 from bascule.lab.process import free_ports
 
-TABLES = "journal, acknowledgement, node, sighting, alias, straggler, mailbox_folder, mailbox, domain, store"
+TABLES = (
+    "login_guess, login_source, journal, acknowledgement, node, sighting, alias, straggler, mailbox_folder, mailbox, "
+    "domain, store"
+)
 
 
 @pytest.fixture(scope="session")
