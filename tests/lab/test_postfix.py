@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import grp
 import os
 import re
+import signal
 import smtplib
+import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from random import Random
 
 import pytest
 
 from bascule import plugged
 from bascule.config_templates import environment, render
+from bascule.lab.activated import Activated
 from bascule.lab.mail import message
 from bascule.lab.main_cf import main_cf
 from bascule.lab.process import VMAIL, free_ports, program, run
 from bascule.lab.servers import TEMPLATES
-from bascule.lab.sites import DOMAIN, Lab, LegacySite, NewSite, eventually, full
+from bascule.lab.sites import DOMAIN, SERVICE, Lab, LegacySite, NewSite, eventually, full
 
 pytestmark = pytest.mark.lab
 
 Request = Callable[[str], None]
 Await = Callable[..., None]
 SHOP = "shop.test"
+UNIT = {"restart_backs_off": False, "database_password": False, "bin": "/opt", "postfix_queue": "/var/spool/postfix"}
 #: A client that is not of the operator's networks; all of 127/8 is this machine.
 OUTSIDE = "127.0.0.9"
 
@@ -350,3 +357,111 @@ def test_mail_to_the_legacy_server_waits_for_a_good_certificate(lab: Lab, random
     finally:
         lab.new.sql(change, "may", "127.0.0.1", DOMAIN)
     eventually("nothing is left", lab.new.postfix.is_empty)
+
+
+def test_a_policy_daemon_that_hangs_costs_others_seconds(
+    operator: Operator, random: Random, record_property: Callable[[str, object], None]
+) -> None:
+    """Its service manager ends it, with the limit that its unit names; until then Postfix waits at its socket. Mail of
+    the operator's own comes in, mail of ours is put off at most, and nothing is refused for good."""
+    lab = operator.lab
+    operator.set_up()
+    assert send(lab, full("postfix-there"), "before@hangs.test", random) == {}
+    unit = render("systemd/bascule-policy-daemon.service.j2", **UNIT)
+    limit = re.search(r"^WatchdogSec=(\d+)s$", unit, re.MULTILINE)
+    assert limit is not None
+    assert "WatchdogSignal=SIGKILL" in unit  # another one does not reach a process that is stopped
+    mine = lab.new.settings.policy_daemon
+    paths = [Path(each.removeprefix("unix:")) for each in (mine.socketmap, mine.policy, mine.hold)]
+    postdrop = grp.getgrnam("postdrop").gr_gid
+    lab.new.policy_daemon.stop()
+    try:
+        part = Activated(
+            lab.new.policy_daemon.command, paths, lab.folder, uid=SERVICE, gid=postdrop, watchdog=int(limit[1])
+        )
+        with part.running():
+            assert send(lab, f"anna@{SHOP}", "serves@hangs.test", random) == {}
+            os.kill(part.pid, signal.SIGSTOP)
+            began = time.monotonic()
+            assert send(lab, f"anna@{SHOP}", "own@hangs.test", random) == {}
+            record_property("seconds", round(time.monotonic() - began, 1))
+            assert part.killed == 1
+            os.kill(part.pid, signal.SIGSTOP)
+            said = send(lab, full("postfix-there"), "ours@hangs.test", random)
+            assert all(code < 500 for code, _ in said.values())
+            eventually("own mail", lambda: any("own@hangs.test" in text for text in operator.mail("anna")), 120)
+            eventually("ours", lambda: send(lab, full("postfix-there"), "later@hangs.test", random) == {}, 120)
+            eventually("relayed", partial(received, lab.legacy, lab, "postfix-there", "later@hangs.test"), 120)
+            eventually("nothing is left", operator.postfix.is_empty, 120)
+            assert "status=bounced" not in operator.postfix.log().rpartition("serves@hangs.test")[2]
+    finally:
+        lab.new.policy_daemon.start()
+
+
+def test_a_milter_that_hangs_costs_a_message_seconds(operator: Operator, random: Random) -> None:
+    lab = operator.lab
+    operator.set_up()
+    os.kill(lab.new.milter.pid, signal.SIGSTOP)
+    try:
+        for recipient, identity in ((f"anna@{SHOP}", "own@milter.test"), (full("postfix-there"), "ours@milter.test")):
+            assert send(lab, recipient, identity, random) == {}
+    finally:
+        os.kill(lab.new.milter.pid, signal.SIGCONT)
+    eventually("relayed", partial(received, lab.legacy, lab, "postfix-there", "ours@milter.test"))
+    eventually("own mail", lambda: any("own@milter.test" in text for text in operator.mail("anna")))
+
+
+class Store:
+    """An LMTP server that refuses each recipient with words of ours: a real one says them when its database dies."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.refusals: dict[str, str] = {}
+
+    def __enter__(self) -> Store:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        serving = asyncio.start_unix_server(self._serve, self._path)
+        self._server = asyncio.run_coroutine_threadsafe(serving, self._loop).result(10)
+        self._path.chmod(0o666)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._server.close)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 store\r\n")
+        while line := (await reader.readline()).decode():
+            recipient = line.partition("<")[2].partition(">")[0]
+            writer.write(f"{self.refusals.get(recipient, '250 2.0.0 ok')}\r\n".encode())
+            if line.startswith("QUIT"):
+                break
+        writer.close()
+
+
+def test_an_unknown_user_is_not_believed_and_the_rest_is_the_operator_s(operator: Operator, random: Random) -> None:
+    """A message that is too big, over quota, or refused by a user's Sieve script is returned at once, as elsewhere."""
+    lab = operator.lab
+    path = lab.folder / "refusing"
+    operator.set_up(
+        f"virtual_mailbox_maps = inline:{{ gone@{SHOP}=x, full@{SHOP}=x, anna@{SHOP}=anna/ }}\n"
+        f"transport_maps = inline:{{ gone@{SHOP}=bascule-lmtp:unix:{path}, full@{SHOP}=bascule-lmtp:unix:{path} }}\n"
+    )
+    with Store(path) as store:
+        store.refusals = {
+            f"gone@{SHOP}": f"550 5.1.1 <gone@{SHOP}> User doesn't exist: gone@{SHOP}",
+            f"full@{SHOP}": f"552 5.2.2 <full@{SHOP}> Quota exceeded (mailbox for user is full)",
+        }
+        for name in ("gone", "full"):
+            assert send(lab, f"{name}@{SHOP}", f"{name}@store.test", random) == {}
+        eventually("returned", lambda: re.search(rf"to=<full@{SHOP}>.*status=bounced.*552", operator.postfix.log()))
+        eventually("kept", lambda: re.search(rf"to=<gone@{SHOP}>.*status=deferred.*450", operator.postfix.log()))
+        store.refusals = {}
+        # It is there again.
+        store.refusals[f"gone@{SHOP}"] = "550 5.2.2 enough of this test"
+        operator.postfix.flush()
+        eventually("tried again", lambda: re.search(rf"to=<gone@{SHOP}>.*status=bounced", operator.postfix.log()))
+    run(program("postsuper"), "-c", str(operator.postfix.folder), "-d", "ALL")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trustme
 import uvloop
+from cachetools import TTLCache
 
 from bascule.address import Address
 from bascule.legacy import LegacySettings, Service, SmtpTls, Trust
@@ -23,7 +24,7 @@ class Legacy:
     """An SMTP server that gives one answer to each verb; None: it says nothing for ever."""
 
     def __init__(self, **answers: str | None) -> None:
-        self.answers: dict[str, str | None] = {"greeting": "220 old.test", "ehlo": "250 old.test"} | answers
+        self.answers: dict[str, str | None] = {"greeting": "220 old.test", "ehlo": "250 old.test", **answers}
         self.heard: list[str] = []
         self.context: ssl.SSLContext | None = None
         self._serving: set[asyncio.Task[None]] = set()
@@ -180,8 +181,8 @@ def test_taken_holds_for_hours_and_refused_for_seconds() -> None:
         nonlocal now
         clock = asyncio.get_running_loop().time
         begin = clock()
-        verifier._taken = verification.TTLCache(10, verification.TAKEN_FOR, lambda: now)
-        verifier._others = verification.TTLCache(10, verification.REFUSED_FOR, lambda: now)
+        verifier._taken = TTLCache(10, verification.TAKEN_FOR, lambda: now)
+        verifier._others = TTLCache(10, verification.REFUSED_FOR, lambda: now)
         async with Legacy(rcpt="250 ok") as legacy:
             there = settings(legacy.port)
             assert (await verifier.verdict(there, ALICE)).action == "DUNNO"
