@@ -1,4 +1,4 @@
-"""A part as systemd runs it: with sockets that outlive it, and killed and started anew when it gives no sign of life."""
+"""A part as systemd runs it: with sockets that outlive it, and killed and started anew when it falls silent."""
 
 from __future__ import annotations
 
