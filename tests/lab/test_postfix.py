@@ -62,6 +62,7 @@ class Operator:
             f"virtual_mailbox_maps = inline:{{ anna@{SHOP}=anna/, archive@{SHOP}=archive/ }}\n"
             f"virtual_mailbox_base = {self.lab.folder}/shop\n"
             f"virtual_uid_maps = static:{VMAIL}\nvirtual_gid_maps = static:{VMAIL}\nvirtual_transport = virtual\n"
+            "virtual_mailbox_limit = 0\n"
             f"{settings}"
         )
         self.plug()

@@ -89,7 +89,13 @@ def test_a_child_of_one_who_gives_up_is_killed(tmp_path: Path) -> None:
 
 
 def test_what_a_child_says_is_reported() -> None:
-    assert run(output_of("cat", timeout=20, stdin=b"text")) == b"text"
+    assert run(output_of("echo", "text", timeout=20)) == b"text\n"
+
+    async def many() -> None:
+        for _ in range(200):  # one that ends before it is looked at
+            await output_of("true", timeout=20)
+
+    run(many())
     with pytest.raises(ChildFailed, match="sh ended with 3: no way"):
         run(output_of("sh", "-c", "echo no way >&2; exit 3", timeout=20))
     with pytest.raises(ChildFailed, match="nonexistent cannot be started: No such file"):
