@@ -142,7 +142,8 @@ class Follower:
             after = self._directory.mailboxes[address] = _mailbox(address, *row)
         self._snapshot.mailbox_changed(address)
         self._on_update()
-        self._on_change(before, after)
+        if before is not None or after is not None:
+            self._on_change(before, after)
 
     async def _load(self, connection: AsyncConnection) -> None:
         domains, aliases = await self._domains(connection)

@@ -178,7 +178,7 @@ def test_the_legacy_server_is_asked_behind_what_rejects_and_counts_what_came_in(
 ) -> None:
     lab = operator.lab
     operator.set_up(
-        "mynetworks = 127.0.0.1/32\nheader_checks = inline:{ {subject: x=x} }\n"
+        "mynetworks = 127.0.0.1/32\n"
         "smtpd_recipient_restrictions = permit_mynetworks, reject_unauth_destination,\n"
         f"    check_client_access inline:{{ {OUTSIDE}=REJECT }},\n"
         "    check_sender_access inline:{ sender@elsewhere.test=DUNNO }, permit\n"
@@ -202,7 +202,8 @@ def test_people_send_as_themselves_and_as_their_aliases(
     operator: Operator, random: Random, request_move: Request, await_state: Await
 ) -> None:
     lab = operator.lab
-    request_move("postfix-here")
+    if lab.new.state("postfix-here") != "local":
+        request_move("postfix-here")
     await_state("postfix-here")
     for alias, owner in (("desk", "postfix-here"), ("door", "postfix-there")):
         done = lab.new.cli("expect", full(owner)) if owner == "postfix-there" else None
@@ -269,7 +270,8 @@ def test_a_content_filter_is_no_loop_and_a_loop_behind_it_is_one(
     operator: Operator, random: Random, request_move: Request, await_state: Await
 ) -> None:
     lab = operator.lab
-    request_move("postfix-here")
+    if lab.new.state("postfix-here") != "local":
+        request_move("postfix-here")
     await_state("postfix-here")
     lab.legacy.send_back({"circled": lab.new.smtp_port})
     lab.legacy.postfix.reload()
@@ -346,11 +348,12 @@ def test_mail_to_the_legacy_server_waits_for_a_good_certificate(lab: Lab, random
     try:
         lab.new.sql(change, "verify", "127.0.0.1", DOMAIN)  # it has a certificate for localhost only
 
-        def waits() -> bool:
-            send(lab, recipient, "verify@tls.test", random)
-            return "Server certificate not verified" in str(lab.new.postfix.queue())
-
-        eventually("not sent without a good certificate", waits)
+        socketmap = f"socketmap:{lab.new.settings.policy_daemon.socketmap}:transport"
+        ask = (program("postmap"), "-c", str(lab.new.postfix.folder), "-q", recipient, socketmap)
+        eventually("the route", lambda: run(*ask).startswith("bascule-relay-verify:"))
+        assert send(lab, recipient, "verify@tls.test", random) == {}
+        words = "Server certificate not verified"
+        eventually("not sent without a good certificate", lambda: words in str(lab.new.postfix.queue()))
         assert received(lab.legacy, lab, "postfix-tls", "verify@tls.test") is None
         lab.new.sql(change, "verify", "localhost", DOMAIN)
         found = eventually("sent with one", partial(received, lab.legacy, lab, "postfix-tls", "verify@tls.test"))
@@ -466,3 +469,28 @@ def test_an_unknown_user_is_not_believed_and_the_rest_is_the_operator_s(operator
         operator.postfix.flush()
         eventually("tried again", lambda: re.search(rf"to=<gone@{SHOP}>.*status=bounced", operator.postfix.log()))
     run(program("postsuper"), "-c", str(operator.postfix.folder), "-d", "ALL")
+
+
+def test_the_operator_s_delimiters_are_taken_and_a_name_of_its_own_wins(
+    operator: Operator, request_move: Request, await_state: Await
+) -> None:
+    lab = operator.lab
+    if lab.new.state("postfix-here") != "local":
+        request_move("postfix-here")
+    await_state("postfix-here")
+    operator.set_up("recipient_delimiter = =+\n")
+    lab.new.policy_daemon.stop()
+    lab.new.policy_daemon.start()
+    socketmap = f"socketmap:{lab.new.settings.policy_daemon.socketmap}:transport"
+
+    def route(name: str) -> str:
+        where = (program("postmap"), "-c", str(operator.postfix.folder), "-q")
+        return run(*where, full(name), socketmap).partition(":")[0].strip()
+
+    assert {route(f"postfix-here{detail}") for detail in ("", "=tag", "+tag", "+own")} == {"bascule-lmtp"}
+    done = lab.new.cli("expect", full("postfix-here+own"))
+    assert done.returncode == 0, done.stdout
+    eventually("a mailbox of its own", lambda: route("postfix-here+own") == "relay")
+    assert route("postfix-here+tag") == "bascule-lmtp"
+    done = lab.new.cli("waive", full("postfix-here+own"), "--reason", "made for this test")
+    assert done.returncode == 0, done.stdout
