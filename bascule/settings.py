@@ -39,6 +39,9 @@ class Keys(_Table):
 class Legacy(_Table):
     #: Trust anchors for legacy servers; none: the system's.
     ca_file: Path | None = None
+    #: For Dovecot 2.3, without ca_file: the few authorities that the legacy servers' certificates need; bascule check
+    #: writes it. It must be short, for its text is in the environment of all that Dovecot runs.
+    authorities: Path = Path("/etc/bascule/authorities.pem")
     #: Seconds that a legacy server may take for one answer.
     timeout: float = Field(default=20, gt=0)
 
@@ -76,6 +79,8 @@ class Authenticator(_Table):
     cutover_wait: float = Field(default=15, ge=0)
     #: The last known state, for a start while the database is away.
     snapshot: Path = Path("/var/lib/bascule/authenticator/logins.sqlite")
+    #: The list of our domains: Dovecot sees there which names are not ours, and does not wait for us.
+    domains: Path = Path("/var/lib/bascule/authenticator/domains")
     metrics: Listen | None = None
 
 
@@ -175,7 +180,9 @@ class Settings(_Table):
         """The connection string for one of the roles of ``schema/roles.sql``."""
         # A database host that vanishes is noticed within seconds, not after TCP's own quarter of an hour.
         patience = "tcp_user_timeout=10000 keepalives_idle=10 keepalives_interval=5"
-        return f"{self.database} user=bascule_{role} application_name=bascule_{role} {patience}"
+        # Of several hosts, the one that takes changes; a standby takes none, and notifies of none.
+        primary = "" if "target_session_attrs" in self.database else "target_session_attrs=read-write"
+        return f"{self.database} user=bascule_{role} application_name=bascule_{role} {primary} {patience}"
 
 
 def load(path: Path = DEFAULT_PATH) -> Settings:

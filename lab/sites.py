@@ -24,8 +24,10 @@ from typing import TypeVar
 import psycopg
 import trustme
 from imapclient import IMAPClient
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
+from bascule import hooks
 from bascule.config_templates import render
 from bascule.credential import create_keys
 from bascule.lab.courier import Courier
@@ -33,7 +35,7 @@ from bascule.lab.cyrus import Cyrus
 from bascule.lab.dns import NameServer
 from bascule.lab.postgres import Postgres
 from bascule.lab.process import LOCALHOST, VMAIL, Daemon, Host, LabError, free_ports, title
-from bascule.lab.servers import Certificate, Dovecot, Ports, Postfix, write
+from bascule.lab.servers import Certificate, Dovecot, Ports, Postfix, dovecot_version, write
 from bascule.settings import (
     Authenticator,
     Dns,
@@ -363,7 +365,10 @@ class NewSite:
                 metrics=metrics[0],
             ),
             authenticator=Authenticator(
-                socket=run_folder / "authenticator", snapshot=folder / "state" / "logins.sqlite", metrics=metrics[1]
+                socket=run_folder / "authenticator",
+                snapshot=folder / "state" / "logins.sqlite",
+                domains=folder / "state" / "domains",
+                metrics=metrics[1],
             ),
             milter=Milter(socket=f"unix:{run_folder}/milter", stamp_key=etc / "stamp.key", metrics=metrics[2]),
             worker=Worker(mail_root=folder / "mail", store=store, metrics=metrics[3]),
@@ -438,13 +443,28 @@ class NewSite:
             self.certificate,
             self.smtp_port,
             smtp_host=smtp_host,
-            dovecot_sql=self.folder / "etc" / "dovecot-sql.conf.ext",
+            vmail_uid=VMAIL,
+            vmail_gid=VMAIL,
+            own_users=False,
+            auth_cache_size="",
             python=sys.executable,
             checkpassword=executable("bascule-checkpassword"),
-            **(values | variables),
+            **(values | self._for_dovecot_2_4() | variables),
         )
-        sql = self.folder / "etc" / "dovecot-sql.conf.ext"
-        sql.write_text(render("dovecot-2.3/sql.conf.ext.j2", vmail_uid=VMAIL, vmail_gid=VMAIL, **values))
+
+    def _for_dovecot_2_4(self) -> dict[str, object]:
+        """What its templates want besides: it knows Lua only, and its SQL no connection string."""
+        if dovecot_version() != "2.4":
+            return {}
+        stub = self.folder / "etc" / "passdb.lua"
+        passdb = Path(hooks.__file__).parent / "passdb.lua"
+        stub.write_text(render("dovecot/passdb.lua.j2", passdb_lua=passdb, **self.settings.model_dump()))
+        return {
+            "passdb_lua_stub": stub,
+            "database_parameters": conninfo_to_dict(self.settings.database),
+            "vmail_uid": VMAIL,
+            "vmail_gid": VMAIL,
+        }
 
     def create_postfix(self, **variables: object) -> None:
         """``variables`` are for the lab's own templates."""

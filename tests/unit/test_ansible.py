@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 
 import pytest
@@ -29,6 +29,7 @@ def _module(name: str) -> ModuleType:
 
 
 main_cf = _module("main_cf")
+dovecot_includes = _module("dovecot_includes")
 
 BLOCK = """# bascule: ours
 bascule_transport_maps = socketmap:unix:bascule/socketmap:transport
@@ -175,6 +176,33 @@ def test_the_former_way_is_taken_out_as_well(end: str) -> None:
     # A line of that block that somebody has written anew is that one's.
     edited = _postconf_e(_former(owner), "relay_domains", "backup.test, second.test")
     assert "relay_domains = backup.test, second.test\n" in main_cf.without_block(edited)
+
+
+@pytest.mark.parametrize(
+    ("text", "included"),
+    [
+        ("!include conf.d/*.conf\n", True),
+        ("  !include_try conf.d/99-bascule.conf # ours\n", True),
+        ("!include {folder}/conf.d/*.conf\n", True),
+        ("!include ./conf.d/../conf.d/9*.conf\n", True),
+        ("!include_try other.conf\n", True),  # which includes it
+        ("#!include conf.d/*.conf\n", False),
+        ("!include conf.d/*.ext\n", False),
+        ("!include conf.d\n", False),
+        ("!include *.conf\n", True),  # other.conf is among them
+        ("!include_try local.conf\n!include absent/*.conf\n", False),
+        ("protocols = imap\n", False),
+    ],
+)
+def test_it_is_seen_whether_dovecot_reads_a_file(tmp_path: Path, text: str, included: bool) -> None:
+    main = tmp_path / "dovecot.conf"
+    main.write_text(text.format(folder=tmp_path))
+    # Includes itself, and what is asked about.
+    (tmp_path / "other.conf").write_text("!include other.conf\n!include conf.d/*.conf\n")
+    (tmp_path / "local.conf").write_text("mail_debug = yes\n")
+    (tmp_path / "conf.d").mkdir()
+    asked = PurePosixPath(tmp_path / "conf.d" / "99-bascule.conf")
+    assert dovecot_includes.includes(main, asked) is included
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
