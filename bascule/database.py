@@ -33,13 +33,21 @@ def translated(error: psycopg.Error) -> BasculeError:
     if error.sqlstate is not None and error.sqlstate.startswith("BA"):
         hint = error.diag.message_hint or ""
         return Refused(error.diag.message_primary or "refused", code=error.sqlstate, hint=hint)
+    if error.sqlstate is None and "session is read-only" in str(error):  # libpq's, for target_session_attrs
+        return DatabaseUnavailable(
+            "the database takes no changes: it is a standby, or set to read-only",
+            hint="Name the primary in database, or all hosts of the cluster: libpq finds the primary among them.",
+        )
     away = error.sqlstate is None or error.sqlstate[:2] in {"08", "53", "57"}  # PostgreSQL manual, appendix A
     if isinstance(error, psycopg.OperationalError) and away:
         return DatabaseUnavailable(
             f"the database does not answer: {' '.join(str(error).split())}",
             hint="Is PostgreSQL running? Nothing was changed.",
         )
-    return BasculeError(f"the database refuses: {error.diag.message_primary or error}")
+    return BasculeError(
+        f"the database refuses: {error.diag.message_primary or error}",
+        hint="See PostgreSQL's log. Nothing was changed. Is the schema this version's? bascule db status says.",
+    )
 
 
 @contextmanager

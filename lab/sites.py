@@ -351,7 +351,11 @@ class NewSite:
             node=node,
             keys=Keys(public=etc / "seal.pub", private=etc / "seal.key"),
             legacy=Legacy(ca_file=certificate.ca, timeout=10),
-            postfix=PostfixSettings(config_directory=self.postfix.folder, smtp=f"{host.address}:{self.smtp_port}"),
+            postfix=PostfixSettings(
+                config_directory=self.postfix.folder,
+                smtp=f"{host.address}:{self.smtp_port}",
+                listener=f"unix:{self.postfix.folder}/queue/public/bascule",
+            ),
             dovecot=DovecotSettings(config_file=self.dovecot.config, imap=f"{host.address}:{self.dovecot.ports.imap}"),
             policy_daemon=PolicyDaemon(
                 socketmap=f"unix:{run_folder}/socketmap",

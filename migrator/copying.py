@@ -19,9 +19,20 @@ from pathlib import Path
 from threading import Lock
 
 from bascule import log
-from bascule.errors import LegacyBusy, LegacyRefusedLogin, LegacyUnavailable
-from bascule.imap.reader import Changes, Layout, Message, Reader, Status, Wanted, batches
-from bascule.legacy import BUSY_CODES
+from bascule.errors import LegacyRefusedLogin, LegacyUnavailable
+from bascule.imap.reader import (
+    Changes,
+    FolderRefused,
+    Layout,
+    Message,
+    Reader,
+    Status,
+    Wanted,
+    batches,
+    insist,
+    insisted,
+    is_told_to_wait,
+)
 from bascule.migrator import maildir, names
 from bascule.migrator.pop3 import MAX_HEADER
 
@@ -31,7 +42,6 @@ UID_GAP = 1000
 GROUP = 20_000  # messages in the folders that are compared together, before their bodies are fetched
 WORTH_A_SESSION = 8  # batches for which one more session to the legacy server is opened
 WRITE_OUT = 32 << 20  # bytes that are received before the disk is made to write
-MAX_LOST = 20  # sessions that may be lost in a pass
 REPORT_INTERVAL = 0.5  # seconds
 
 Open = Callable[[], AbstractContextManager[Reader]]
@@ -92,6 +102,7 @@ class Pass:
     layout: Layout
     places: Mapping[str, names.Place]
     waived: AbstractSet[tuple[str, int, int]] = frozenset()
+    waived_folders: AbstractSet[str] = frozenset()
     changes: int = 0
     folders: list[FolderState] = field(default_factory=list)
     modseqs: dict[str, int] = field(default_factory=dict)
@@ -172,8 +183,8 @@ class Copy:
 
     def inbox(self) -> list[Message]:
         """The messages of the legacy INBOX now, by UID."""
-        status = self.source.statuses(["INBOX"])["INBOX"]
-        return next(iter(self.source.changes([("INBOX", None)], sizes=self.sizes))).new if status.messages else []
+        status = insist(self.source.statuses(["INBOX"]))["INBOX"]
+        return next(insisted(self.source.changes([("INBOX", None)], sizes=self.sizes))).new if status.messages else []
 
     def inbox_header(self) -> Callable[[int], bytes]:
         """Gives the beginning of a message of INBOX, as it was copied, by UID; nothing for one that was not."""
@@ -198,6 +209,7 @@ class Copy:
             LegacyUnavailable, OSError: what was copied until then is kept.
         """
         former_unreadable, self.unreadable = self.unreadable, {}
+        self.refused = {}
         try:
             done = self._run()
         except BaseException:
@@ -207,17 +219,20 @@ class Copy:
 
     def _run(self) -> Pass:
         layout = self.source.layout()
-        this_pass = Pass(layout, names.of_layout(layout), self.waived)
-        selectable = [
-            folder.name for folder in layout.folders if folder.selectable and folder.name not in self.waived_folders
-        ]
+        this_pass = Pass(layout, names.of_layout(layout), self.waived, self.waived_folders)
         former = self._read_states()
-        now = self.source.statuses(selectable)
+        now: dict[str, Status] = {}
+        for name, status in self.source.statuses([each.name for each in layout.folders if each.selectable]).items():
+            if isinstance(status, FolderRefused):
+                self._refuse(name, status.reason, this_pass)
+            else:
+                now[name] = status
         progress = Progress(total=sum(status.messages for status in now.values()))
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for group in _groups(now):
             self._copy_group(group, now, former, this_pass, progress)
-        kept = {this_pass.path(self.root, name) for name in now}
+        # What was copied of a folder that is refused now is kept: it may be opened again.
+        kept = {this_pass.path(self.root, name) for name in now.keys() | self.refused.keys()}
         maildir.remove_other_folders(self.root, kept)
         for folder in layout.folders:
             if not folder.selectable:
@@ -226,7 +241,7 @@ class Copy:
             self.root, [this_pass.places[name].parts for name in layout.subscribed if name in this_pass.places]
         )
         # A folder that is not whole is compared in full again.
-        unread = {folder for folder, _, _ in self.unreadable}
+        unread = {folder for folder, _, _ in self.unreadable} | self.refused.keys()
         states = {
             state.name: asdict(Former(now[state.name], state.uidnext, this_pass.dropped.get(state.name, {})))
             for state in this_pass.folders
@@ -236,9 +251,18 @@ class Copy:
         self._uidls_are_new = False
         self._distrusted = {}
         this_pass.modseqs = {name: status.highestmodseq for name, status in now.items() if status.highestmodseq}
-        this_pass.notes = list(_differences(this_pass))
+        this_pass.notes += _differences(this_pass)
         self._report(progress)
         return this_pass
+
+    def _refuse(self, folder: str, reason: str, this_pass: Pass) -> None:
+        """A folder cannot be read, or not whole."""
+        if folder in self.waived_folders:
+            this_pass.notes.append(
+                f"{names.readable(folder)}: not all is here, as an administrator decided: it {reason}"
+            )
+        else:
+            self.refused[folder] = reason
 
     # One group of folders -------------------------------------------------------
 
@@ -282,12 +306,15 @@ class Copy:
             self.sizes = False
             self._open()
             found = self._compare(pending, now, former, here, this_pass)
+        pending = [name for name in pending if name in found]
         wanted = Wanted(batch for name in pending for batch in batches(name, found[name].new))
         if len(wanted):
             self._fetch(wanted, here, this_pass, progress)
         for name in pending:
             folder, changes = here[name], found[name]
-            uidnext = max(changes.seen, max(folder.messages, default=0)) + 1
+            uidnext = max(
+                changes.unseen_from, max(folder.messages, default=0) + 1, max(changes.incomplete, default=0) + 1
+            )
             if not changes.complete:
                 uidnext = max(uidnext, former[name].uidnext)
             next_here = max(changes.uidnext, uidnext)
@@ -319,19 +346,38 @@ class Copy:
             asked[name] = None if name in self._distrusted else since
         doubtful = []
         for changes in self.source.changes(asked.items(), sizes=self.sizes):
+            if isinstance(changes, FolderRefused):
+                self._refuse(changes.folder, changes.reason, this_pass)
+                continue
             folder = here[changes.folder]
             if changes.uidvalidity != folder.uidvalidity:
                 raise LegacyUnavailable(f"the folder {changes.folder!r} was made anew on the legacy server meanwhile")
             self._apply(changes, folder, this_pass)
             found[changes.folder] = changes
             waived = sum(1 for name, _, _ in self.waived if name == changes.folder)
-            known = len(folder.messages) + len(changes.new) + waived
+            known = len(folder.messages) + len(changes.new) + waived + len(changes.incomplete)
             if asked[changes.folder] is not None and changes.exists != known:
                 doubtful.append(changes.folder)
         for changes in self.source.changes(((name, None) for name in doubtful), sizes=self.sizes):
+            if isinstance(changes, FolderRefused):
+                del found[changes.folder]
+                self._refuse(changes.folder, changes.reason, this_pass)
+                continue
             self._apply(changes, here[changes.folder], this_pass)
             found[changes.folder] = changes
+        for changes in found.values():
+            self._note_unlisted(changes, this_pass)
         return found
+
+    def _note_unlisted(self, changes: Changes, this_pass: Pass) -> None:
+        """Name what the server announces and does not list."""
+        for uid, reason in changes.incomplete.items():
+            identity = (changes.folder, changes.uidvalidity, uid)
+            if identity not in self.waived:
+                self.unreadable[identity] = Unreadable(*identity, reason)
+        if changes.nameless:
+            named = changes.exists - changes.nameless
+            self._refuse(changes.folder, f"has {changes.exists} messages, and {named} are listed", this_pass)
 
     def _apply(self, changes: Changes, folder: maildir.Folder, this_pass: Pass) -> None:
         new = {message.uid: message for message in changes.new}
@@ -356,10 +402,13 @@ class Copy:
         for uid, message in new.items():
             stored = folder.messages.get(uid)
             # Another message under the UID of a former one: some servers number a new folder as the old one.
-            if stored is not None and stored.internaldate != maildir.storable_date(message.internaldate):
+            if (
+                stored is not None
+                and message.is_dated
+                and stored.internaldate != maildir.storable_date(message.internaldate)
+            ):
                 folder.expunge(uid)
                 this_pass.changes += 1
-        changes.seen = max([0, *changes.flags, *new])
         changes.new = [
             message
             for uid, message in sorted(new.items())
@@ -400,7 +449,6 @@ class Copy:
         with ThreadPoolExecutor(self._sessions, thread_name_prefix="session") as pool:
             own = pool.submit(with_own_session)
             running = {own, *(pool.submit(with_another_session) for _ in range(helpers))}
-            lost = 0
             written = progress.bytes
             try:
                 while running:
@@ -411,11 +459,15 @@ class Copy:
                         written = progress.bytes
                         maildir.flush_file_system(self.root)
                     for future in done:
-                        lost += _is_lost(future, lost)
+                        _insist_on_end(future, wanted)
                     if not running and len(wanted):
                         running = {pool.submit(with_another_session)}
             except BaseException:
                 wanted.stop()
+                # What is known is kept: the next attempt need not find it out again.
+                for (name, uid), reason in wanted.not_given_at_all.items():
+                    identity = (name, here[name].uidvalidity, uid)
+                    self.unreadable[identity] = Unreadable(*identity, reason)
                 raise
         if own.exception() is not None:
             self._open()
@@ -450,13 +502,8 @@ def _differences(done: Pass) -> Iterator[str]:
             yield f"{names.readable(folder)}: the keyword {keyword!r} is not kept: it {reason}"
 
 
-def is_told_to_wait(error: LegacyUnavailable) -> bool:
-    """Whether the legacy server says itself that it is too much for it."""
-    return isinstance(error, LegacyBusy) and error.code in BUSY_CODES
-
-
-def _is_lost(session: Future[None], lost: int) -> bool:
-    """Whether a session that has ended was lost in a way that another may do better.
+def _insist_on_end(session: Future[None], wanted: Wanted) -> None:
+    """See how a session ended: at its end, or lost in a way that another may do better.
 
     Raises:
         LegacyUnavailable: too many are lost, or the legacy server says itself that it is too much for it.
@@ -465,11 +512,12 @@ def _is_lost(session: Future[None], lost: int) -> bool:
     try:
         session.result()
     except LegacyUnavailable as error:
-        if lost >= MAX_LOST or is_told_to_wait(error):
+        if is_told_to_wait(error):
+            raise
+        if not wanted.another_session():
+            wanted.gives_nothing()
             raise
         log.get().info("session lost", reason=error.message)
-        return True
-    return False
 
 
 def _groups(now: Mapping[str, Status]) -> Iterator[list[str]]:

@@ -15,6 +15,7 @@ name                       means                                       in anothe
 ``.bascule-staging``       the staging area, for dbox                  moved already: it is removed
 ``.bascule-gap``           next UIDs were raised for a flip            copying: the dbox is made anew
 ``.bascule-evidence.gz``   digests of what came in, at the flip        kept
+``.bascule-sieve.json``    digests of the Sieve scripts we wrote       kept: what the user changed is told by them
 ``.bascule-staged``        late messages on their way                  the next sweep goes on with them
 ``.bascule-return``        the message that a return is appending      written anew
 ``NAME.returning``         a mailbox closed by a return                still moved: opened again; sent back: set aside
@@ -37,8 +38,8 @@ from imapclient import imap_utf7
 from bascule import log
 from bascule.address import Address
 from bascule.directory import State
-from bascule.imap.pipeline import PIECE
-from bascule.imap.reader import Batch, Layout, Message, Reader, Wanted
+from bascule.imap.reader import Batch, Layout, Message, Reader, Wanted, insisted
+from bascule.imap.wire import PIECE
 from bascule.migrator import maildir, names
 from bascule.migrator.copying import UID_GAP, Pass
 from bascule.migrator.local import Local
@@ -79,7 +80,7 @@ def _holds(here: Reader, file: Path) -> bool:
     with file.open("rb") as body:
         wanted = file_digest(body, "sha256").digest()
     selectable = [each.name for each in here.layout().folders if each.selectable]
-    for changes in list(here.changes((name, None) for name in selectable)):
+    for changes in list(insisted(here.changes((name, None) for name in selectable))):
         for message in changes.new:
             if message.size == size and digest_of(here, changes.folder, message) == wanted:
                 return True

@@ -17,7 +17,7 @@ from typing import Literal
 from imapclient import imap_utf7
 
 from bascule.errors import BasculeError
-from bascule.imap.reader import Message, Reader
+from bascule.imap.reader import Changes, FolderRefused, Message, Reader
 from bascule.migrator.copying import FolderState, Pass
 from bascule.migrator.witness import Opened, Seen, Witness
 
@@ -104,7 +104,7 @@ def verify(
     rest = compared or {}
     for group in _groups(last_pass.folders):
         states = {state.name: state for state in group}
-        listed = {changes.folder: changes for changes in there.changes(((name, None) for name in states), sizes=sizes)}
+        listed = _listed(there, states, sizes=sizes)
         counted = {
             name: (opened, found)
             for name, opened, found in legacy.uids({name: sorted(m.uid for m in c.new) for name, c in listed.items()})
@@ -113,7 +113,8 @@ def verify(
         for name_here, opened, seen in here.messages(list(by_name_here)):
             name = by_name_here[name_here]
             state = states[name]
-            _compare_counts(state, listed[name].uidvalidity, {m.uid for m in listed[name].new}, *counted[name])
+            whole = name not in last_pass.waived_folders
+            _compare_counts(state, listed[name], *counted[name], whole=whole)
             expected = {
                 message.uid: message
                 for message in listed[name].new
@@ -139,6 +140,18 @@ def verify(
             _compare_bodies(here, state, name_here, sorted(set(chosen)), digests, result)
     result.waived = [f"{name}: UID {uid}" for name, _, uid in sorted(last_pass.waived)]
     return result
+
+
+def _listed(there: Reader, states: Mapping[str, FolderState], *, sizes: bool) -> dict[str, Changes]:
+    """Everything that the legacy server lists of these folders."""
+    found = {}
+    for changes in there.changes(((name, None) for name in states), sizes=sizes):
+        if isinstance(changes, FolderRefused):
+            raise NotEqual(
+                f"the legacy server does not open {changes.folder!r} any more: {changes.reason}", folder=changes.folder
+            )
+        found[changes.folder] = changes
+    return found
 
 
 def _groups(folders: Sequence[FolderState]) -> Iterator[list[FolderState]]:
@@ -193,10 +206,16 @@ def _compare_folders(here: Witness, last_pass: Pass, names: Mapping[str, str], r
             result.notes.append(f"{names[folder.name]} is not shown as {folder.special_use} here")
 
 
-def _compare_counts(state: FolderState, uidvalidity: int, listed: set[int], opened: Opened, found: set[int]) -> None:
-    """Whether the legacy server agrees with itself, and with what the last pass saw."""
-    if not state.uidvalidity == uidvalidity == opened.uidvalidity:
+def _compare_counts(state: FolderState, changes: Changes, opened: Opened, found: set[int], *, whole: bool) -> None:
+    """Whether the legacy server agrees with itself, and with what the last pass saw.
+
+    ``whole``: and gives every message that it announces; else an administrator has waived what it does not.
+    """
+    if not state.uidvalidity == changes.uidvalidity == opened.uidvalidity:
         raise NotEqual(f"{state.name!r} has a new UIDVALIDITY on the legacy server", folder=state.name)
+    if not whole:
+        return
+    listed = {message.uid for message in changes.new} | changes.incomplete.keys()
     # Between the two questions messages may have come, which the next pass or the sweep brings.
     missing = {uid for uid in found - listed if uid < state.uidnext}
     if missing:
@@ -245,10 +264,11 @@ def _compare_messages(
                 folder=name,
                 uids=[uid],
             )
+        result.notes += [f"{name}: UID {uid}: {remark}" for remark in message.remarks]
         if message.internaldate not in DATES:
             result.notes.append(f"{name}: the date of UID {uid} cannot be kept")
             odd.append(uid)
-        elif message.internaldate != found.internaldate:
+        elif message.is_dated and message.internaldate != found.internaldate:
             raise NotEqual(f"{name!r}: the INTERNALDATE of UID {uid} differs", folder=name, uids=[uid])
         if message.size not in {0, found.size}:
             result.odd_sizes.append(f"{name}: UID {uid} says {message.size} bytes and has {found.size}")

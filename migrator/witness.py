@@ -182,8 +182,6 @@ class Witness:
         Raises:
             NotVerifiable
         """
-        if not commands:
-            return []
         tags = [b"w%d" % (self._number + count) for count in range(len(commands))]
         self._number += len(commands)
         self._wire.send(b"".join(b"%s %s\r\n" % pair for pair in zip(tags, commands, strict=True)))

@@ -17,7 +17,14 @@ from procrastinate.jobs import Status
 from bascule import letters, log, program, settings
 from bascule.credential import Unsealer
 from bascule.database import connect, translated
-from bascule.errors import BasculeError, DatabaseUnavailable, LegacyBusy, LegacyRefusedLogin, LegacyUnavailable
+from bascule.errors import (
+    BasculeError,
+    DatabaseUnavailable,
+    LegacyBusy,
+    LegacyRefusedLogin,
+    LegacyUnavailable,
+    LocalUnavailable,
+)
 from bascule.legacy import Trust
 from bascule.metrics import serve
 from bascule.migrator import metrics
@@ -27,7 +34,7 @@ from bascule.migrator.attempt import Attempt, InUse, exclusively
 from bascule.migrator.cutover import Paused, migrate
 from bascule.migrator.evidence import verify_again
 from bascule.migrator.letters import Letters, NotSent
-from bascule.migrator.local import Local, LocalUnavailable
+from bascule.migrator.local import Local
 from bascule.migrator.returning import NotClean, give_back
 from bascule.migrator.sessions import Sessions
 from bascule.migrator.storage import Storage
@@ -47,8 +54,16 @@ SPARE_THREADS = 2  # beside those of the tasks: for messages to users, and for c
 BUSY = {"OVERQUOTA": 900, "THROTTLED": 900, "LIMIT": 30, "INUSE": 30, "UNAVAILABLE": 60}
 SHORT = 5  # seconds, after a BYE that gives no code
 
-#: What ends by itself, so that an administrator need not do anything. All else has advice of its own.
-PASSES = (LegacyUnavailable, LocalUnavailable, DatabaseUnavailable, InUse, NotEqual, NotClean)
+#: What ends by itself, so that an administrator need not do anything.
+PASSES = (LegacyUnavailable, DatabaseUnavailable, InUse)
+#: What to do about the other errors that do not say it themselves.
+ADVICE: dict[type[BasculeError], str] = {
+    LocalUnavailable: "See Dovecot's log at the mailbox's store. It is tried again at next_try",
+    NotEqual: "A client may have been at work there: it is tried again at next_try. "
+    "If it lasts, see the log of the worker at its store, and report it",
+    NotClean: "A client may have been at work there: it is tried again at next_try. "
+    "If it lasts, see the log of the worker at its store, and report it",
+}
 
 Work = Callable[[Attempt], None]
 
@@ -133,6 +148,7 @@ class Worker:
                     if now is None or not _is_due(now):
                         return
                     account = now
+                    self._storage.recover(account.address, home, account.state)
                     work(
                         Attempt(
                             acts=acts,
@@ -147,7 +163,7 @@ class Worker:
                         )
                     )
             except Paused as error:
-                self._log.info("stopped", address=str(account.address), reason=error.message)
+                self._log.info("paused", address=str(account.address), reason=error.message)
             except psycopg.OperationalError:
                 raise  # nothing can be recorded now; the mailbox is found unattended later
             except psycopg.Error as error:
@@ -180,7 +196,7 @@ class Worker:
             error.message,
             refused=refused,
             at_least=at_least,
-            advice=error.hint,
+            advice=error.hint or ADVICE.get(type(error), ""),
             passes=isinstance(error, PASSES),
         )
 

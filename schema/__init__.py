@@ -35,6 +35,7 @@ REPLACEABLE = (
     "functions/migration.sql",
     "functions/nodes.sql",
     "functions/routing.sql",
+    "functions/sightings.sql",
     "functions/verification.sql",
     "views.sql",
     "roles.sql",

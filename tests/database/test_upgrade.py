@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -138,12 +139,20 @@ class Part(threading.Thread):
         self.errors: list[str] = []
         self.stopping = threading.Event()
 
+    @staticmethod
+    def _call(connection: Connection, call: str) -> None:
+        try:
+            connection.execute(call.encode())
+        except psycopg.errors.DatatypeMismatch:
+            # It waited within a function of the former version, whose table got a column meanwhile: once, and no more.
+            connection.execute(call.encode())
+
     def run(self) -> None:
         with psycopg.connect(self._dsn, autocommit=True) as connection:
             while not self.stopping.is_set():
                 for call in self._calls:
                     try:
-                        connection.execute(call.encode())
+                        self._call(connection, call)
                     except psycopg.Error as error:
                         self.errors.append(f"{self.name}: {call}: {error}")
                     self.stopping.wait(0.01)  # some hundred calls a second in all
@@ -176,7 +185,7 @@ def test_the_parts_of_the_first_release_go_on_through_an_upgrade(postgres: Postg
 def test_what_was_there_is_there(former: str) -> None:
     tables = ("domain", "mailbox", "mailbox_folder", "verification", "alias", "sighting", "journal")
 
-    def content(connection: Connection) -> dict[str, object]:
+    def content(connection: Connection) -> dict[str, list[Any]]:
         return {
             name: connection.execute(f"SELECT to_jsonb(t) FROM bascule.{name} AS t ORDER BY 1".encode()).fetchall()
             for name in tables
@@ -185,7 +194,11 @@ def test_what_was_there_is_there(former: str) -> None:
     with psycopg.connect(former, autocommit=True) as connection:
         before = content(connection)
         schema.upgrade(former)
-        assert content(connection) == before
+        after = content(connection)
+        assert {
+            name: [{key: row[key] for key in former} for (former,), (row,) in zip(rows, after[name], strict=True)]
+            for name, rows in before.items()
+        } == {name: [row for (row,) in rows] for name, rows in before.items()}
         assert value(connection, "SELECT digest IS NULL AND message_id = '' FROM bascule.straggler") is True
         # Those who were not waited for before, for they are long gone, are not waited for now.
         assert connection.execute("SELECT name, speaker FROM bascule.node ORDER BY 1").fetchall() == [

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from bascule.imap.reader import Changes, Layout, ListedFolder, Message, Reader, Status
-from bascule.migrator import names
+from bascule.migrator import names, verification
 from bascule.migrator.copying import FolderState, Pass
 from bascule.migrator.verification import NotEqual, Verification, verify
 from bascule.migrator.witness import Opened, Seen, Witness
@@ -288,6 +288,26 @@ def test_a_date_that_no_file_can_have_is_noted() -> None:
     assert compare(there, Side()).notes == ["INBOX: the date of UID 5 cannot be kept"]
 
 
+def test_a_message_with_such_a_date_has_its_body_compared() -> None:
+    there = Side()
+    change(internaldate=-5)(there)
+    assert compare(there, Side(), compared={"INBOX": 5, "Sent": 5}).bodies_compared == 1
+
+
+def test_large_mailboxes_are_compared_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "GROUP", 3)
+    asked: list[list[str]] = []
+
+    class Grouped(Side):
+        def changes(self, wanted: Iterable[tuple[str, Status | None]], *, sizes: bool = True) -> Iterator[Changes]:
+            some = list(wanted)
+            asked.append([name for name, _ in some])
+            return super().changes(some, sizes=sizes)
+
+    assert len(compare(Grouped(), Side()).folders) == 3
+    assert asked == [["INBOX"], ["Sent", "Empty"]]
+
+
 def test_a_size_that_is_not_true_has_the_body_compared() -> None:
     there, here = Side(), Side()
     change(size=9)(there)
@@ -311,6 +331,9 @@ def test_folders_of_other_namespaces_are_the_operators() -> None:
     here = Side(namespaces=("Public/",))
     here.boxes["Public/news"] = Box({1: Seen(frozenset(), WHEN, 1)})
     assert compare(Side(), here).folders
+    here.boxes["Publicity"] = Box({1: Seen(frozenset(), WHEN, 1)})
+    with pytest.raises(NotEqual, match="'Publicity'"):
+        compare(Side(), here)
 
 
 def test_empty_folders_of_the_operators_do_no_harm() -> None:

@@ -21,12 +21,16 @@ class Scripted:
     def __init__(self, answers: dict[bytes, list[bytes]], *, at_once: int = 1 << 20, refuses: bytes = b"\0") -> None:
         self.answers, self.at_once, self.refuses = answers, at_once, refuses
         self.commands: list[bytes] = []
+        self.tags: list[bytes] = []
+        self.most_waiting = 0
         self.waiting = b""
 
     def send(self, data: bytes) -> None:
+        self.most_waiting = max(self.most_waiting, len(data.splitlines()))
         for line in data.splitlines():
             tag, _, command = line.partition(b" ")
             self.commands.append(command)
+            self.tags.append(tag)
             for beginning, lines in self.answers.items():
                 if command.startswith(beginning):
                     self.waiting += b"".join(each + b"\r\n" for each in lines)
@@ -74,7 +78,7 @@ def test_other_namespaces_are_all_but_ones_own() -> None:
 
 
 def test_uids_are_those_that_search_finds() -> None:
-    search = [b"* SEARCH 1 2", b"* 3 EXISTS", b"* SEARCH 5", b"* SEARCH"]
+    search = [b"* SEARCH 1 2", b"* 3 EXISTS", b"* 12345699 RECENT", b"* SEARCH 5", b"* SEARCH"]
     ((name, opened, found),) = looking({b"EXAMINE": INBOX, b"UID SEARCH ALL": search}).uids({"INBOX": [1, 2]})
     assert (name, opened, found) == ("INBOX", Opened(3, 7), {1, 2, 5})
 
@@ -132,6 +136,8 @@ def test_many_folders_are_asked_ahead_and_none_is_left_out() -> None:
     found = {name: seen for name, _, seen in Witness(wire, "the server").messages(names)}
     assert list(found) == names
     assert all(seen.keys() == {3} for seen in found.values())
+    assert len(set(wire.tags)) == len(wire.tags) == 200
+    assert 10 <= wire.most_waiting <= 26
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 1 << 20])
@@ -159,9 +165,27 @@ def test_a_session_that_ends_within_an_answer_ends_the_verification() -> None:
         Witness(wire, "the server").digests("INBOX", [1])
 
 
-def test_what_was_not_asked_for_is_not_taken() -> None:
-    with pytest.raises(NotVerifiable, match="not asked for"):
-        looking({b"LIST": [b'* LIST () "/" {2000000}\r\n']}).folders()
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b'* LIST () "/" {2000000}\r\n', "not asked for"),
+        (b"* LIST " + b"{0}\r\n" + b"x" * 1_100_000 + b"{0}\r\n", "ended the session"),
+    ],
+)
+def test_what_was_not_asked_for_is_not_taken(line: bytes, words: str) -> None:
+    with pytest.raises(NotVerifiable, match=words):
+        looking({b"LIST": [line]}).folders()
+
+
+@pytest.mark.parametrize("waiting", [b"", b"* LIST () NIL x", b"w0 O"])
+def test_a_connection_that_ends_ends_the_verification(waiting: bytes) -> None:
+    class Ending(Scripted):
+        def send(self, data: bytes) -> None:
+            super().send(data)
+            self.waiting = waiting
+
+    with pytest.raises(NotVerifiable, match="ended the session"):
+        Witness(Ending({}), "the server").folders()
 
 
 def child(script: str) -> list[str]:
@@ -193,6 +217,17 @@ def test_a_child_that_does_not_answer_is_given_up(script: str, words: str, monke
     monkeypatch.setattr(witness, "PATIENCE", 1.0)
     with pytest.raises(NotVerifiable, match=words), watching(child(script), "Dovecot here") as looker:
         looker.folders()
+
+
+def test_what_has_come_is_taken_without_waiting_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(witness, "PATIENCE", 2.0)
+    script = (
+        GREETS + "\nimport time\ntag = sys.stdin.readline().split()[0]\n"
+        "sys.stdout.write('* LIST () NIL {3}\\r\\n'); sys.stdout.flush(); time.sleep(0.2)\n"
+        "sys.stdout.write('abc\\r\\n' + tag + ' OK done\\r\\n'); sys.stdout.flush(); time.sleep(60)\n"
+    )
+    with watching(child(script), "Dovecot here") as looker:
+        assert looker.folders() == {"abc": frozenset()}
 
 
 def test_neither_side_waits_with_full_pipes() -> None:
