@@ -57,6 +57,18 @@ class Straggler:
     message_id: str = ""
     #: SHA-256 of its bytes; None where it is not known.
     digest: bytes | None = None
+    #: Seconds since 1970; None where it is not known.
+    internaldate: int | None = None
+    flags: Sequence[str] = ()
+    #: The name of its file; empty: as former versions made it.
+    name: str = ""
+    #: The folder here that it was put into, and what Dovecot calls it; empty where it is not known.
+    place: str = ""
+    guid: str = ""
+
+    @property
+    def identity(self) -> Identity:
+        return (self.folder, self.uidvalidity, self.uid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +80,12 @@ class Note:
     guid: str
     digest: bytes
     legacy_uidnext: int
-    legacy_uid: int | None
+    legacy_uid: int | None = None
+    legacy_uidvalidity: int | None = None
+    internaldate: int | None = None
+    message_id: str = ""
+    #: The server said OK to the APPEND.
+    appended: bool = False
 
 
 class Acts:
@@ -127,8 +144,8 @@ class Acts:
     def stragglers(self, mailbox_id: int) -> list[Straggler]:
         """All messages of a mailbox that came late."""
         rows = self._rows(
-            "SELECT folder, uidvalidity, uid, delivered_at IS NOT NULL, message_id, digest "
-            "FROM bascule.straggler WHERE mailbox_id = %s",
+            "SELECT folder, uidvalidity, uid, delivered_at IS NOT NULL, message_id, digest, internaldate, flags, name, "
+            "place, guid FROM bascule.straggler WHERE mailbox_id = %s",
             mailbox_id,
         )
         return [Straggler(*row) for row in rows]
@@ -136,11 +153,18 @@ class Acts:
     def notes(self, mailbox_id: int) -> list[Note]:
         """All messages that a return of this mailbox has appended, or was about to."""
         rows = self._rows(
-            "SELECT folder, uid, guid, digest, legacy_uidnext, legacy_uid FROM bascule.returned_message "
-            "WHERE mailbox_id = %s",
+            "SELECT folder, uid, guid, digest, legacy_uidnext, legacy_uid, legacy_uidvalidity, internaldate, "
+            "message_id, appended_at IS NOT NULL FROM bascule.returned_message WHERE mailbox_id = %s",
             mailbox_id,
         )
         return [Note(*row) for row in rows]
+
+    def return_is_wanted(self, mailbox_id: int) -> tuple[bool, bool]:
+        """Whether a return is requested, and whether by force."""
+        rows = self._rows(
+            "SELECT return_requested_at IS NOT NULL, return_forced FROM bascule.mailbox WHERE id = %s", mailbox_id
+        )
+        return next(iter(rows), (False, False))
 
     def take_connections(self, domain_id: int, wanted: int) -> int:
         """Reserve sessions at a legacy server until this connection ends; how many were free, at most ``wanted``."""
@@ -227,13 +251,13 @@ class Acts:
     def undo_return(self, mailbox_id: int, reason: str) -> None:
         self._do("SELECT bascule.undo_return(%s, %s)", mailbox_id, _storable(reason))
 
-    def finish_return(self, mailbox_id: int, epoch: int) -> None:
-        """The flip back.
+    def finish_return(self, mailbox_id: int, epoch: int, left_behind: str = "") -> None:
+        """The flip back. ``left_behind``: what was not written to the legacy server, in words, for the journal.
 
         Raises:
             psycopg.Error: (BA002) it was undone meanwhile, or is over its time.
         """
-        self._do("SELECT bascule.finish_return(%s, %s)", mailbox_id, epoch)
+        self._do("SELECT bascule.finish_return(%s, %s, %s)", mailbox_id, epoch, _storable(left_behind))
 
     def seconds_left(self, mailbox_id: int) -> float:
         """How much of the time of a cutover or a return is left."""
@@ -256,9 +280,14 @@ class Acts:
     def intend_return(self, mailbox_id: int, note: Note) -> None:
         """A message is about to be appended to the legacy mailbox."""
         self._do(
-            "SELECT bascule.intend_return(%s, %s, %s, %s, %s, %s)",
-            mailbox_id, note.folder, note.uid, note.guid, note.digest, note.legacy_uidnext,
+            "SELECT bascule.intend_return(%s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            mailbox_id, note.folder, note.uid, note.guid, note.digest, note.legacy_uidnext, note.legacy_uidvalidity,
+            note.internaldate, _storable(note.message_id),
         )  # fmt: skip
+
+    def appended(self, mailbox_id: int, folder: str, uid: int) -> None:
+        """The server said OK to the APPEND of a message of this side, and not which UID it gave."""
+        self._do("SELECT bascule.appended(%s, %s, %s)", mailbox_id, folder, uid)
 
     def returned(self, mailbox_id: int, folder: str, uid: int, legacy_uid: int) -> None:
         """It is there, under this UID."""
@@ -266,23 +295,36 @@ class Acts:
 
     # After the move ---------------------------------------------------------------
 
-    def stage_straggler(self, mailbox_id: int, identity: Identity, message_id: str, digest: bytes) -> None:
+    def stage_straggler(self, mailbox_id: int, straggler: Straggler) -> None:
         """The file of a late message is complete beside the mailbox."""
         self._do(
-            "SELECT bascule.stage_straggler(%s, %s, %s, %s, %s, %s)",
-            mailbox_id, *identity, _storable(message_id), digest,
+            "SELECT bascule.stage_straggler(%s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            mailbox_id, *straggler.identity, _storable(straggler.message_id), straggler.digest,
+            straggler.internaldate, list(straggler.flags), straggler.name,
         )  # fmt: skip
 
-    def straggler_delivered(self, mailbox_id: int, identity: Identity) -> None:
-        """It was put into the mailbox here."""
-        self._do("SELECT bascule.straggler_delivered(%s, %s, %s, %s)", mailbox_id, *identity)
+    def straggler_delivered(self, mailbox_id: int, identity: Identity, place: str, guid: str) -> None:
+        """It was put into the folder ``place`` here; Dovecot calls it ``guid``."""
+        self._do("SELECT bascule.straggler_delivered(%s, %s, %s, %s, %s, %s)", mailbox_id, *identity, place, guid)
 
-    def sweep_done(self, mailbox_id: int, began: datetime) -> None:
-        """All that was at the legacy server at ``began`` is here; queue the next sweep."""
-        self._do("SELECT bascule.sweep_done(%s, %s)", mailbox_id, began)
+    def renumber_stragglers(self, mailbox_id: int, folder: str, moves: Mapping[Identity, Identity]) -> None:
+        """The legacy server has numbered late messages of a folder anew."""
+        found = [
+            {"uidvalidity": old[1], "uid": old[2], "to_uidvalidity": new[1], "to_uid": new[2]}
+            for old, new in moves.items()
+        ]
+        self._do("SELECT bascule.renumber_stragglers(%s, %s, %s)", mailbox_id, folder, json.dumps(found))
+
+    def sweep_done(self, mailbox_id: int, began: datetime, trouble: str | None = None, advice: str = "") -> None:
+        """All that was at the legacy server at ``began`` is here; queue the next sweep.
+
+        ``trouble`` is what is wrong all the same, with advice.
+        """
+        said = None if trouble is None else _storable(trouble)
+        self._do("SELECT bascule.sweep_done(%s, %s, %s, %s)", mailbox_id, began, said, _storable(advice))
 
     def last_message_written(self, mailbox_id: int) -> None:
-        """The last message is in the legacy mailbox, or can never be."""
+        """The last message is in the legacy mailbox."""
         self._do("SELECT bascule.last_message_written(%s)", mailbox_id)
 
     def welcomed(self, mailbox_id: int) -> None:
@@ -334,6 +376,11 @@ class Acts:
 
     def _rows(self, query: str, *parameters: object) -> Iterable[tuple[Any, ...]]:
         return self._connection.execute(query.encode(), parameters).fetchall()
+
+
+def recorded(folder: str) -> str:
+    """The name under which a folder is in the database, where no bytes are kept that are not UTF-8."""
+    return _storable(folder)
 
 
 def _storable(text: str) -> str:

@@ -85,7 +85,7 @@ def verify_again(attempt: Attempt) -> None:
     """
     acts, account = attempt.acts, attempt.account
     folders = acts.verified_folders(account.id)
-    came_in = evidence(attempt.home)
+    came_in = {identity: (size, digest) for identity, (size, digest, _) in evidence(attempt.home).items()}
     places = {folder["name"]: folder.get("here", folder["name"]) for folder in folders}
     with attempt.local.witness(account.address) as witness:
         found = compare(came_in, places, dict(_served(witness)))

@@ -30,7 +30,6 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import file_digest, sha256
 from pathlib import Path
 
 from imapclient import imap_utf7
@@ -38,9 +37,7 @@ from imapclient import imap_utf7
 from bascule import log
 from bascule.address import Address
 from bascule.directory import State
-from bascule.imap.reader import Batch, Layout, Message, Reader, Wanted, insisted
-from bascule.imap.wire import PIECE
-from bascule.migrator import maildir, names
+from bascule.migrator import maildir
 from bascule.migrator.copying import UID_GAP, Pass
 from bascule.migrator.local import Local
 
@@ -52,39 +49,10 @@ CLOSED = ".returning"  # after the name of a mailbox that is closed
 GAP = ".bascule-gap"
 EVIDENCE = ".bascule-evidence.gz"
 
-_RECEIVED = re.compile(r"^\d+\.U(\d+)V\d+H([0-9a-f]{32})\.bascule,S=(\d+)")
+_RECEIVED = re.compile(r"^(\d+)\.U(\d+)V\d+H([0-9a-f]{32})\.bascule,S=(\d+)")
 
-
-def straggler_name(folder: str, uidvalidity: int, uid: int) -> str:
-    """The name of a late message's file, and the part of its name in a Maildir, that is made of its legacy identity."""
-    digest = sha256(folder.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    return f"{uid}.{uidvalidity}.{digest}"
-
-
-def digest_of(source: Reader, folder: str, message: Message) -> bytes:
-    """The SHA-256 of a message's bytes."""
-    digest = sha256()
-
-    def receive(_size: int, pieces: Iterator[bytes]) -> object:
-        for piece in pieces:
-            digest.update(piece)
-        return True
-
-    source.bodies(Wanted([Batch(folder, (message,))]), receive, lambda *_: None)
-    return digest.digest()
-
-
-def _holds(here: Reader, file: Path) -> bool:
-    """Whether any folder holds the message that is in a file."""
-    size = file.stat().st_size
-    with file.open("rb") as body:
-        wanted = file_digest(body, "sha256").digest()
-    selectable = [each.name for each in here.layout().folders if each.selectable]
-    for changes in list(insisted(here.changes((name, None) for name in selectable))):
-        for message in changes.new:
-            if message.size == size and digest_of(here, changes.folder, message) == wanted:
-                return True
-    return False
+#: Bytes, digest and INTERNALDATE of a message as it came in.
+Evidence = tuple[int, str, int]
 
 
 class Storage:
@@ -100,6 +68,10 @@ class Storage:
     def root(self, home: Path) -> Path:
         """Where the copy is written."""
         return home / (self._path if self.is_maildir else ".bascule-staging")
+
+    def is_there(self, home: Path) -> bool:
+        """Whether the mailbox is where it must be, once it has moved: its file system may not be mounted."""
+        return (home / self._path).is_dir()
 
     # Who has the mailbox ----------------------------------------------------------
 
@@ -216,21 +188,21 @@ class Storage:
 
     def digests(self, home: Path, last_pass: Pass, folder: str) -> dict[int, str]:
         """The first 32 hexadecimal digits of the digest of each message of a legacy folder as it came in, by UID."""
-        return {uid: digest for uid, digest, _ in self._received(home, last_pass, folder)}
+        return {uid: digest for uid, (_, digest, _) in self._received(home, last_pass, folder)}
 
     def keep_evidence(self, home: Path, last_pass: Pass) -> None:
-        """Write down what came in: a line for each message, with folder, UIDVALIDITY, UID, bytes and digest."""
+        """Write down what came in: a line for each message, with folder, UIDVALIDITY, UID, bytes, digest and date."""
         new = home / f"{EVIDENCE}.new"
         with gzip.open(new, "wt", encoding="utf-8", errors="surrogateescape", compresslevel=1) as file:
             for state in last_pass.folders:
-                for uid, digest, size in self._received(home, last_pass, state.name):
-                    file.write(f"{state.name}\t{state.uidvalidity}\t{uid}\t{size}\t{digest}\n")
+                for uid, (size, digest, date) in self._received(home, last_pass, state.name):
+                    file.write(f"{state.name}\t{state.uidvalidity}\t{uid}\t{size}\t{digest}\t{date}\n")
         new.replace(home / EVIDENCE)
 
-    def _received(self, home: Path, last_pass: Pass, folder: str) -> Iterator[tuple[int, str, int]]:
+    def _received(self, home: Path, last_pass: Pass, folder: str) -> Iterator[tuple[int, Evidence]]:
         for path in (last_pass.path(self.root(home), folder) / "cur").iterdir():
             if (match := _RECEIVED.match(path.name)) is not None:
-                yield int(match[1]), match[2], int(match[3])
+                yield int(match[2]), (int(match[4]), match[3], int(match[1]))
 
     def _update(self, address: Address, last_pass: Pass, option: str, values: Mapping[str, int]) -> None:
         """Give an option of ``doveadm mailbox update`` a value for the place of each legacy folder."""
@@ -244,55 +216,15 @@ class Storage:
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="doveadm") as pool:
             list(pool.map(update, values))
 
-    # After the move ---------------------------------------------------------------
 
-    def deliver(
-        self, address: Address, home: Path, layout: Layout, folder: str, message: Message, staged: Path, *, again: bool
-    ) -> None:
-        """Put a message from a complete file into a folder that Dovecot has, or into INBOX if there is none such.
-
-        The file is gone afterwards. ``again``: a worker may have died while it
-        did the same.
-        """
-        if self.is_maildir:
-            self._rename(home, layout, folder, message, staged)
-            return
-        with self._local.open(address) as here:
-            if not (again and _holds(here, staged)):
-                known = {each.name for each in here.layout().folders if each.selectable}
-                place = _place(layout, folder).name(layout.separator, layout.prefix)
-                with staged.open("rb") as body:
-                    pieces = iter(lambda: body.read(PIECE), b"")
-                    here.append(
-                        place if place in known else "INBOX",
-                        message.flags,
-                        message.internaldate,
-                        staged.stat().st_size,
-                        pieces,
-                    )
-        staged.unlink()
-
-    def _rename(self, home: Path, layout: Layout, folder: str, message: Message, staged: Path) -> None:
-        root = self.root(home)
-        target = root.joinpath(*_place(layout, folder).parts)
-        if not (target / "cur").is_dir():
-            target = root
-        letters = "".join(sorted(maildir.FLAG_LETTERS[flag] for flag in message.flags if flag in maildir.FLAG_LETTERS))
-        stamp = maildir.storable_date(message.internaldate)
-        name = f"{stamp}.L{staged.name}.bascule,S={staged.stat().st_size}"
-        staged.rename(target / "cur" / f"{name}:2,{letters}" if letters else target / "new" / name)
-        maildir.flush_folder(target)
-
-
-def _place(layout: Layout, folder: str) -> names.Place:
-    return names.place_of(folder, names.of_layout(layout), layout.separator, layout.separator, layout.prefix)
-
-
-def evidence(home: Path) -> Mapping[tuple[str, int, int], tuple[int, str]]:
-    """Bytes and digest of each message that a move brought, by legacy folder, UIDVALIDITY and UID."""
+def evidence(home: Path) -> Mapping[tuple[str, int, int], Evidence]:
+    """What a move brought, by legacy folder, UIDVALIDITY and UID."""
     try:
         with gzip.open(home / EVIDENCE, "rt", encoding="utf-8", errors="surrogateescape") as file:
-            rows = [line.rstrip("\n").rsplit("\t", 4) for line in file]
+            rows = [line.rstrip("\n").rsplit("\t", 5) for line in file]
     except FileNotFoundError:
         return {}
-    return {(name, int(validity), int(uid)): (int(size), digest) for name, validity, uid, size, digest in rows}
+    return {
+        (name, int(validity), int(uid)): (int(size), digest, int(date))
+        for name, validity, uid, size, digest, date in rows
+    }

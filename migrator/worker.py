@@ -41,6 +41,7 @@ from bascule.migrator.storage import Storage
 from bascule.migrator.sweep import sweep
 from bascule.migrator.verification import NotEqual
 from bascule.readiness import alive, ready, stopping
+from bascule.watch import Watch
 
 PART = "worker"
 HEARTBEAT = 2.0  # seconds
@@ -259,6 +260,7 @@ class Worker:
                     ("tasks", self._take_tasks()),
                     ("look-out", self._look_out()),
                     ("messages to users", self._write()),
+                    ("checks", Watch(self._settings, PART).run()),
                 )
             ]
             waiting = asyncio.create_task(told.wait())

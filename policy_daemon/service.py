@@ -24,6 +24,7 @@ from bascule.policy_daemon.sightings import Sightings
 from bascule.policy_daemon.verification import Identity, Verifier
 from bascule.serving import Server, until_told
 from bascule.snapshot import Snapshot
+from bascule.watch import Watch
 
 PART = "policy_daemon"
 RETRY = 1.0  # seconds before a change is tried again that Postfix did not take
@@ -70,7 +71,7 @@ class Service:
         for server in listening:
             await server.start()
         self._log.info("serving", socketmap=mine.socketmap, policy=mine.policy)
-        await until_told(self._work())
+        await until_told(Watch(self._settings, PART).beside(self._work()))
         for server in listening:
             await server.stop()
         for task in list(self._changes.values()):

@@ -45,17 +45,18 @@ GRANT UPDATE (store, imap_host, imap_port, imap_tls, smtp_host, smtp_port, pop3_
     language, writes_to_users, on_difference, smtp_tls) ON domain TO bascule_admin;
 GRANT EXECUTE ON FUNCTION activate_domain, rotate_url, place, expect, assign_alias, remove_alias, waive_address,
     unwaive_address, pause, resume, pause_domain, resume_domain, retry, give_up, return_mailbox, cancel_return,
-    waive_messages, verify_mailbox, close_domain, request_migration, messages_per_second, remaining, sightings_kept,
+    waive_messages, waive_last_message, verify_mailbox, close_domain, request_migration, messages_per_second, remaining,
+    sightings_kept,
     forget_node TO bascule_admin;
 
 GRANT SELECT ON domain, mailbox, mailbox_folder, verification, straggler, unreadable_message, unreadable_folder, returned_message,
     routing_domain, gauges TO bascule_worker;
 GRANT EXECUTE ON FUNCTION begin_copy, report_progress, begin_cutover, unacknowledged, finish_cutover, undo_cutover,
-    undo_overdue_cutovers, straggler_delivered, sweep_done, requeue_unattended, take_connections, set_unreadable,
+    undo_overdue_cutovers, stage_straggler, straggler_delivered, renumber_stragglers, requeue_unattended, take_connections, set_unreadable,
     set_unreadable_folders, set_hierarchy, last_message_written, record_verification, begin_return, undo_return, finish_return, intend_return,
-    returned, welcomed, trouble_told, home_of, reseal_mailbox, reseal_domain,
+    appended, returned, welcomed, trouble_told, home_of, reseal_mailbox, reseal_domain,
     attempt_failed(bigint, text, boolean, interval, text, boolean), attempt_failed(bigint, text, boolean, interval, text),
-    stage_straggler(bigint, text, bigint, bigint, text, bytea), stage_straggler(bigint, text, bigint, bigint)
+    sweep_done(bigint, timestamptz, text, text), sweep_done(bigint, timestamptz)
     TO bascule_worker;
 GRANT USAGE ON SCHEMA queue TO bascule_worker;
 GRANT ALL ON ALL TABLES IN SCHEMA queue TO bascule_worker;
@@ -71,6 +72,11 @@ GRANT EXECUTE ON FUNCTION beat, sign_off, acknowledge TO bascule_authenticator, 
 GRANT EXECUTE ON FUNCTION record_login, login_state TO bascule_authenticator;
 GRANT EXECUTE ON FUNCTION record_sighting, record_sightings, undo_overdue_cutovers TO bascule_policy_daemon;
 GRANT SELECT ON routing_unmoved TO bascule_policy_daemon, bascule_authenticator;
+
+-- What nodes find by themselves; what an administrator does about a domain that is not to be.
+GRANT SELECT ON findings TO bascule_admin;
+GRANT EXECUTE ON FUNCTION record_findings TO bascule_policy_daemon, bascule_authenticator, bascule_worker;
+GRANT EXECUTE ON FUNCTION activate_domain_regardless, remove_domain TO bascule_admin;
 
 GRANT SELECT ON dovecot_user TO bascule_dovecot;
 GRANT EXECUTE ON FUNCTION home_of TO bascule_dovecot;

@@ -246,52 +246,6 @@ COMMENT ON FUNCTION give_up IS
     'Send a mailbox that has not flipped back to state legacy: a copy that is under way stops, its password is erased; '
     'what was copied stays for another time';
 
-CREATE OR REPLACE FUNCTION return_mailbox(address text, reason text)
-RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-DECLARE
-    the_domain domain := lock_domain_of(address);
-    box mailbox := mailbox_of(address);
-BEGIN
-    IF box.state <> 'local' THEN
-        RAISE EXCEPTION '% is in state %: only a mailbox that has moved can be returned', address, box.state
-            USING ERRCODE = 'BA002', HINT = 'One that is on the move is stopped by bascule give-up.';
-    END IF;
-    IF the_domain.mode <> 'active' THEN
-        RAISE EXCEPTION '% is %: its legacy server is not used any more', the_domain.name, the_domain.mode
-            USING ERRCODE = 'BA002';
-    END IF;
-    PERFORM insist_on_reason(return_mailbox.reason, format('say why %s is to be returned', address));
-    UPDATE mailbox SET return_requested_at = clock_timestamp(), return_reason = return_mailbox.reason, attempts = 0
-     WHERE id = box.id;
-    PERFORM enqueue('return', box.id, box.store);
-    PERFORM note(the_domain, 'return requested', return_mailbox.reason, lower(address));
-END
-$$;
-COMMENT ON FUNCTION return_mailbox IS
-    'Send a mailbox that has moved back to the legacy server: what is new or changed here is written there, then the route flips';
-
-CREATE OR REPLACE FUNCTION cancel_return(address text)
-RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-DECLARE
-    box mailbox := mailbox_of(address);
-BEGIN
-    IF box.return_requested_at IS NULL OR box.state <> 'local' THEN
-        RAISE EXCEPTION 'no return of % can be called off now', address USING ERRCODE = 'BA002';
-    END IF;
-    IF EXISTS (SELECT FROM returned_message WHERE mailbox_id = box.id) THEN
-        RAISE EXCEPTION 'the return of % has begun to append messages at the legacy server', address
-            USING ERRCODE = 'BA002', HINT = 'Let it end, then request the migration again.';
-    END IF;
-    -- The last message may be gone there already: the next sweep writes it again if so.
-    UPDATE mailbox SET return_requested_at = NULL, return_reason = NULL, last_message_at = NULL, attempts = 0
-     WHERE id = box.id;
-    PERFORM forget_trouble(box.id);
-    PERFORM note(box, 'return called off');
-    PERFORM enqueue('sweep', box.id, box.store);
-END
-$$;
-COMMENT ON FUNCTION cancel_return IS 'Call off a return that has not yet appended anything at the legacy server';
-
 CREATE OR REPLACE FUNCTION waive_messages(address text, reason text, folder text DEFAULT NULL, uid bigint DEFAULT NULL)
 RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 DECLARE

@@ -257,14 +257,85 @@ def test_a_return_has_its_own_deadline_and_epoch(owner: Connection, acknowledge:
     assert row == ("legacy", None, None, None)
 
 
-def test_a_return_that_appended_cannot_be_called_off(owner: Connection) -> None:
+def test_a_return_that_appended_is_called_off_and_knows_what_it_appended(owner: Connection) -> None:
+    mailbox = put_local(owner, "alice@lab.test")
+    owner.execute("SELECT return_mailbox('alice@lab.test', 'a reason', true)")
+    assert value(owner, "SELECT return_forced FROM mailbox") is True
+    owner.execute("SELECT intend_return(%s, 'INBOX', 7, 'guid', 'digest', 9)", (mailbox,))
+    owner.execute("SELECT cancel_return('alice@lab.test')")
+    row = owner.execute("SELECT return_requested_at, return_forced, last_message_at FROM mailbox").fetchone()
+    assert row == (None, False, None)
+    assert value(owner, "SELECT count(*) FROM returned_message") == 1
+
+
+def test_an_append_is_remembered_before_its_uid_is_known(owner: Connection) -> None:
+    mailbox = put_local(owner, "alice@lab.test")
+    owner.execute("SELECT intend_return(%s, 'INBOX', 7, 'guid', 'digest', 9, 5, 0, '<a@b>')", (mailbox,))
+    owner.execute("SELECT appended(%s, 'INBOX', 7)", (mailbox,))
+    known = "SELECT appended_at IS NOT NULL, legacy_uid, legacy_uidvalidity, message_id FROM returned_message"
+    assert owner.execute(known).fetchone() == (True, None, 5, "<a@b>")
+    owner.execute("SELECT returned(%s, 'INBOX', 7, 12)", (mailbox,))
+    assert owner.execute(known).fetchone() == (True, 12, 5, "<a@b>")
+    owner.execute("SELECT intend_return(%s, 'INBOX', 7, 'another', 'digest', 9)", (mailbox,))
+    assert owner.execute(known).fetchone() == (False, None, None, ""), "it is another message's UID by now"
+
+
+def test_a_failed_return_is_counted_once(owner: Connection) -> None:
     mailbox = put_local(owner, "alice@lab.test")
     owner.execute("SELECT return_mailbox('alice@lab.test', 'a reason')")
-    owner.execute("SELECT intend_return(%s, 'INBOX', 7, 'guid', 'digest', 9)", (mailbox,))
-    with pytest.raises(psycopg.Error, match="has begun to append"):
-        owner.execute("SELECT cancel_return('alice@lab.test')")
-    owner.execute("SELECT close_domain('lab.test', true, 'enough')")
-    assert value(owner, "SELECT return_requested_at FROM mailbox") is None
+    for attempts in (1, 2, 3):
+        owner.execute("SELECT begin_return(%s)", (mailbox,))
+        owner.execute("SELECT undo_return(%s, 'not clean')", (mailbox,))
+        owner.execute("SELECT attempt_failed(%s, 'not clean')", (mailbox,))
+        assert value(owner, "SELECT attempts FROM mailbox") == attempts
+
+
+def test_what_a_return_leaves_behind_is_in_the_journal(owner: Connection, acknowledge: Acknowledge) -> None:
+    mailbox = put_local(owner, "alice@lab.test")
+    owner.execute("SELECT return_mailbox('alice@lab.test', 'a reason')")
+    epoch = value(owner, "SELECT begin_return(%s)", mailbox)
+    acknowledge(mailbox, epoch)
+    owner.execute("SELECT finish_return(%s, %s, 'a Sieve script')", (mailbox, epoch))
+    assert value(owner, "SELECT reason FROM journal WHERE event = 'not returned'") == "a Sieve script"
+
+
+def test_a_last_message_that_is_not_taken_does_not_end_the_sweeps(owner: Connection) -> None:
+    mailbox = put_local(owner, "alice@lab.test")
+    owner.execute("UPDATE mailbox SET last_message_at = NULL, attempts = 4")
+    owner.execute("SELECT sweep_done(%s, now(), 'last message not written: full', 'Make room')", (mailbox,))
+    row = owner.execute("SELECT problem, advice, last_message_at, attempts FROM mailboxes").fetchone()
+    assert row == ("last message not written: full", "Make room", None, 0)
+    assert value(owner, "SELECT swept_at IS NOT NULL FROM mailbox")
+    assert value(owner, "SELECT count(*) FROM queue.procrastinate_jobs WHERE task_name = 'sweep'") == 1
+    with pytest.raises(psycopg.Error, match="say why"):
+        owner.execute("SELECT waive_last_message('alice@lab.test', ' ')")
+    owner.execute("SELECT waive_last_message('alice@lab.test', 'nobody reads it')")
+    assert value(owner, "SELECT last_message_at IS NOT NULL FROM mailbox")
+    with pytest.raises(psycopg.Error, match="no last message"):
+        owner.execute("SELECT waive_last_message('alice@lab.test', 'again')")
+    owner.execute("SELECT sweep_done(%s, now())", (mailbox,))
+    assert value(owner, "SELECT problem FROM mailboxes") is None
+
+
+def test_late_messages_that_changed_places_are_renumbered_together(owner: Connection) -> None:
+    mailbox = put_local(owner, "alice@lab.test")
+    for uid, name in ((6, "a"), (7, "b"), (8, "c")):
+        owner.execute(
+            "SELECT stage_straggler(%s, 'INBOX', 1, %s, '', '', 0, '{}', %s), straggler_delivered(%s, 'INBOX', 1, %s)",
+            (mailbox, uid, name, mailbox, uid),
+        )
+    moves = [
+        {"uidvalidity": 1, "uid": 6, "to_uidvalidity": 1, "to_uid": 7},
+        {"uidvalidity": 1, "uid": 7, "to_uidvalidity": 2, "to_uid": 6},
+    ]
+    owner.execute("SELECT renumber_stragglers(%s, 'INBOX', %s)", (mailbox, json.dumps(moves)))
+    kept = owner.execute("SELECT uidvalidity, uid, name FROM straggler ORDER BY name").fetchall()
+    assert kept == [(1, 7, "a"), (2, 6, "b"), (1, 8, "c")]
+    owner.execute("SELECT stage_straggler(%s, 'INBOX', 1, 8, '', '', 0, '{}', 'd')", (mailbox,))
+    found = owner.execute("SELECT name, delivered_at FROM straggler WHERE uid = 8").fetchall()
+    assert found == [("d", None)], "another message has its UID"
+    owner.execute("SELECT stage_straggler(%s, 'INBOX', 1, 8, '', '', 0, '{}', 'e')", (mailbox,))
+    assert value(owner, "SELECT name FROM straggler WHERE uid = 8") == "d", "what is staged is delivered first"
 
 
 def test_who_has_not_moved_cannot_be_returned(owner: Connection) -> None:

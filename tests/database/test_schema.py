@@ -76,6 +76,13 @@ def test_the_public_views_are_there(owner: Connection) -> None:
 
 #: What each role must not be able to do; every line is tried.
 FORBIDDEN = [
+    ("portal", "SELECT bascule.record_findings('x', '[]')"),
+    ("portal", "SELECT * FROM bascule.findings"),
+    ("dovecot", "SELECT bascule.record_findings('x', '[]')"),
+    ("worker", "SELECT bascule.remove_domain('lab.test')"),
+    ("policy_daemon", "DELETE FROM bascule.finding"),
+    ("admin", "DELETE FROM bascule.domain"),
+    ("policy_daemon", "SELECT bascule.activate_domain_regardless('lab.test', 'x', '1 day', 'x', 'x')"),
     ("portal", "SELECT sealed_credential FROM bascule.mailbox"),
     ("portal", "SELECT * FROM bascule.mailboxes"),
     ("portal", "SELECT * FROM bascule.domain"),
@@ -155,6 +162,8 @@ def test_what_a_role_cannot_do(postgres: Postgres, owner: Connection, role: str,
 
 
 ALLOWED = [
+    ("admin", "SELECT * FROM bascule.findings"),
+    ("authenticator", "SELECT bascule.record_findings('n', '[]')"),
     ("portal", "SELECT * FROM bascule.portal_domain('token')"),
     ("portal", "SELECT bascule.portal_request('token', 'bob@lab.test', 'x', '', '', 'fr')"),
     ("portal", "SELECT * FROM bascule.portal_progress(1)"),

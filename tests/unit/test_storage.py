@@ -8,8 +8,8 @@ from typing import cast
 import pytest
 
 from bascule.address import Address
+from bascule.imap import names
 from bascule.imap.reader import Layout, ListedFolder
-from bascule.migrator import names
 from bascule.migrator.copying import FolderState, Pass
 from bascule.migrator.local import Local
 from bascule.migrator.maildir import Folder
@@ -164,6 +164,10 @@ def test_what_came_in_is_written_down(tmp_path: Path, doveadm: Doveadm) -> None:
     copied(root / "R&-D", "R&D", {1: b"x\r\n"})
     here.keep_evidence(tmp_path, last_pass())
     found = evidence(tmp_path)
-    assert {key: size for key, (size, _) in found.items()} == {("INBOX", 7, 1): 3, ("INBOX", 7, 3): 1, ("R&D", 7, 1): 3}
+    assert {key: size for key, (size, _, _) in found.items()} == {
+        ("INBOX", 7, 1): 3,
+        ("INBOX", 7, 3): 1,
+        ("R&D", 7, 1): 3,
+    }
     assert found["INBOX", 7, 1][1] == found["R&D", 7, 1][1] != found["INBOX", 7, 3][1]
     assert here.digests(tmp_path, last_pass(), "R&D") == {1: found["R&D", 7, 1][1]}
