@@ -286,7 +286,7 @@ def refuses_what_is_not_read(hosts: Hosts, inventory: Path) -> None:
     hosts.tell("so is a main.cf that would refuse those who move")
     mail.run("cp -p /etc/postfix/main.cf /root/main.cf; postconf -e 'relay_recipient_maps = inline:{ a@b.test=x }'")
     text = hosts.play("plug", inventory, fails=True)
-    hosts.insist_said(text, "relay_recipient_maps is 'inline:{ a@b.test=x }'", "Nothing was changed")
+    hosts.insist_said(text, "relay_recipient_maps is inline:{ a@b.test=x }: it refuses", "Nothing was changed")
     hosts.insist(mail.run("dpkg -l; ls -A /opt /etc /var/lib") == packages, "nothing was installed")
     mail.run("cp -p /root/main.cf /etc/postfix/main.cf")
 
