@@ -384,8 +384,14 @@ def several(hosts: Hosts) -> None:
             "postfix": {"smtp": "mx1.lab.test:25"},
         },
     )
+    # Passwords of root's own for other databases.
+    own = "db.shop.test:*:*:root:a secret"
+    for machine in hosts.machines.values():
+        machine.run(f"umask 077; echo '{own}' > /root/.pgpass")
     hosts.play("build", inventory)
     hosts.insist_unchanged(hosts.play("build", inventory))
+    for machine in hosts.machines.values():
+        hosts.insist(machine.run("cat /root/.pgpass").strip() == own, "root's own passwords are as they were")
     hosts.testinfra(groups)
     mx1, store = hosts.machines["mx1"], hosts.machines["store1"]
     hosts.prepare(mx1, "store1 inet:store1.lab.test:24 --login-host store1.lab.test")
