@@ -125,7 +125,7 @@ def verified(
     return result
 
 
-CAME = f"Old\t7\t1\t3\t{A[:32]}\nOld\t7\t2\t3\t{B[:32]}\nINBOX\t7\t1\t3\t{C[:32]}\n"
+CAME = f"Old\t7\t1\t3\t{A[:32]}\t0\nOld\t7\t2\t3\t{B[:32]}\t0\nINBOX\t7\t1\t3\t{C[:32]}\t0\n"
 
 
 def test_every_message_is_read_and_what_was_never_brought_is_named(
