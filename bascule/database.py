@@ -7,6 +7,7 @@ transaction, and a waiting daemon never holds a lock that an upgrade needs.
 from __future__ import annotations
 
 import os
+import select
 import socket
 import threading
 import time
@@ -32,13 +33,21 @@ def translated(error: psycopg.Error) -> BasculeError:
     if error.sqlstate is not None and error.sqlstate.startswith("BA"):
         hint = error.diag.message_hint or ""
         return Refused(error.diag.message_primary or "refused", code=error.sqlstate, hint=hint)
+    if error.sqlstate is None and "session is read-only" in str(error):  # libpq's, for target_session_attrs
+        return DatabaseUnavailable(
+            "the database takes no changes: it is a standby, or set to read-only",
+            hint="Name the primary in database, or all hosts of the cluster: libpq finds the primary among them.",
+        )
     away = error.sqlstate is None or error.sqlstate[:2] in {"08", "53", "57"}  # PostgreSQL manual, appendix A
     if isinstance(error, psycopg.OperationalError) and away:
         return DatabaseUnavailable(
             f"the database does not answer: {' '.join(str(error).split())}",
             hint="Is PostgreSQL running? Nothing was changed.",
         )
-    return BasculeError(f"the database refuses: {error.diag.message_primary or error}")
+    return BasculeError(
+        f"the database refuses: {error.diag.message_primary or error}",
+        hint="See PostgreSQL's log. Nothing was changed. Is the schema this version's? bascule db status says.",
+    )
 
 
 @contextmanager
@@ -86,8 +95,16 @@ class Pool:
             raise translated(error) from error
 
     def _check(self, connection: Connection) -> None:
-        with self._watched(connection):
-            ConnectionPool.check_connection(connection)
+        """Whether a connection that was kept is still good: the server is asked only if it has said something.
+
+        Raises:
+            psycopg.Error: it is not; the pool takes another one.
+        """
+        waiting = select.poll()
+        waiting.register(connection.fileno(), select.POLLIN)
+        if waiting.poll(0):  # a farewell, as a rule
+            with self._watched(connection):
+                ConnectionPool.check_connection(connection)
 
     @contextmanager
     def _watched(self, connection: Connection) -> Iterator[None]:

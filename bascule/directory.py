@@ -44,25 +44,33 @@ class Mailbox:
 
 @dataclass(slots=True)
 class Directory:
-    """See the module. ``delimiter`` is Postfix's recipient_delimiter."""
+    """See the module. ``delimiter`` is Postfix's recipient_delimiter, of one character or several."""
 
     delimiter: str = "+"
     loaded: bool = False
     domains: dict[str, Domain] = field(default_factory=dict)
     mailboxes: dict[Address, Mailbox] = field(default_factory=dict)
     aliases: dict[Address, Address] = field(default_factory=dict)
+    #: Mailboxes of their own, not moved, that have a delimiter in their name.
+    unmoved: set[Address] = field(default_factory=set)
 
     def mailbox(self, address: Address) -> Mailbox | None:
         """The mailbox of ``address``, or of it without its detail; None: not one of the exceptions."""
         exact = self.mailboxes.get(address)
-        return exact or self.mailboxes.get(address.without_detail(self.delimiter))
+        return exact or self.mailboxes.get(self.base(address))
+
+    def base(self, address: Address) -> Address:
+        """``address`` without its detail; a mailbox that is known by the whole name is nobody's detail."""
+        if address in self.mailboxes or address in self.unmoved:
+            return address
+        return address.without_detail(self.delimiter)
 
     def alias(self, address: Address) -> Address | None:
         """The mailbox that ``address`` is another name of; its detail is kept."""
         exact = self.aliases.get(address)
         if exact is not None:
             return exact
-        base = address.without_detail(self.delimiter)
+        base = self.base(address)
         target = self.aliases.get(base)
         if target is None or base == address:
             return target

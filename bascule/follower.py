@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import secrets
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+
+import psycopg
 
 from bascule import legacy, log
 from bascule.address import Address
@@ -14,11 +17,18 @@ from bascule.directory import Directory, Domain, Mailbox
 from bascule.errors import BasculeError
 from bascule.snapshot import Snapshot
 
-HEARTBEAT = 5.0  # seconds; schema/functions/migration.sql, unacknowledged(), waits for three of them
+HEARTBEAT = 5.0  # seconds; schema/functions/nodes.sql, is_silent(), waits for three of them
 RECONNECT = 1.0  # seconds between attempts to reach the database
+RELOAD = 3600.0  # seconds after which everything is read again, in case a notification was lost
+RELOAD_UNTOLD = 60.0  # the same, where notifications do not come at all
+ARRIVAL = 5.0  # seconds within which a notification must come that proves that they come
 BATCH = 2000  # mailboxes that are read before other work has its turn
 
 OnChange = Callable[[Mailbox | None, Mailbox | None], None]
+
+
+class NotNotified(BasculeError):
+    """Changes are not notified on a connection: it cannot be followed."""
 
 
 class Follower:
@@ -68,6 +78,12 @@ class Follower:
                 try:
                     async with connect_async(self._dsn) as connection:
                         await self._follow(connection)
+                except NotNotified as error:
+                    # What was loaded holds; without a heartbeat no mailbox flips by it.
+                    self._log.error("changes are not notified", reason=error.message, advice=error.hint)
+                    self.connected = False
+                    await asyncio.sleep(RELOAD_UNTOLD)
+                    continue
                 except BasculeError as error:
                     self._log.warning("database lost, going on with the last known state", reason=error.message)
                 self.connected = False
@@ -94,21 +110,31 @@ class Follower:
     async def _follow(self, connection: AsyncConnection) -> None:
         # Listen first, then load: a change in between is seen twice, never missed.
         await connection.execute("LISTEN bascule_mailbox; LISTEN bascule_domain")
+        notified = await self._is_notified(connection)
         await self._load(connection)
+        if not notified:
+            raise NotNotified(
+                "the pooler before the database does not pass notifications on; everything is read again each minute",
+                hint="Let bascule's roles reach PostgreSQL itself, or a pool in session mode (PgBouncer: pool_mode).",
+            )
         self.connected = True
         self._log.info(
             "directory loaded", domains=len(self._directory.domains), mailboxes=len(self._directory.mailboxes)
         )
         loop = asyncio.get_running_loop()
         next_beat = loop.time()
+        next_load = loop.time() + RELOAD
         while True:
+            if loop.time() >= next_load:
+                await self._load(connection)
+                next_load = loop.time() + RELOAD
             if loop.time() >= next_beat:
-                await connection.execute("SELECT bascule.beat(%s, %s)", (self._node, self._part))
+                await self._beat(connection)
                 if self._on_beat is not None:
                     await self._on_beat(connection)
                 next_beat = loop.time() + HEARTBEAT
             # The connection is free for queries only after the generator has ended.
-            timeout = max(0.0, next_beat - loop.time())
+            timeout = max(0.0, min(next_beat, next_load) - loop.time())
             told = [each async for each in connection.notifies(timeout=timeout, stop_after=1)]
             if any(each.channel == "bascule_domain" for each in told):
                 await self._take_domains(connection)
@@ -116,8 +142,38 @@ class Follower:
                 if each.channel == "bascule_mailbox":
                     await self._take(connection, each.payload)
 
+    async def _beat(self, connection: AsyncConnection) -> None:
+        """Sign the heartbeat. That this name is another host's stops the flips, which wait, not the routes here."""
+        try:
+            await connection.execute("SELECT bascule.beat(%s, %s)", (self._node, self._part))
+        except psycopg.errors.InsufficientPrivilege as error:
+            self._log.error(
+                "heartbeat refused", reason=error.diag.message_primary, advice=error.diag.message_hint or ""
+            )
+
+    async def _is_notified(self, connection: AsyncConnection) -> bool:
+        """Whether notifications come by this connection.
+
+        A pooler that gives each transaction another session of the server takes LISTEN and loses what it is for
+        (PgBouncer's manual, "SQL feature map for pooling modes"). Whoever stands between shows another process
+        number than the server does.
+        """
+        cursor = await connection.execute("SELECT pg_backend_pid()")
+        row = await cursor.fetchone()
+        if row is not None and row[0] == connection.info.backend_pid:
+            return True
+        channel = f"bascule_arrival_{secrets.token_hex(8)}"
+        await connection.execute(f"LISTEN {channel}".encode())
+        async with connect_async(self._dsn) as other:
+            await other.execute("SELECT pg_notify(%s, '')", (channel,))
+            async for each in connection.notifies(timeout=ARRIVAL):
+                if each.channel == channel:
+                    return True
+        return False
+
     async def _take_domains(self, connection: AsyncConnection) -> None:
-        self._directory.domains, self._directory.aliases = await self._domains(connection)
+        domains, self._directory.aliases = await self._domains(connection)
+        self._directory.domains, self._directory.unmoved = domains, await self._unmoved(connection, domains)
         self._snapshot.domains_changed()
         self._on_update()
 
@@ -133,16 +189,20 @@ class Follower:
         )
         row = await cursor.fetchone()
         address = Address(local_part, domain.legacy.domain)
+        await self._take_name(connection, domain, address)
+        # Nothing is waited for from here on: no lookup sees half of a change.
         before = self._directory.mailboxes.pop(address, None)
         after = None
         if row is not None:
             after = self._directory.mailboxes[address] = _mailbox(address, *row)
         self._snapshot.mailbox_changed(address)
         self._on_update()
-        self._on_change(before, after)
+        if before is not None or after is not None:  # a request changes no route
+            self._on_change(before, after)
 
     async def _load(self, connection: AsyncConnection) -> None:
         domains, aliases = await self._domains(connection)
+        unmoved = await self._unmoved(connection, domains)
         known = self._directory.mailboxes
         mailboxes: dict[Address, Mailbox] = {}
         changed: list[Address] = []
@@ -158,7 +218,7 @@ class Follower:
         first = not self._directory.loaded
         # Put into force together: no lookup sees a domain without its migrated users.
         self._directory.domains, self._directory.aliases = domains, aliases
-        self._directory.mailboxes = mailboxes
+        self._directory.mailboxes, self._directory.unmoved = mailboxes, unmoved
         self._directory.loaded = True
         # All this stays: the collector need not look through it again and again, and hold up lookups meanwhile.
         gc.freeze()
@@ -173,7 +233,9 @@ class Follower:
 
     @staticmethod
     async def _domains(connection: AsyncConnection) -> tuple[dict[str, Domain], dict[Address, Address]]:
-        cursor = await connection.execute(f"SELECT id, mode, {legacy.COLUMNS} FROM bascule.routing_domain".encode())
+        cursor = await connection.execute(
+            f"SELECT id, mode, {legacy.COLUMNS}, smtp_tls FROM bascule.routing_domain".encode()
+        )
         domains = {row[2]: Domain(row[0], row[1], legacy.from_row(*row[2:])) for row in await cursor.fetchall()}
         names = {domain.id: name for name, domain in domains.items()}
         cursor = await connection.execute("SELECT domain_id, local_part, target FROM bascule.routing_alias")
@@ -183,6 +245,34 @@ class Follower:
             if domain_id in names
         }
         return domains, aliases
+
+    async def _unmoved(self, connection: AsyncConnection, domains: dict[str, Domain]) -> set[Address]:
+        """Mailboxes that have not moved, if their name has a delimiter in it."""
+        names = {domain.id: name for name, domain in domains.items()}
+        cursor = await connection.execute(
+            "SELECT domain_id, local_part FROM bascule.routing_unmoved "
+            "WHERE translate(local_part, %s, '') <> local_part",
+            (self._directory.delimiter,),
+        )
+        return {
+            Address(local_part, names[domain_id])
+            for domain_id, local_part in await cursor.fetchall()
+            if domain_id in names
+        }
+
+    async def _take_name(self, connection: AsyncConnection, domain: Domain, address: Address) -> None:
+        """Whether a name with a delimiter in it is a mailbox of its own, and has not moved."""
+        if address.without_detail(self._directory.delimiter) == address:
+            return
+        cursor = await connection.execute(
+            "SELECT FROM bascule.routing_unmoved WHERE domain_id = %s AND local_part = %s",
+            (domain.id, address.local_part),
+        )
+        if await cursor.fetchone() is None:
+            self._directory.unmoved.discard(address)
+        else:
+            self._directory.unmoved.add(address)
+        self._snapshot.domains_changed()
 
     @staticmethod
     async def _mailboxes(connection: AsyncConnection, domains: dict[str, Domain]) -> AsyncIterator[list[Mailbox]]:

@@ -35,6 +35,14 @@ _LAYOUT = f"""
 """
 
 
+_Others = tuple[list[Domain], list[tuple[Address, Address]], list[Address]]
+
+
+def _others(directory: Directory) -> _Others:
+    """All but the mailboxes; they are few, and written together."""
+    return list(directory.domains.values()), list(directory.aliases.items()), list(directory.unmoved)
+
+
 class Snapshot:
     """Writes what was told to have changed, soon after, in a thread."""
 
@@ -51,7 +59,7 @@ class Snapshot:
         self._tell()
 
     def domains_changed(self) -> None:
-        """Domains or aliases."""
+        """Domains, aliases, or names with a delimiter in them."""
         self._domains = True
         self._tell()
 
@@ -70,7 +78,7 @@ class Snapshot:
                 await asyncio.to_thread(
                     self._write,
                     ((address, directory.mailboxes.get(address)) for address in addresses),
-                    (list(directory.domains.values()), list(directory.aliases.items())) if with_domains else None,
+                    _others(directory) if with_domains else None,
                 )
             except (OSError, sqlite3.Error) as error:
                 self._mailboxes |= addresses
@@ -89,14 +97,15 @@ class Snapshot:
     def _write(
         self,
         mailboxes: Iterable[tuple[Address, Mailbox | None]],
-        others: tuple[list[Domain], list[tuple[Address, Address]]] | None,
+        others: _Others | None,
     ) -> None:
         self._path.touch(mode=0o600)  # who has which address is nobody else's business
         with self._open() as database, database:
             if others is not None:
-                domains, aliases = others
-                database.execute("DELETE FROM domain")
-                database.execute("DELETE FROM alias")
+                domains, aliases, unmoved = others
+                for table in ("domain", "alias", "unmoved"):
+                    database.execute(f"DELETE FROM {table}")
+                database.executemany("INSERT INTO unmoved VALUES (?)", ((str(address),) for address in unmoved))
                 database.executemany(
                     "INSERT INTO domain VALUES (?)", ((json.dumps(asdict(domain)),) for domain in domains)
                 )
@@ -121,6 +130,8 @@ class Snapshot:
                 database.executescript(_LAYOUT)
             elif version != _VERSION:
                 raise sqlite3.DatabaseError(f"layout {version}, not {_VERSION}; remove the file")
+            # It came later, and a version that does not know it may go on with the file.
+            database.execute("CREATE TABLE IF NOT EXISTS unmoved (address TEXT PRIMARY KEY) WITHOUT ROWID")
             yield database
 
     def restore(self, directory: Directory) -> bool:
@@ -136,6 +147,7 @@ class Snapshot:
                 }
                 rows = database.execute("SELECT local_part, domain, id, state, epoch, lmtp_next_hop FROM mailbox")
                 mailboxes = {box.address: box for box in _mailboxes(rows)}
+                unmoved = {Address.parse(address) for (address,) in database.execute("SELECT address FROM unmoved")}
         except (OSError, ValueError, KeyError, TypeError, sqlite3.Error, BasculeError) as error:
             log.get().warning("snapshot cannot be used, set aside", path=str(self._path), reason=str(error))
             with suppress(OSError):
@@ -144,6 +156,7 @@ class Snapshot:
         if not domains:
             return False
         directory.domains, directory.aliases, directory.mailboxes = domains, aliases, mailboxes
+        directory.unmoved = unmoved
         directory.loaded = True
         return True
 

@@ -99,14 +99,15 @@ class Hosts(Telling):
         self._stack.close()
         self.network.close()
 
-    def serve_packages(self, machine: Machine) -> None:
-        """Have a machine install Python packages from an index, not from a wheelhouse."""
+    def serve_packages(self, machine: Machine) -> Path:
+        """Have a machine install Python packages from an index, not from a wheelhouse; the digests to hold it to."""
         folder = self.folder / "index"
         folder.mkdir()
         self._index = PackageIndex(folder, self.network.hub)
         self._stack.callback(self._index.stop)
         self._index.start(machine.wheels)
         machine.write("etc/pip.conf", self._index.configuration)
+        return self._index.requirements
 
     # What an administrator does -------------------------------------------------
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 
 
 class Client:
@@ -25,6 +26,15 @@ class Client:
     def say(self, *lines: bytes) -> None:
         self._connection.sendall(b"".join(line + b"\r\n" for line in lines))
 
+    def secure(self, context: ssl.SSLContext) -> None:
+        """Go on with TLS."""
+        self._connection = context.wrap_socket(self._connection, server_side=True)
+        self._file = self._connection.makefile("rb")
+
+    def close(self) -> None:
+        self._file.close()
+        self._connection.close()
+
     def raw(self, data: bytes) -> None:
         self._connection.sendall(data)
 
@@ -40,8 +50,9 @@ def serving(script: Callable[[Client], None]) -> Iterator[int]:
                 while True:
                     connection, _ = listener.accept()
                     open_now.append(connection)
-                    with connection, suppress(OSError):
-                        script(Client(connection))
+                    client = Client(connection)
+                    with closing(client), suppress(OSError):
+                        script(client)
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import shutil
@@ -104,6 +105,13 @@ def run(*command: str, cwd: Path | None = None, timeout: float = 60) -> str:
         if done.returncode != 0:
             raise LabError(f"{command} ended with {done.returncode}:\n{text}{errors.read().decode(errors='replace')}")
     return text
+
+
+@functools.cache
+def may_mount() -> bool:
+    """Whether this machine lets us mount in a namespace of our own: a plain container does not."""
+    tried = ("unshare", "--mount", "--propagation", "private", "mount", "-t", "tmpfs", "tmpfs", "/tmp")  # noqa: S108
+    return subprocess.run(tried, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
 
 
 def children(pid: int) -> list[int]:

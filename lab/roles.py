@@ -4,7 +4,8 @@
 ``build-trixie``: one host from nothing with the former version of bascule,
 upgraded while mail comes in, and whatever an administrator does later;
 ``plug-bookworm`` and ``plug-trixie``: into a Postfix and a Dovecot that somebody
-runs already, and out again; ``several``: database, two MX, a store and the page,
+runs already, and out again; ``system-bookworm`` and ``system-trixie``: the same
+where users are the system's own; ``several``: database, two MX, a store and the page,
 each on a host of its own.
 """
 
@@ -35,8 +36,9 @@ SHOP = "anna@shop.test"
 SHOP_PASSWORD = "sells everything"
 #: Configuration that plug may touch, and unplug must restore.
 CONFIGURATION = ("/etc/postfix", "/etc/dovecot", "/etc/postgresql", "/etc/nginx", "/etc/apache2")
-#: The operator's, of which neither owner nor mode may change; what is in it is mail.
 MAIL_ROOT = "/var/vmail"
+#: The operator's, of which neither owner nor mode may change; what is in it is mail.
+MAIL = (MAIL_ROOT, "/var/mail", "/var/mail/*", "/home", "/home/*")
 ONE_HOST = {group: ["mail"] for group in ("database", "mx", "store", "portal")}
 #: What a later version of bascule changes in its schema.
 ADD_COLUMN = "ALTER TABLE bascule.mailbox ADD COLUMN lab_note text NOT NULL DEFAULT 'as it was'"
@@ -216,13 +218,12 @@ class Shop:
     """An operator's own Postfix and Dovecot, and how bascule is plugged into them."""
 
     release: str
-    #: Dovecot's configuration of the operator's own, a template of the lab's.
-    dovecot: str
-    #: Who owns the operator's mailboxes, and the mode of their root.
-    owner: str
-    mode: str
-    #: The web server that is there already.
-    web: str
+    #: How the operator has set it up.
+    set_up: Callable[[Machine], None]
+    #: Packages of the operator's besides Postfix and Dovecot, the web server among them.
+    packages: str
+    #: How SHOP logs in.
+    login: str
     #: What else the operator says in the inventory.
     variables: Mapping[str, object]
     #: Settings of bascule's.
@@ -236,13 +237,14 @@ def plug(hosts: Hosts, *, shop: Shop) -> None:
     hosts.start({"mail": shop.release})
     mail = hosts.machines["mail"]
     the_operators_own(mail, shop)
+    held: dict[str, object] = {}
     if shop.index:
-        hosts.serve_packages(mail)
+        held["base__requirements"] = str(hosts.serve_packages(mail))
     wheel = hosts.wheel()
 
     def inventory_with(password: str) -> Path:
-        probe = {"probe__recipient": SHOP, "probe__password": password}
-        return hosts.inventory(ONE_HOST, wheel, shop.settings, **probe, **shop.variables)
+        probe = {"probe__recipient": SHOP, "probe__password": password, "probe__user": shop.login}
+        return hosts.inventory(ONE_HOST, wheel, shop.settings, **probe, **shop.variables, **held)
 
     inventory = inventory_with(SHOP_PASSWORD)
     before = fingerprint(mail)
@@ -283,12 +285,12 @@ def plug(hosts: Hosts, *, shop: Shop) -> None:
         hosts.goes_back_and_moves_again(mail, mail, "bob")
         stays_plugged_in(hosts, inventory, wheel, traffic)
         mail.run("echo from-the-shop | sendmail -f x@outside.test " + SHOP)
-        with hosts.client(mail, SHOP, SHOP_PASSWORD) as anna:
+        with hosts.client(mail, shop.login, SHOP_PASSWORD) as anna:
             anna.select_folder("INBOX")
             eventually("the operator's own mail is delivered as before", lambda: anna.noop() and anna.search("ALL"))
         hosts.close(mail)
     ends(hosts, mail)
-    restores_byte_for_byte(hosts, inventory, before)
+    restores_byte_for_byte(hosts, inventory, before, shop.login)
 
 
 def refuses_what_is_not_read(hosts: Hosts, inventory: Path) -> None:
@@ -320,13 +322,30 @@ def stays_plugged_in(hosts: Hosts, inventory: Path, present: Path, traffic: Traf
     hosts.insist(fingerprint(mail) == before, "the configuration is as it was")
     hosts.insist_current(mail)
     hosts.insist_unchanged(hosts.play("plug", inventory))
+    takes_up_what_was_interrupted(hosts, inventory)
     hosts.tell("unplugging is refused, for mail comes here")
     text = hosts.play("unplug", inventory, fails=True)
     hosts.insist_said(text, f"{DOMAIN}: bascule takes this mail here")
     hosts.insist(fingerprint(mail) == before, "nothing was changed")
 
 
-def restores_byte_for_byte(hosts: Hosts, inventory: Path, before: dict[str, str]) -> None:
+def takes_up_what_was_interrupted(hosts: Hosts, inventory: Path) -> None:
+    """A run that ended after it had written its files, and before anybody had read them."""
+    mail = hosts.machines["mail"]
+    hosts.tell("what an interrupted run has written is taken up by the next one")
+    mail.run(
+        "touch /etc/postfix/master.cf /etc/dovecot/conf.d/*-bascule.conf; "
+        "for site in /etc/nginx/sites-enabled/zz-bascule.conf /etc/apache2/sites-enabled/zz-bascule.conf; do "
+        'if [ -e "$site" ]; then touch "$site"; fi; done'
+    )
+    text = hosts.play("plug", inventory)
+    for server in ("dovecot", "postfix", "apache2" if "apache2" in text else "nginx"):
+        taken = re.search(rf"Have its configuration taken up by {server}\].*\nchanged:", text)
+        hosts.insist(taken, f"{server} has taken it up:\n{text[-20000:]}")
+    hosts.insist_unchanged(hosts.play("plug", inventory))
+
+
+def restores_byte_for_byte(hosts: Hosts, inventory: Path, before: dict[str, str], login: str) -> None:
     """Out again, after the operator has edited what was plugged into."""
     mail = hosts.machines["mail"]
     hosts.tell("unplugged, after the operator has edited main.cf; everything but that is as it was, byte for byte")
@@ -334,12 +353,12 @@ def restores_byte_for_byte(hosts: Hosts, inventory: Path, before: dict[str, str]
     # The messages are counted; nobody's mail comes here any more.
     elsewhere = ("--extra-vars", json.dumps({"database__served_elsewhere": [DOMAIN]}))
     hosts.play("unplug", inventory, *elsewhere)
-    mail.run("sed -i '$d' /etc/postfix/main.cf")
+    mail.run("sed -i '$d' /etc/postfix/main.cf && systemctl reload postfix")
     after = fingerprint(mail)
     different = sorted(set(before.items()) ^ set(after.items()))
     hosts.insist(not different, f"the configuration is what it was: {different}")
     hosts.tell(f"{len(after)} files under {', '.join(CONFIGURATION)} are the same, byte for byte")
-    with hosts.client(mail, SHOP, SHOP_PASSWORD) as anna:
+    with hosts.client(mail, login, SHOP_PASSWORD) as anna:
         hosts.insist(anna.folder_exists("INBOX"), "the operator's own users log in as before")
     hosts.insist_unchanged(hosts.play("unplug", inventory, *elsewhere))
 
@@ -348,16 +367,45 @@ def the_operators_own(mail: Machine, shop: Shop) -> None:
     """A Postfix and a Dovecot that somebody has set up by hand, and nothing of ours."""
     mail.run(
         "DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql postfix "
-        f"dovecot-core dovecot-imapd dovecot-lmtpd dovecot-pop3d {shop.web} 2>&1"
+        f"dovecot-core dovecot-imapd dovecot-lmtpd dovecot-pop3d {shop.packages} 2>&1"
     )
+    shop.set_up(mail)
+    mail.run("systemctl restart dovecot postfix")
+
+
+def virtual_users(mail: Machine, *, dovecot: str, owner: str, mode: str) -> None:
+    """In a password file, with one owner of all mailboxes, who has a root of a mode of its own."""
     mail.write("etc/postfix/main.cf", (TEMPLATES / "shop-main.cf.j2").read_text())
     mail.write("etc/dovecot/shop.users", f"{SHOP}:{{PLAIN}}{SHOP_PASSWORD}::::::\n")
     mail.run(
-        f"useradd --system --no-create-home --home-dir {MAIL_ROOT} {shop.owner} && "
-        f"install -d -o {shop.owner} -g {shop.owner} -m {shop.mode} {MAIL_ROOT}"
+        f"useradd --system --no-create-home --home-dir {MAIL_ROOT} {owner} && "
+        f"install -d -o {owner} -g {owner} -m {mode} {MAIL_ROOT}"
     )
-    mail.write("etc/dovecot/conf.d/95-shop.conf", (TEMPLATES / shop.dovecot).read_text())
-    mail.run("sed -i 's/^!include auth-system/#&/' /etc/dovecot/conf.d/10-auth.conf; systemctl restart dovecot postfix")
+    mail.write("etc/dovecot/conf.d/95-shop.conf", (TEMPLATES / dovecot).read_text())
+    mail.run("sed -i 's/^!include auth-system/#&/' /etc/dovecot/conf.d/10-auth.conf")
+
+
+def system_users(mail: Machine) -> None:
+    """As Debian installs Dovecot: people of the system's own, PAM, an mbox for each; Postfix delivers there."""
+    mail.write("etc/postfix/main.cf", (TEMPLATES / "system-main.cf.j2").read_text())
+    name = SHOP.partition("@")[0]
+    mail.run(
+        f"useradd --create-home --shell /bin/bash {name}; install -o {name} -g mail -m 660 /dev/null /var/mail/{name}; "
+        "chpasswd; "
+        f"echo 'sales: {name}' >> /etc/aliases; newaliases",
+        stdin=f"{name}:{SHOP_PASSWORD}\n",
+    )
+    # Debian's dovecot.conf(5): the certificate is the package's, which is the lab's here.
+    version = mail.run("dovecot --version")
+    kind = (
+        ("ssl_server_cert_file = ", "ssl_server_key_file = ")
+        if version.startswith("2.4")
+        else ("ssl_cert = <", "ssl_key = <")
+    )
+    mail.write(
+        "etc/dovecot/conf.d/95-shop.conf",
+        f"{kind[0]}/etc/ssl/lab/chain.pem\n{kind[1]}/etc/ssl/lab/key.pem\n",
+    )
 
 
 def fingerprint(machine: Machine) -> dict[str, str]:
@@ -366,7 +414,7 @@ def fingerprint(machine: Machine) -> dict[str, str]:
         f"find $(ls -d {' '.join(CONFIGURATION)} 2> /dev/null) -type f ! -name '*.db' -exec sh -c 'for f; do echo \"$f "
         '$(sha256sum < "$f" | cut -c 1-64) $(stat -c %U:%G:%a "$f")"; done\' sh {} +;'
         "find /etc/apache2 /etc/nginx -type l -printf '%p %l\\n' 2> /dev/null;"
-        f"stat -c '%n %U:%G:%a' {MAIL_ROOT} || true"
+        f"stat -c '%n %U:%G:%a' $(ls -d {' '.join(MAIL)} 2> /dev/null | grep -Fvx /home/bascule)"
     )
     return dict(line.split(" ", 1) for line in listing.splitlines())
 
@@ -429,10 +477,9 @@ SCENARIOS: dict[str, Callable[[Hosts], None]] = {
         plug,
         shop=Shop(
             release="bookworm",
-            dovecot="shop-dovecot-2.3.conf.j2",
-            owner="vmail",
-            mode="2770",
-            web="apache2",
+            set_up=partial(virtual_users, dovecot="shop-dovecot-2.3.conf.j2", owner="vmail", mode="2770"),
+            packages="apache2",
+            login=SHOP,
             variables={"store__before_static": True, "store__hook": "lua"},
             settings={},
             index=False,
@@ -443,13 +490,38 @@ SCENARIOS: dict[str, Callable[[Hosts], None]] = {
         plug,
         shop=Shop(
             release="trixie",
-            dovecot="shop-dovecot-2.4.conf.j2",
-            owner="virtual",
-            mode="0755",
-            web="nginx-light",
+            set_up=partial(virtual_users, dovecot="shop-dovecot-2.4.conf.j2", owner="virtual", mode="0755"),
+            packages="nginx-light",
+            login=SHOP,
             variables={},
             settings={"worker": {"mail_location": "mdbox:~/mdbox"}},
             index=True,
+        ),
+    ),
+    # People of the system's own, as Debian installs Dovecot; no web server before.
+    "system-bookworm": partial(
+        plug,
+        shop=Shop(
+            release="bookworm",
+            set_up=system_users,
+            packages="",
+            login="anna",
+            variables={},
+            settings={"worker": {"mail_root": "/var/bascule-mail"}},
+            index=False,
+        ),
+    ),
+    # And mailboxes that move to below /home.
+    "system-trixie": partial(
+        plug,
+        shop=Shop(
+            release="trixie",
+            set_up=system_users,
+            packages="",
+            login="anna",
+            variables={},
+            settings={"worker": {"mail_root": "/home/bascule"}},
+            index=False,
         ),
     ),
     "several": several,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -29,6 +30,12 @@ def listens(address: str, where: int | Path) -> bool:
     """Whether somebody accepts connections at a port of an address, or a Unix socket."""
     with socket.socket(socket.AF_INET if isinstance(where, int) else socket.AF_UNIX) as probe:
         return probe.connect_ex((address, where) if isinstance(where, int) else str(where)) == 0
+
+
+@functools.cache
+def dovecot_version() -> str:
+    """2.3 or 2.4: whose configuration this machine's Dovecot reads."""
+    return run(program("dovecot"), "--version")[:3]
 
 
 class Postfix:
@@ -169,7 +176,7 @@ class Dovecot:
         os.chown(self.folder / "mail", VMAIL, VMAIL)
         write(
             self.config,
-            template or f"{self._kind}-dovecot.conf.j2",
+            template or f"{self._kind}-dovecot{'-2.4' if dovecot_version() == '2.4' else ''}.conf.j2",
             name=f"bascule-lab-{self._kind}",
             folder=self.folder,
             address=self.host.address,

@@ -24,8 +24,10 @@ from typing import TypeVar
 import psycopg
 import trustme
 from imapclient import IMAPClient
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
+from bascule import hooks
 from bascule.config_templates import render
 from bascule.credential import create_keys
 from bascule.lab.courier import Courier
@@ -33,7 +35,7 @@ from bascule.lab.cyrus import Cyrus
 from bascule.lab.dns import NameServer
 from bascule.lab.postgres import Postgres
 from bascule.lab.process import LOCALHOST, VMAIL, Daemon, Host, LabError, free_ports, title
-from bascule.lab.servers import Certificate, Dovecot, Ports, Postfix, write
+from bascule.lab.servers import Certificate, Dovecot, Ports, Postfix, dovecot_version, write
 from bascule.settings import (
     Authenticator,
     Dns,
@@ -349,7 +351,11 @@ class NewSite:
             node=node,
             keys=Keys(public=etc / "seal.pub", private=etc / "seal.key"),
             legacy=Legacy(ca_file=certificate.ca, timeout=10),
-            postfix=PostfixSettings(config_directory=self.postfix.folder, smtp=f"{host.address}:{self.smtp_port}"),
+            postfix=PostfixSettings(
+                config_directory=self.postfix.folder,
+                smtp=f"{host.address}:{self.smtp_port}",
+                listener=f"unix:{self.postfix.folder}/queue/public/bascule",
+            ),
             dovecot=DovecotSettings(config_file=self.dovecot.config, imap=f"{host.address}:{self.dovecot.ports.imap}"),
             policy_daemon=PolicyDaemon(
                 socketmap=f"unix:{run_folder}/socketmap",
@@ -437,10 +443,24 @@ class NewSite:
             dovecot_sql=self.folder / "etc" / "dovecot-sql.conf.ext",
             python=sys.executable,
             checkpassword=executable("bascule-checkpassword"),
-            **(values | variables),
+            **(values | self._for_dovecot_2_4() | variables),
         )
         sql = self.folder / "etc" / "dovecot-sql.conf.ext"
         sql.write_text(render("dovecot-2.3/sql.conf.ext.j2", vmail_uid=VMAIL, vmail_gid=VMAIL, **values))
+
+    def _for_dovecot_2_4(self) -> dict[str, object]:
+        """What its templates want besides: it knows Lua only, and its SQL no connection string."""
+        if dovecot_version() != "2.4":
+            return {}
+        stub = self.folder / "etc" / "passdb.lua"
+        passdb = Path(hooks.__file__).parent / "passdb.lua"
+        stub.write_text(render("dovecot/passdb.lua.j2", passdb_lua=passdb, **self.settings.model_dump()))
+        return {
+            "passdb_lua_stub": stub,
+            "database_parameters": conninfo_to_dict(self.settings.database),
+            "vmail_uid": VMAIL,
+            "vmail_gid": VMAIL,
+        }
 
     def create_postfix(self, **variables: object) -> None:
         """``variables`` are for the lab's own templates."""

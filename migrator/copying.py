@@ -20,6 +20,7 @@ from threading import Lock
 
 from bascule import log
 from bascule.errors import LegacyRefusedLogin, LegacyUnavailable
+from bascule.imap import names
 from bascule.imap.reader import (
     Changes,
     FolderRefused,
@@ -33,7 +34,7 @@ from bascule.imap.reader import (
     insisted,
     is_told_to_wait,
 )
-from bascule.migrator import maildir, names
+from bascule.migrator import maildir
 from bascule.migrator.pop3 import MAX_HEADER
 
 #: UIDs given here begin this far above the legacy server's next one, so that no

@@ -16,7 +16,7 @@ from bascule.migrator.attempt import Attempt
 from bascule.migrator.copying import Copy, Pass, Progress
 from bascule.migrator.hold import await_acknowledgements, undo
 from bascule.migrator.pop3 import uidls
-from bascule.migrator.sieve import read_scripts, write_scripts
+from bascule.migrator.sieve import place_here, read_scripts, unknown_extensions, write_scripts
 from bascule.migrator.verification import NotEqual, Verification, special_uses, verify
 from bascule.migrator.witness import Witness
 
@@ -192,7 +192,9 @@ def _take_along(attempt: Attempt, copy: Copy) -> list[str]:
     if legacy.sieve is not None:
         try:
             scripts = read_scripts(legacy, legacy.sieve, trust, address, password)
-            notes += write_scripts(attempt.home, scripts)
+            place = place_here(attempt.local.config_file, attempt.home, address)
+            notes += write_scripts(attempt.home, scripts, place)
+            notes += unknown_extensions(attempt.local.config_file, place)
         except BasculeError as error:
             notes.append(f"Sieve scripts were not copied: {error.message}")
     return notes

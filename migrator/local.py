@@ -33,7 +33,7 @@ class Local:
     """Dovecot on this host, as the user that workers run as and mailboxes belong to."""
 
     def __init__(self, config_file: Path) -> None:
-        self._config_file = config_file
+        self.config_file = config_file
 
     @contextmanager
     def open(self, address: Address, *, location: str | None = None) -> Iterator[Writer]:
@@ -76,7 +76,7 @@ class Local:
             yield witness
 
     def _imap(self, address: Address, location: str | None) -> list[str]:
-        return [str(LIBEXEC / "imap"), "-c", str(self._config_file), *_override(location), "-u", str(address)]
+        return [str(LIBEXEC / "imap"), "-c", str(self.config_file), *_override(location), "-u", str(address)]
 
     def end_sessions(self, address: Address) -> None:
         """End the user's sessions on this host.
@@ -94,7 +94,7 @@ class Local:
         """
         try:
             done = subprocess.run(
-                ["doveadm", "-c", str(self._config_file), *_override(location), *arguments],
+                ["doveadm", "-c", str(self.config_file), *_override(location), *arguments],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,

@@ -278,8 +278,8 @@ class _Session:
     def _listing(self, command: bytes) -> list[bytes]:
         self._command(command)
         lines: list[bytes] = []
-        while (line := self._conversation.line(MAX_LINE)) != b".":
-            lines.append(line)
+        while (line := self._conversation.line(MAX_LINE + 1)) != b".":
+            lines.append(line if len(line) <= MAX_LINE else b"")  # what was cut says nothing
             if len(lines) > MAX_MESSAGES:
                 raise UidlsNotKnown(f"the POP3 server's answer to {command.decode()} has no end")
         return lines

@@ -28,6 +28,7 @@ MOST = 64 << 20  # bytes that the server may send in all
 MAX_SCRIPT = 1 << 20  # bytes
 MAX_SCRIPTS = 1000
 MAX_LINE = 8192  # bytes
+PATIENCE = 30  # seconds for one of Dovecot's commands
 MAX_FILE_NAME = 255  # bytes (NAME_MAX)
 RECORD = ".bascule-sieve.json"  # in the user's home
 ENDING = ".sieve"
@@ -218,6 +219,44 @@ class Place:
         return cls(_expanded(path, home, address), _expanded(active, home, address) if active else default.active)
 
 
+def place_here(config_file: Path, home: Path, address: Address) -> Place:
+    """Where this host's Dovecot looks for a user's scripts: by the userdb, or by its settings.
+
+    Raises:
+        ScriptsNotRead: it does not say, or where no files can be written.
+    """
+    by_user = _said_by("doveadm", "-c", str(config_file), "user", "-f", "sieve", str(address))
+    if by_user is not None and by_user.strip():
+        return Place.of(by_user, home, address)
+    settings = _said_by("doveconf", "-c", str(config_file), "-n")
+    if settings is None:
+        raise ScriptsNotRead("doveconf does not say where Sieve scripts are kept here")
+    return Place.of(personal_storage(settings), home, address)
+
+
+def personal_storage(settings: str) -> str:
+    """The users' own scripts in what ``doveconf -n`` says, in the words of Dovecot 2.3; nothing: the default."""
+    for block in re.findall(r"^sieve_script [^{\n]*\{\n(.*?)^\}", settings, re.MULTILINE | re.DOTALL):  # 2.4
+        values = dict(re.findall(r"^  (\w+) = (.*)$", block, re.MULTILINE))
+        if values.get("type", "personal") == "personal" and "path" in values:
+            active = f";active={values['active_path']}" if "active_path" in values else ""
+            return f"{values.get('driver', 'file')}:{values['path']}{active}"
+    plugin = re.search(r"^plugin \{\n(.*?)^\}", settings, re.MULTILINE | re.DOTALL)
+    found = re.search(r"^  sieve = (.*)$", plugin[1], re.MULTILINE) if plugin else None
+    return found[1] if found else ""
+
+
+def _said_by(*command: str) -> str | None:
+    """What a command prints; None if it fails or hangs."""
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
 def _expanded(path: str, home: Path, address: Address) -> Path:
     """Dovecot's variables and ~ (Dovecot manual, "Config Variables").
 
@@ -369,7 +408,7 @@ def unknown_extensions(config_file: Path, place: Place) -> list[str]:
                     ["sievec", "-c", str(config_file), str(path), f"{folder}/compiled"],
                     stdin=subprocess.DEVNULL,
                     capture_output=True,
-                    timeout=30,
+                    timeout=PATIENCE,
                     check=False,
                 )
             except (OSError, subprocess.TimeoutExpired):

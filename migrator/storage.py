@@ -15,6 +15,7 @@ name                       means                                       in anothe
 ``.bascule-staging``       the staging area, for dbox                  moved already: it is removed
 ``.bascule-gap``           next UIDs were raised for a flip            copying: the dbox is made anew
 ``.bascule-evidence.gz``   digests of what came in, at the flip        kept
+``.bascule-sieve.json``    digests of the Sieve scripts we wrote       kept: what the user changed is told by them
 ``.bascule-staged``        late messages on their way                  the next sweep goes on with them
 ``.bascule-return``        the message that a return is appending      written anew
 ``NAME.returning``         a mailbox closed by a return                still moved: opened again; sent back: set aside

@@ -41,6 +41,7 @@ from bascule.migrator.storage import Storage
 from bascule.migrator.sweep import sweep
 from bascule.migrator.verification import NotEqual
 from bascule.readiness import alive, ready, stopping
+from bascule.watch import Watch
 
 PART = "worker"
 HEARTBEAT = 2.0  # seconds
@@ -54,8 +55,16 @@ SPARE_THREADS = 2  # beside those of the tasks: for messages to users, and for c
 BUSY = {"OVERQUOTA": 900, "THROTTLED": 900, "LIMIT": 30, "INUSE": 30, "UNAVAILABLE": 60}
 SHORT = 5  # seconds, after a BYE that gives no code
 
-#: What ends by itself, so that an administrator need not do anything. All else has advice of its own.
-PASSES = (LegacyUnavailable, LocalUnavailable, DatabaseUnavailable, InUse, NotEqual, NotClean)
+#: What ends by itself, so that an administrator need not do anything.
+PASSES = (LegacyUnavailable, DatabaseUnavailable, InUse)
+#: What to do about the other errors that do not say it themselves.
+ADVICE: dict[type[BasculeError], str] = {
+    LocalUnavailable: "See Dovecot's log at the mailbox's store. It is tried again at next_try",
+    NotEqual: "A client may have been at work there: it is tried again at next_try. "
+    "If it lasts, see the log of the worker at its store, and report it",
+    NotClean: "A client may have been at work there: it is tried again at next_try. "
+    "If it lasts, see the log of the worker at its store, and report it",
+}
 
 Work = Callable[[Attempt], None]
 
@@ -155,7 +164,7 @@ class Worker:
                         )
                     )
             except Paused as error:
-                self._log.info("stopped", address=str(account.address), reason=error.message)
+                self._log.info("paused", address=str(account.address), reason=error.message)
             except psycopg.OperationalError:
                 raise  # nothing can be recorded now; the mailbox is found unattended later
             except psycopg.Error as error:
@@ -188,7 +197,7 @@ class Worker:
             error.message,
             refused=refused,
             at_least=at_least,
-            advice=error.hint,
+            advice=error.hint or ADVICE.get(type(error), ""),
             passes=isinstance(error, PASSES),
         )
 
@@ -251,6 +260,7 @@ class Worker:
                     ("tasks", self._take_tasks()),
                     ("look-out", self._look_out()),
                     ("messages to users", self._write()),
+                    ("checks", Watch(self._settings, PART).run()),
                 )
             ]
             waiting = asyncio.create_task(told.wait())

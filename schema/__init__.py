@@ -36,6 +36,8 @@ REPLACEABLE = (
     "functions/migration.sql",
     "functions/nodes.sql",
     "functions/routing.sql",
+    "functions/sightings.sql",
+    "functions/findings.sql",
     "functions/verification.sql",
     "views.sql",
     "roles.sql",

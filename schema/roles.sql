@@ -38,14 +38,16 @@ GRANT SELECT (id, name, mode, store, imap_host, imap_port, imap_tls, smtp_host, 
 GRANT INSERT (name, store, imap_host, imap_port, imap_tls, smtp_host, smtp_port, pop3_port, pop3_tls, submission_port,
     submission_tls, sieve_port, sieve_tls, login_form, copy_login, sealed_copy_login, connections,
     connections_per_mailbox, bytes_per_second, first_login_migrates, cutover_budget, sweep_interval, quiet_period,
-    language, writes_to_users, on_difference) ON domain TO bascule_admin;
+    language, writes_to_users, on_difference, smtp_tls) ON domain TO bascule_admin;
 GRANT UPDATE (store, imap_host, imap_port, imap_tls, smtp_host, smtp_port, pop3_port, pop3_tls, submission_port,
     submission_tls, sieve_port, sieve_tls, login_form, copy_login, sealed_copy_login, connections,
     connections_per_mailbox, bytes_per_second, first_login_migrates, cutover_budget, sweep_interval, quiet_period,
-    language, writes_to_users, on_difference) ON domain TO bascule_admin;
+    language, writes_to_users, on_difference, smtp_tls) ON domain TO bascule_admin;
 GRANT EXECUTE ON FUNCTION activate_domain, rotate_url, place, expect, assign_alias, remove_alias, waive_address,
     unwaive_address, pause, resume, pause_domain, resume_domain, retry, give_up, return_mailbox, cancel_return,
-    waive_messages, waive_last_message, verify_mailbox, close_domain, request_migration, messages_per_second, remaining, forget_node TO bascule_admin;
+    waive_messages, waive_last_message, verify_mailbox, close_domain, request_migration, messages_per_second, remaining,
+    sightings_kept,
+    forget_node TO bascule_admin;
 
 GRANT SELECT ON domain, mailbox, mailbox_folder, verification, straggler, unreadable_message, unreadable_folder, returned_message,
     routing_domain, gauges TO bascule_worker;
@@ -68,7 +70,13 @@ GRANT EXECUTE ON FUNCTION portal_domain, portal_progress, portal_request TO basc
 GRANT SELECT ON routing_domain, routing_mailbox, routing_alias TO bascule_authenticator, bascule_policy_daemon;
 GRANT EXECUTE ON FUNCTION beat, sign_off, acknowledge TO bascule_authenticator, bascule_policy_daemon;
 GRANT EXECUTE ON FUNCTION record_login, login_state TO bascule_authenticator;
-GRANT EXECUTE ON FUNCTION record_sighting, undo_overdue_cutovers TO bascule_policy_daemon;
+GRANT EXECUTE ON FUNCTION record_sighting, record_sightings, undo_overdue_cutovers TO bascule_policy_daemon;
+GRANT SELECT ON routing_unmoved TO bascule_policy_daemon, bascule_authenticator;
+
+-- What nodes find by themselves; what an administrator does about a domain that is not to be.
+GRANT SELECT ON findings TO bascule_admin;
+GRANT EXECUTE ON FUNCTION record_findings TO bascule_policy_daemon, bascule_authenticator, bascule_worker;
+GRANT EXECUTE ON FUNCTION activate_domain_regardless, remove_domain TO bascule_admin;
 
 GRANT SELECT ON dovecot_user TO bascule_dovecot;
 GRANT EXECUTE ON FUNCTION home_of TO bascule_dovecot;

@@ -110,6 +110,18 @@ CREATE OR REPLACE TRIGGER guard_state BEFORE INSERT OR UPDATE ON mailbox
 CREATE OR REPLACE TRIGGER follow_state AFTER UPDATE OF state ON mailbox
     FOR EACH ROW EXECUTE FUNCTION follow_mailbox_state();
 
+CREATE OR REPLACE FUNCTION follow_new_mailbox()
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+BEGIN
+    -- It could be taken for another mailbox with a detail (RFC 5233).
+    IF NEW.local_part ~ '[^a-z0-9.]' THEN
+        PERFORM pg_notify('bascule_mailbox', NEW.full_address);
+    END IF;
+    RETURN NULL;
+END
+$$;
+CREATE OR REPLACE TRIGGER follow_new AFTER INSERT ON mailbox FOR EACH ROW EXECUTE FUNCTION follow_new_mailbox();
+
 -- A password was given for the server that was named then: it is never sent to another.
 CREATE OR REPLACE FUNCTION void_credentials()
 RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$

@@ -113,6 +113,11 @@ SELECT domain, address, 'receives mail at the legacy server, last on ' || to_cha
        'mail for it will be refused' AS consequence, true AS is_forgotten
   FROM forgotten
 UNION ALL
+SELECT domain.name, '*@' || domain.name, 'receives mail at more addresses than are counted',
+       'The legacy server takes mail for any address. Give up what is not a person''s (bascule waive), and have it take no more',
+       'mail for those that are not counted will be refused', true
+  FROM domain WHERE (SELECT count(*) FROM sighting WHERE domain_id = domain.id) >= sightings_kept()
+UNION ALL
 SELECT domain, address, CASE WHEN return_requested_at IS NULL THEN 'in state ' || state ELSE 'is being returned' END
            || coalesce(': ' || problem, ''),
        coalesce(advice, 'Wait until it is done, or stop it (bascule give-up, bascule cancel-return)'),

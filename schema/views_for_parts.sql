@@ -15,7 +15,7 @@ COMMENT ON VIEW gauges IS
 
 CREATE OR REPLACE VIEW routing_domain AS
 SELECT id, name, mode, imap_host, imap_port, imap_tls, smtp_host, smtp_port, pop3_port, pop3_tls,
-       submission_port, submission_tls, sieve_port, sieve_tls, login_form
+       submission_port, submission_tls, sieve_port, sieve_tls, login_form, smtp_tls
   FROM domain;
 COMMENT ON VIEW routing_domain IS 'What policy daemons and authenticators hold of each domain';
 
@@ -24,6 +24,11 @@ SELECT mailbox.id, mailbox.domain_id, mailbox.local_part, mailbox.state, mailbox
   FROM mailbox JOIN store ON store.name = mailbox.store
  WHERE mailbox.state IN ('cutover', 'local', 'returning');
 COMMENT ON VIEW routing_mailbox IS 'The mailboxes that are not where mail goes by default, that is, to the legacy server';
+
+CREATE OR REPLACE VIEW routing_unmoved AS
+SELECT domain_id, local_part FROM mailbox WHERE state IN ('legacy', 'requested', 'copying');
+COMMENT ON VIEW routing_unmoved IS
+    'The mailboxes that we know of and that are where mail goes by default; for those whose name looks like another one''s with a detail';
 
 CREATE OR REPLACE VIEW routing_alias AS
 SELECT alias.domain_id, alias.local_part, mailbox.full_address AS target

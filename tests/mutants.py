@@ -35,7 +35,7 @@ MODULES = {
     "migrator/verification.py": ["test_verification.py"],
     "migrator/witness.py": ["test_witness.py"],
     "migrator/evidence.py": ["test_evidence.py"],
-    "migrator/names.py": ["test_names.py"],
+    "bascule/imap/names.py": ["test_names.py"],
     "migrator/maildir.py": ["test_maildir.py"],
     "migrator/copying.py": ["test_copying.py"],
     "migrator/sweep.py": ["test_sweep.py"],

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from bascule.cli.base import ADDRESS, database, main, parsed
+from bascule.cli.base import ADDRESS, database, main, parsed, say
 from bascule.database import Connection, value
 from bascule.errors import BasculeError
 
@@ -48,9 +48,9 @@ def verify(context: click.Context, address: str, patience: float, as_json: bool)
             if result[kind]:
                 click.echo(f"{result[kind]} messages {words}")
             for name in result["named"].get(kind, ()):
-                click.echo(f"    {name}")
+                say(f"    {name}")
         for note in result["notes"]:
-            click.echo(note)
+            say(note)
     if any(result[kind] for kind in _BAD):
         context.exit(1)
 

@@ -282,7 +282,7 @@ class Fetching:
     def _alone(self, suspect: Batch, *, is_fresh: bool) -> None:
         """Ask for a suspect with nothing else under way."""
         try:
-            self._ask(suspect, self._opened)
+            self._ask(suspect, self._opened, alone=True)
             while self._asked:
                 self._answer()
         except BaseException as error:
@@ -312,8 +312,11 @@ class Fetching:
         if isinstance(error, ServerUnavailable):
             self._close()
             # Those of the folder that is open were being answered: the server may have failed because of one.
-            suspects = [each for each in left if each.folder == self._opened]
-            not_asked = [each for each in left if each.folder != self._opened] + not_asked
+            # Of the first that is asked for, too, though the answer to its opening has not come: who
+            # closes a connection with commands unread resets it, and what was said last is lost on the way.
+            answered = {self._opened, *(each.folder for each in left[:1])}
+            suspects = [each for each in left if each.folder in answered]
+            not_asked = [each for each in left if each.folder not in answered] + not_asked
             # One by itself was asked for with nothing else under way: this much is found out.
             self._wanted.suspected(suspects[0].apart() if len(suspects) == 1 else suspects)
             left = []
@@ -334,12 +337,20 @@ class Fetching:
     def _close(self) -> None:
         self._pipeline.wire.close()
 
-    def _ask(self, batch: Batch, last_opened: str) -> None:
+    def _ask(self, batch: Batch, last_opened: str, *, alone: bool = False) -> None:
+        """Send what asks for a batch; ``alone``: its folder is open before it is sent."""
         self._missing |= {(batch.folder, message.uid): message for message in batch.messages}
         uids = uid_set(sorted(message.uid for message in batch.messages))
         commands = [b"UID FETCH %s (UID BODY.PEEK[])" % uids]
         if batch.folder != last_opened:
-            commands.insert(0, b"%s %s" % (self._opening, quoted(batch.folder)))
+            opening = b"%s %s" % (self._opening, quoted(batch.folder))
+            if alone:
+                (tag,) = self._pipeline.send(opening)
+                self._asked[tag] = batch.folder
+                while self._asked:
+                    self._answer()
+            else:
+                commands.insert(0, opening)
         asked: list[Batch | str] = [batch.folder, batch]
         tags = self._pipeline.send(*commands)
         self._asked |= zip(tags, asked[-len(tags) :], strict=True)

@@ -206,6 +206,34 @@ def test_sightings_are_counted(owner: Connection) -> None:
     assert owner.execute("SELECT address FROM forgotten").fetchall() == []
 
 
+def test_many_sightings_are_one_statement(owner: Connection) -> None:
+    put_local(owner, "moved@lab.test")
+    owner.execute("SELECT expect('info@lab.test')")
+    told = {"Scanner@Lab.test": 3, "scanner@lab.test": 2, "moved@lab.test": 9, "x@elsewhere.test": 1, "no address": 1}
+    assert value(owner, "SELECT record_sightings(%s, %s)", list(told), list(told.values())) == 0
+    assert value(owner, "SELECT record_sightings(%s, %s)", ["scanner@lab.test", "door@lab.test"], [1, 1]) == 0
+    assert owner.execute("SELECT address, messages FROM forgotten ORDER BY 1").fetchall() == [
+        ("door@lab.test", 1),
+        ("scanner@lab.test", 6),
+    ]
+
+
+def test_sightings_are_bounded_and_it_is_said(owner: Connection) -> None:
+    kept = value(owner, "SELECT sightings_kept()")
+    owner.execute(
+        "INSERT INTO sighting (domain_id, local_part) "
+        "SELECT domain.id, 'x' || number FROM domain, generate_series(1, %s) AS number",
+        (kept - 1,),
+    )
+    full = "SELECT why FROM closing_obstacles WHERE address = '*@lab.test'"
+    assert value(owner, full) is None
+    told = ["a@lab.test", "b@lab.test", "x1@lab.test"]
+    assert value(owner, "SELECT record_sightings(%s, %s)", told, [1, 1, 1]) == 1
+    assert value(owner, "SELECT count(*) FROM sighting") == kept
+    assert value(owner, "SELECT messages FROM sighting WHERE local_part = 'x1'") == 1
+    assert value(owner, full) == "receives mail at more addresses than are counted"
+
+
 def test_a_return_has_its_own_deadline_and_epoch(owner: Connection, acknowledge: Acknowledge) -> None:
     mailbox = put_local(owner, "alice@lab.test")
     with pytest.raises(psycopg.Error, match="is not to be returned"):

@@ -76,6 +76,13 @@ def test_the_public_views_are_there(owner: Connection) -> None:
 
 #: What each role must not be able to do; every line is tried.
 FORBIDDEN = [
+    ("portal", "SELECT bascule.record_findings('x', '[]')"),
+    ("portal", "SELECT * FROM bascule.findings"),
+    ("dovecot", "SELECT bascule.record_findings('x', '[]')"),
+    ("worker", "SELECT bascule.remove_domain('lab.test')"),
+    ("policy_daemon", "DELETE FROM bascule.finding"),
+    ("admin", "DELETE FROM bascule.domain"),
+    ("policy_daemon", "SELECT bascule.activate_domain_regardless('lab.test', 'x', '1 day', 'x', 'x')"),
     ("portal", "SELECT sealed_credential FROM bascule.mailbox"),
     ("portal", "SELECT * FROM bascule.mailboxes"),
     ("portal", "SELECT * FROM bascule.domain"),
@@ -116,6 +123,7 @@ FORBIDDEN = [
     ("authenticator", "SELECT bascule.request_migration('alice@lab.test', 'portal', 'x')"),
     ("authenticator", "SELECT * FROM bascule.dovecot_user"),
     ("authenticator", "SELECT bascule.record_sighting('alice@lab.test', 1)"),
+    ("authenticator", "SELECT bascule.record_sightings('{alice@lab.test}', '{1}')"),
     ("dovecot", "SELECT bascule.beat('x', 'policy_daemon')"),
     ("dovecot", "SELECT sealed_credential FROM bascule.mailbox"),
     ("dovecot", "SELECT * FROM bascule.routing_mailbox"),
@@ -154,6 +162,8 @@ def test_what_a_role_cannot_do(postgres: Postgres, owner: Connection, role: str,
 
 
 ALLOWED = [
+    ("admin", "SELECT * FROM bascule.findings"),
+    ("authenticator", "SELECT bascule.record_findings('n', '[]')"),
     ("portal", "SELECT * FROM bascule.portal_domain('token')"),
     ("portal", "SELECT bascule.portal_request('token', 'bob@lab.test', 'x', '', '', 'fr')"),
     ("portal", "SELECT * FROM bascule.portal_progress(1)"),
@@ -167,6 +177,9 @@ ALLOWED = [
     ("authenticator", "SELECT * FROM bascule.routing_domain"),
     ("policy_daemon", "SELECT * FROM bascule.routing_mailbox"),
     ("policy_daemon", "SELECT bascule.record_sighting('bob@lab.test', 1)"),
+    ("policy_daemon", "SELECT bascule.record_sightings('{bob@lab.test}', '{1}')"),
+    ("policy_daemon", "SELECT * FROM bascule.routing_unmoved"),
+    ("admin", "UPDATE bascule.domain SET smtp_tls = 'verify'"),
     ("policy_daemon", "SELECT bascule.beat('n', 'policy_daemon')"),
     ("policy_daemon", "SELECT bascule.undo_overdue_cutovers()"),
     ("dovecot", "SELECT * FROM bascule.dovecot_user"),

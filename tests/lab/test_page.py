@@ -47,13 +47,11 @@ class Server:
             self._answer(connection)
 
     def hang_up(self) -> None:
-        """End every conversation, and take no more."""
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for connection in self.connections:
+        """End every conversation, and take no more; again is no error."""
+        for each in (self._listener, *self.connections):
             with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-            connection.close()
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
 
 
 def silent(_: socket.socket) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from imapclient import imap_utf7
 
-from bascule.migrator.names import place_of, places, readable
+from bascule.imap.names import place_of, places, readable
 
 SLASH = ("/", "")
 DOT = (".", "INBOX.")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
+import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,8 +18,9 @@ from bascule.address import Address
 from bascule.credential import Password
 from bascule.errors import LegacyBusy, LegacyUnavailable
 from bascule.lab.lines import Client, serving
-from bascule.legacy import LegacySettings, Service, Trust
-from bascule.migrator import pop3
+from bascule.legacy import LegacySettings, Service, TlsMode, Trust
+from bascule.migrator import conversation, pop3
+from bascule.migrator.conversation import Conversation
 from bascule.migrator.pop3 import Identity, Uidls, UidlsNotKnown, ranges, uidls
 
 
@@ -51,6 +55,9 @@ class Server:
 
     def __call__(self, client: Client) -> None:
         client.say(b"+OK ready")
+        self.talk(client)
+
+    def talk(self, client: Client) -> None:
         while line := client.line():
             self.asked.append(line)
             word = line.split()[0]
@@ -75,6 +82,9 @@ def ask(
     server: Callable[[Client], None],
     inbox: list[Mail],
     *,
+    tls: TlsMode = "none",
+    host: str = "127.0.0.1",
+    ca: Path | None = None,
     sizes: bool = True,
     seconds: float = 20,
     timeout: float = 5,
@@ -83,13 +93,14 @@ def ask(
     headers = {mail.uid: mail.header + b"body\r\n" for mail in inbox}
     with serving(server) as port:
         return uidls(
-            LegacySettings("test", "127.0.0.1", Service(143, "none"), "127.0.0.1", 25),
-            Service(port, "none"),
-            Trust(None, timeout),
+            LegacySettings("test", "imap.invalid", Service(143, "none"), "127.0.0.1", 25),
+            Service(port, tls),
+            Trust(ca, timeout),
             Address("user", "test"),
             Password(password),
             [(mail.uid, mail.size if sizes else 0) for mail in inbox],
             lambda uid: headers.get(uid, b""),
+            host=host,
             seconds=seconds,
         )
 
@@ -103,6 +114,60 @@ def test_the_same_order_needs_no_headers() -> None:
     server = Server(inbox)
     assert ask(server, inbox) == Uidls(kept(inbox), "")
     assert not [line for line in server.asked if line.startswith(b"TOP")]
+
+    assert server.asked[-2:] == [b"RSET", b"QUIT"], "the server keeps the mailbox locked until then"
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[ssl.SSLContext, Path]:
+    """What a server has, and the authority that vouches for it."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    return context, tmp_path / "ca.pem"
+
+
+@pytest.mark.parametrize("tls", ["starttls", "implicit"])
+def test_nothing_is_said_before_tls(tls: TlsMode, certificate: tuple[ssl.SSLContext, Path]) -> None:
+    context, ca = certificate
+    inbox = mails(1, 2)
+    in_clear: list[bytes] = []
+
+    def serve(client: Client) -> None:
+        if tls == "starttls":
+            client.say(b"+OK")
+            in_clear.append(client.line())
+            client.say(b"+OK")
+        client.secure(context)
+        server = Server(inbox)
+        if tls == "starttls":
+            server.talk(client)
+        else:
+            server(client)
+
+    assert ask(serve, inbox, tls=tls, host="localhost", ca=ca) == Uidls(kept(inbox), "")
+    assert in_clear == ([b"STLS"] if tls == "starttls" else [])
+    with pytest.raises(LegacyUnavailable, match="is not trusted here"):
+        ask(serve, inbox, tls=tls, host="localhost", ca=None)
+
+
+def test_what_comes_before_tls_is_not_taken_for_what_comes_in_it(certificate: tuple[ssl.SSLContext, Path]) -> None:
+    def serve(client: Client) -> None:
+        client.say(b"+OK")
+        client.line()
+        client.raw(b"+OK\r\n+OK\r\n+OK\r\n")
+        client.secure(certificate[0])
+
+    with pytest.raises(LegacyUnavailable, match="sends more before TLS"):
+        ask(serve, mails(1), tls="starttls", host="localhost", ca=certificate[1])
+
+
+def test_starttls_that_is_refused(certificate: tuple[ssl.SSLContext, Path]) -> None:
+    server = Server(mails(1), {b"STLS": [b"-ERR no"]})
+    with pytest.raises(UidlsNotKnown, match="STLS"):
+        ask(server, mails(1), tls="starttls", host="localhost", ca=certificate[1])
+    assert server.asked == [b"STLS"]
 
 
 @pytest.mark.parametrize("capabilities", [(), (b"PIPELINING",)])
@@ -161,12 +226,12 @@ def test_uidls_that_are_missing_or_illegal_are_named() -> None:
     assert "number 2:4" in found.note
 
 
-def test_a_message_that_came_between_the_listings() -> None:
+@pytest.mark.parametrize(("more", "asked"), [(1, 1), (pop3.NEW, pop3.NEW), (pop3.NEW + 1, 29 + pop3.NEW + 1)])
+def test_messages_that_came_between_the_listings(more: int, asked: int) -> None:
     inbox = mails(*range(1, 30))
-    server = Server([*inbox, *mails(30)])
-    found = ask(server, inbox)
-    assert found.by_uid == kept(inbox)
-    assert [line for line in server.asked if line.startswith(b"TOP")] == [b"TOP 30 0"]
+    server = Server([*inbox, *mails(*range(30, 30 + more))])
+    assert ask(server, inbox).by_uid == kept(inbox)
+    assert len([line for line in server.asked if line.startswith(b"TOP")]) == asked
 
 
 def test_top_that_is_refused_or_odd() -> None:
@@ -260,13 +325,23 @@ def dripping_later(client: Client) -> None:
             time.sleep(0.02)
 
 
-@pytest.mark.parametrize("server", [endless_greeting, endless_listing, dripping, dripping_later])
-def test_a_hostile_server_is_left_in_time(server: Callable[[Client], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pop3, "MOST", 64 << 20)
+@pytest.mark.parametrize(
+    ("server", "words"),
+    [
+        (endless_greeting, "without end"),
+        (endless_listing, "has no end"),
+        (dripping, "too slow|in time"),
+        (dripping_later, "too slow|in time"),
+    ],
+)
+def test_a_hostile_server_is_left_in_time(
+    server: Callable[[Client], None], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pop3, "MOST", 32 << 20)
     monkeypatch.setattr(pop3, "MAX_MESSAGES", 1000)
     tracemalloc.start()
     try:
-        with pytest.raises((LegacyUnavailable, UidlsNotKnown), match=r"too slow|without end|has no end|in time"):
+        with pytest.raises((LegacyUnavailable, UidlsNotKnown), match=words):
             ask(server, mails(1), seconds=2)
         assert tracemalloc.get_traced_memory()[1] < 2_000_000
     finally:
@@ -297,6 +372,29 @@ def test_headers_that_drip_cost_only_their_own_uidls() -> None:
     found = ask(serve, inbox, seconds=2)
     assert found.by_uid == kept(inbox[:3])
     assert "number 4:5" in found.note
+
+
+@pytest.mark.parametrize("piece", [1, 3])
+def test_answers_in_pieces(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversation, "PIECE", piece)
+    inbox = mails(1, 2, 3)
+    assert ask(Server([inbox[2], inbox[0], inbox[1]]), inbox) == Uidls(kept(inbox), "")
+
+
+def test_long_lines_are_cut_and_what_follows_them_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversation, "PIECE", 100)
+    inbox = mails(1, 2)
+    listing = [b"+OK " + b"x" * 5000, b"1 " + b"x" * 5000, b"2 u2", b"."]
+    assert ask(Server(inbox, {b"UIDL": listing}), inbox).by_uid == {2: "u2"}
+    listing[1] = b"1 " + b"x" * (pop3.MAX_LINE - 2)
+    assert ask(Server(inbox, {b"UIDL": listing}), inbox).by_uid == {1: "x" * (pop3.MAX_LINE - 2), 2: "u2"}
+
+
+def test_nobody_listens() -> None:
+    with serving(Server([])) as port:
+        pass
+    with pytest.raises(LegacyUnavailable, match="nothing listens"):
+        Conversation("POP3", "127.0.0.1", Service(port, "none"), Trust(None, 5), seconds=5, most=100)
 
 
 def test_a_server_that_hangs_up() -> None:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import os
 import shutil
+import ssl
 import time
 import tracemalloc
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trustme
 
 from bascule.address import Address
 from bascule.credential import Password
 from bascule.errors import LegacyUnavailable
 from bascule.lab.lines import Client, serving
-from bascule.legacy import LegacySettings, Service, Trust
+from bascule.legacy import LegacySettings, Service, TlsMode, Trust
 from bascule.migrator import sieve
 from bascule.migrator.sieve import (
     Place,
     Scripts,
     ScriptsNotRead,
+    personal_storage,
+    place_here,
     read_scripts,
     unknown_extensions,
     write_scripts,
@@ -29,14 +34,22 @@ from bascule.migrator.sieve import (
 LATIN = 'require ["vacation"];\r\nvacation "Grüße";\r\n'.encode("latin-1")
 
 
-def read(server: Callable[[Client], None], *, seconds: float = 20, timeout: float = 5) -> Scripts:
+def read(
+    server: Callable[[Client], None],
+    *,
+    tls: TlsMode = "none",
+    ca: Path | None = None,
+    seconds: float = 20,
+    timeout: float = 5,
+) -> Scripts:
     with serving(server) as port:
         return read_scripts(
-            LegacySettings("test", "127.0.0.1", Service(143, "none"), "127.0.0.1", 25),
-            Service(port, "none"),
-            Trust(None, timeout),
+            LegacySettings("test", "imap.invalid", Service(143, "none"), "127.0.0.1", 25),
+            Service(port, tls),
+            Trust(ca, timeout),
             Address("user", "test"),
             Password("pw"),
+            host="localhost",
             seconds=seconds,
         )
 
@@ -66,6 +79,39 @@ def manage_sieve(
                 client.raw(b"OK\r\n")
 
     return serve
+
+
+def test_the_password_is_said_in_tls_only(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    in_clear: list[bytes] = []
+
+    def serve(client: Client) -> None:
+        client.say(b'"STARTTLS"', b"OK")
+        in_clear.append(client.line())
+        client.say(b"OK")
+        client.secure(context)
+        # The capabilities once more (RFC 5804 section 2.2).
+        manage_sieve(b'"a"\r\nOK\r\n', {b"a": literal(b"keep;")})(client)
+
+    assert read(serve, tls="starttls", ca=tmp_path / "ca.pem").bodies == {"a": b"keep;"}
+    assert in_clear == [b"STARTTLS"]
+    with pytest.raises(LegacyUnavailable, match="is not trusted"):
+        read(serve, tls="starttls")
+
+
+def test_who_is_refused_reads_nothing() -> None:
+    def serve(client: Client) -> None:
+        client.say(b"OK")
+        line = client.line()
+        assert line == b'AUTHENTICATE "PLAIN" "%s"' % b64encode(b"\0user@test\0pw")
+        client.say(b'NO "wrong password"')
+        client.line()
+
+    with pytest.raises(ScriptsNotRead, match="wrong password"):
+        read(serve)
 
 
 def literal(body: bytes) -> bytes:
@@ -302,6 +348,36 @@ def test_where_dovecot_has_them(setting: str, folder: str, active: str) -> None:
 def test_a_place_that_is_none_for_files_is_named(setting: str) -> None:
     with pytest.raises(ScriptsNotRead):
         Place.of(setting, Path("/h"), Address("an", "t.test"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "storage"),
+    [
+        ("base_dir = /run/dovecot\n", ""),
+        ("plugin {\n  sieve_before = /x\n  sieve = file:/v/%d/%n;active=/v/a\n}\n", "file:/v/%d/%n;active=/v/a"),
+        ("plugin {\n  sieve_dir = /x\n}\nservice sieve {\n  sieve = no\n}\n", ""),
+        (
+            "sieve_script b {\n  path = /b\n  type = before\n}\n"
+            "sieve_script own {\n  active_path = ~/.a\n  driver = file\n  path = ~/s\n}\n",
+            "file:~/s;active=~/.a",
+        ),
+        ("sieve_script own {\n  path = ~/s\n  type = personal\n}\n", "file:~/s"),
+        ("sieve_script own {\n  driver = ldap\n  path = x\n}\n", "ldap:x"),
+    ],
+)
+def test_what_doveconf_says_of_either_version(settings: str, storage: str) -> None:
+    assert personal_storage(settings) == storage
+
+
+@pytest.mark.skipif(shutil.which("doveconf") is None, reason="dovecot-core is not installed")
+def test_a_real_doveconf_is_asked(tmp_path: Path) -> None:
+    config = tmp_path / "dovecot.conf"
+    config.write_text(f"base_dir = {tmp_path}/run\nplugin {{\n  sieve = file:/v/%d/%n;active=/v/%d/%n.sieve\n}}\n")
+    assert place_here(config, tmp_path, Address("an", "t.test")) == Place(
+        Path("/v/t.test/an"), Path("/v/t.test/an.sieve")
+    )
+    with pytest.raises(ScriptsNotRead, match="does not say"):
+        place_here(tmp_path / "missing.conf", tmp_path, Address("an", "t.test"))
 
 
 def test_scripts_go_to_that_place(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from typing import cast
 import pytest
 
 from bascule.address import Address
+from bascule.imap import names
 from bascule.imap.reader import Layout, ListedFolder
-from bascule.migrator import names
 from bascule.migrator.copying import FolderState, Pass
 from bascule.migrator.local import Local
 from bascule.migrator.maildir import Folder

@@ -8,8 +8,9 @@ from typing import Any, cast
 
 import pytest
 
+from bascule.imap import names
 from bascule.imap.reader import Changes, Layout, ListedFolder, Message, Reader, Status
-from bascule.migrator import names, verification
+from bascule.migrator import verification
 from bascule.migrator.copying import FolderState, Pass
 from bascule.migrator.verification import NotEqual, Verification, verify
 from bascule.migrator.witness import Opened, Seen, Witness
