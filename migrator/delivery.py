@@ -28,8 +28,9 @@ from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
-from bascule import log, names
+from bascule import log
 from bascule.errors import LocalUnavailable, ServerUnavailable
+from bascule.imap import names
 from bascule.imap.pipeline import CommandRefused
 from bascule.imap.reader import Batch, Layout, Message, Reader, Wanted, insisted
 from bascule.imap.responses import is_legal_keyword
