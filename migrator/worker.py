@@ -143,7 +143,7 @@ class Worker:
                 return
             home = self._settings.worker.mail_root / account.home
             try:
-                has_moved = account.state in {"local", "returning"}
+                has_moved = account.state in {"local", "returning"} and account.domain_mode == "active"
                 with exclusively(home, has_moved=has_moved), metrics.AT_WORK.track_inprogress():
                     # Read again under the lock: whoever held it may have changed everything.
                     now = acts.account(mailbox_id)
