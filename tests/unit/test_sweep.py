@@ -304,6 +304,11 @@ def test_a_message_that_cannot_be_read_is_named_and_the_others_come(tmp_path: Pa
     world.acts.waived.add(("INBOX", 100, uid))
     sweep(world.attempt())
     assert len(world.acts.swept) == 1
+    world.acts.waived.clear()
+    world.there.unreadable.clear()
+    world.there.put("INBOX", mail("N"), date=32)
+    sweep(world.attempt())
+    assert world.acts.unreadable == [], "nothing is named any more"
 
 
 def test_a_folder_that_cannot_be_opened_is_named_and_the_others_come(tmp_path: Path) -> None:
