@@ -40,22 +40,41 @@ class DatabaseUnavailable(BasculeError):
     """PostgreSQL does not answer. Temporary."""
 
 
-class LegacyUnavailable(BasculeError):
+#: Response codes with which a server says "not now, or not so much" (RFC 5530 section 3, RFC 9051 section 7.1).
+BUSY_CODES = ("OVERQUOTA", "LIMIT", "INUSE", "UNAVAILABLE", "THROTTLED")
+
+
+class ServerUnavailable(BasculeError):
+    """An IMAP server cannot be used now, whoever's it is. Always temporary.
+
+    What ended the connection, if that was the network, is its ``__cause__``, an
+    OSError. No other error of the network leaves what reads and writes there.
+    """
+
+
+class LocalUnavailable(ServerUnavailable):
+    """This host's Dovecot does not open a mailbox, or does not answer."""
+
+
+class LegacyUnavailable(ServerUnavailable):
     """The legacy server cannot be used now: unreachable, slow, bad TLS, or it says to come back later.
 
-    Always temporary: it is never taken for a wrong password.
+    It is never taken for a wrong password.
     """
 
 
 class LegacyBusy(LegacyUnavailable):
     """The legacy server says itself that it cannot now: a quota, a limit, a mailbox in use, or BYE.
 
-    ``code`` is its response code (RFC 5530), or empty.
+    ``code`` is its response code (RFC 5530), THROTTLED where it says so in words
+    only, or empty. ``wait``: for how many seconds it wants to be left alone, or
+    0 where it does not say.
     """
 
-    def __init__(self, message: str, *, code: str = "", hint: str = "") -> None:
+    def __init__(self, message: str, *, code: str = "", wait: float = 0, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.code = code
+        self.wait = wait
 
 
 class LegacyRefusedLogin(BasculeError):

@@ -2,34 +2,46 @@
 
 What it answers is sorted into two: it refuses the login (:class:`LegacyRefusedLogin`),
 or anything else went wrong, which is always temporary (:class:`LegacyUnavailable`).
+Only what says that name and password are wrong is a refusal: not that a command
+is not understood, nor a limit, nor a backend of the server that is away.
 """
 
 from __future__ import annotations
 
+import base64
 import functools
 import socket
 import ssl
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from imapclient import IMAPClient, SocketTimeout
-from imapclient.exceptions import IMAPClientAbortError, IMAPClientError, LoginError
+from imapclient import IMAPClient
+from imapclient.exceptions import IMAPClientError
 
 from bascule.address import Address
 from bascule.credential import Password
-from bascule.errors import LegacyBusy, LegacyRefusedLogin, LegacyUnavailable
+from bascule.errors import BUSY_CODES, LegacyBusy, LegacyRefusedLogin, LegacyUnavailable, ServerUnavailable
+from bascule.imap import client, profiles, responses
+from bascule.imap.pipeline import CommandRefused, Connection, Pipeline, Tagged, Untagged, capabilities, quoted
+from bascule.imap.reader import IDENTITY
+from bascule.imap.responses import printable
+from bascule.imap.wire import Peer, Wire
 
 TlsMode = Literal["implicit", "starttls", "none"]
 LoginForm = Literal["address", "local_part"]
 CopyLogin = Literal["user", "master", "xoauth2"]
 
-#: Response codes with which a server says "not now, or not so much" (RFC 5530 section 3, RFC 9051 section 7.1).
-BUSY_CODES = ("OVERQUOTA", "LIMIT", "INUSE", "UNAVAILABLE", "THROTTLED")
-#: Those that it gives with NO to LOGIN or AUTHENTICATE though the password may be right.
-_TEMPORARY_CODES = (*BUSY_CODES, "SERVERBUG", "CONTACTADMIN", "PRIVACYREQUIRED", "ALERT")
+#: Response codes of a refused login that say that name and password are wrong (RFC 5530 section 3) ...
+_WRONG_CODES = {"AUTHENTICATIONFAILED", "AUTHORIZATIONFAILED", "EXPIRED"}
+#: ... and those that say anything else.
+_OTHER_CODES = {"SERVERBUG", "CONTACTADMIN", "PRIVACYREQUIRED", "ALERT", "CANNOT", "NOPERM", "CLIENTBUG", *BUSY_CODES}
+CONNECT = 10  # seconds for a connection, at most
+LOGIN = 2  # times Trust.timeout: what everything from the connection to the end of the login may take
+FAREWELL = 5  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,27 +143,116 @@ def plainly(error: Exception, host: str, port: int) -> str:
     return f"{host}:{port} ended the conversation: {error}"
 
 
+class LegacyPeer(Peer):
+    """The legacy server at the other end of a connection."""
+
+    name = "the legacy server"
+
+    def __init__(self, host: str, port: int, timeout: float) -> None:
+        self._host, self._port, self._timeout = host, port, timeout
+
+    def unavailable(self, message: str, *, hint: str = "") -> LegacyUnavailable:
+        return LegacyUnavailable(message, hint=hint or f"See the log of {self._host} at this time.")
+
+    def busy(self, message: str, *, code: str, wait: float) -> LegacyBusy:
+        hint = f"{self._host} allows so much and no more: allow fewer sessions, or ask there for more."
+        return LegacyBusy(message, code=code, wait=wait, hint=hint)
+
+    def lost(self, error: OSError) -> LegacyUnavailable:
+        return LegacyUnavailable(plainly(error, self._host, self._port), hint=self._advice(error))
+
+    def closed(self) -> LegacyUnavailable:
+        return self.unavailable(f"{self._host}:{self._port} closed the connection")
+
+    def _advice(self, error: OSError) -> str:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return "Have the certificate renewed there, or name its authority here: [legacy] ca_file."
+        if isinstance(error, ssl.SSLError):
+            return "Correct --imap-tls or --imap-port."
+        if isinstance(error, socket.gaierror):
+            return "Correct --imap-host, or the DNS."
+        if isinstance(error, TimeoutError):
+            return (
+                f"Is it overloaded, or the way there slow? One answer may take {self._timeout:g} s: "
+                "[legacy] timeout in the settings file."
+            )
+        return "Does it run, and may this host connect to it? See its log at this time."
+
+
+def _connect(legacy: LegacySettings, trust: Trust) -> tuple[Pipeline, bytes, frozenset[str]]:
+    """A connection that is secured and not logged in, its greeting, and the capabilities if that names them.
+
+    Raises:
+        LegacyUnavailable: with the reason in plain words.
+    """
+    host, port = legacy.imap_host, legacy.imap.port
+    peer = LegacyPeer(host, port, trust.timeout)
+    deadline = time.monotonic() + LOGIN * trust.timeout
+    wire = Wire(_socket(peer, host, port, deadline, trust.timeout), peer, silence=trust.timeout)
+    try:
+        wire.allow(max(0.0, deadline - time.monotonic()))
+        pipeline = Pipeline(wire)
+        pipeline.renews = False
+        if legacy.imap.tls == "implicit":
+            wire.start_tls(trust.context(), host)
+        greeting = pipeline.greeting()
+        offered = _announced(greeting.partition(b" ")[2])
+        if legacy.imap.tls == "starttls":
+            try:
+                pipeline.run(b"STARTTLS")
+            except CommandRefused as error:
+                raise LegacyUnavailable(
+                    f"{host}:{port} refuses STARTTLS: {error.message}", hint="Correct --imap-tls or --imap-port."
+                ) from error
+            wire.start_tls(trust.context(), host)
+            offered = frozenset()  # what it offered before is not believed (RFC 3501 section 6.2.1)
+    except BaseException:
+        wire.close()
+        raise
+    return pipeline, greeting, offered
+
+
+def _socket(peer: LegacyPeer, host: str, port: int, deadline: float, timeout: float) -> socket.socket:
+    """A connection to the first of the host's addresses that takes one."""
+    failure = OSError("no address")
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            left = min(timeout, CONNECT, deadline - time.monotonic())
+            if left <= 0:
+                break
+            connection = socket.socket(family, kind, protocol)
+            try:
+                connection.settimeout(left)
+                connection.connect(address)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return connection  # noqa: TRY300
+            except OSError as error:
+                connection.close()
+                failure = error
+    except (OSError, UnicodeError) as error:  # the second: a name that no DNS could have
+        failure = error if isinstance(error, OSError) else socket.gaierror(str(error))
+    raise peer.lost(failure) from failure
+
+
 def connect_imap(legacy: LegacySettings, trust: Trust) -> IMAPClient:
     """A connection to the legacy IMAP server, secured, not logged in.
 
     Raises:
         LegacyUnavailable: with the reason in plain words.
     """
-    timeout = SocketTimeout(connect=min(trust.timeout, 10), read=trust.timeout)
-    host, port = legacy.imap_host, legacy.imap.port
+    pipeline, greeting, _ = _connect(legacy, trust)
+    return _client(Connection(pipeline, printable(greeting), frozenset()), legacy, logged_in=False)
+
+
+def _client(connection: Connection, legacy: LegacySettings, *, logged_in: bool) -> IMAPClient:
     try:
-        client = IMAPClient(host, port, ssl=legacy.imap.tls == "implicit", ssl_context=trust.context(), timeout=timeout)
-        if legacy.imap.tls == "starttls":
-            try:
-                client.starttls(trust.context())
-            except BaseException:
-                client.shutdown()
-                raise
-    except (OSError, IMAPClientError) as error:
-        raise LegacyUnavailable(plainly(error, host, port)) from error
-    client.normalise_times = False
-    client.folder_encode = False
-    return client
+        return client.on(connection, legacy.imap_host, logged_in=logged_in)
+    except (IMAPClientError, UnicodeError) as error:
+        connection.pipeline.wire.close()
+        raise connection.pipeline.peer.violates(str(error)) from error
+    except BaseException:
+        connection.pipeline.wire.close()
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,67 +283,189 @@ class TokenLogin:
 Login = UserLogin | MasterLogin | TokenLogin
 
 
-def _log_in(client: IMAPClient, legacy: LegacySettings, login: Login) -> None:
+def _log_in(pipeline: Pipeline, offered: frozenset[str], legacy: LegacySettings, login: Login) -> frozenset[str]:
+    """Log in; the capabilities after it. ``offered``: those before, if they are known.
+
+    Raises:
+        LegacyRefusedLogin, LegacyUnavailable
+    """
+    where = f"{legacy.imap_host}:{legacy.imap.port}"
+    try:
+        offered = offered or capabilities(pipeline)
+        ended, untagged = _proof(pipeline, legacy, login, offered)
+    except LegacyBusy as error:
+        text = f"{where} cannot check the login of {login.address} now: {error.message}"
+        raise LegacyBusy(text, code=error.code, wait=error.wait, hint=error.hint) from error.__cause__
+    except CommandRefused as error:
+        raise LegacyUnavailable(
+            f"{where} refuses CAPABILITY: {error.message}", hint="Is this an IMAP port? Correct --imap-port."
+        ) from error
+    if ended.refused is not None:
+        raise _refusal(ended.refused, where, login.address)
+    pipeline.renews = True
+    pipeline.wire.allow()
+    told = [each.text.partition(b" ")[2] for each in untagged if each.text[:11].upper() == b"CAPABILITY "]
+    now = frozenset(printable(each, 80).upper() for each in told[-1].split()) if told else _announced(ended.said)
+    try:
+        return now or capabilities(pipeline)
+    except CommandRefused:
+        return offered
+
+
+def _proof(
+    pipeline: Pipeline, legacy: LegacySettings, login: Login, offered: frozenset[str]
+) -> tuple[Tagged, list[Untagged]]:
+    """Prove who we are, in the way that the server offers."""
     user = legacy.login_name(login.address)
     if isinstance(login, TokenLogin):
-        if client.has_capability("AUTH=XOAUTH2") or not client.has_capability("AUTH=OAUTHBEARER"):
-            client.oauth2_login(user, login.token.secret)
-        else:
-            client.oauthbearer_login(user, login.token.secret)
-    elif isinstance(login, MasterLogin):
-        client.plain_login(login.name, login.password.secret, user)
-    elif client.has_capability("AUTH=PLAIN"):
-        client.plain_login(user, login.password.secret)
-    elif client.has_capability("LOGINDISABLED"):
+        if "AUTH=XOAUTH2" in offered or "AUTH=OAUTHBEARER" not in offered:
+            token = f"user={user}\1auth=Bearer {login.token.secret}\1\1"
+            return _authenticate(pipeline, offered, b"XOAUTH2", token, b"")
+        name = user.replace("=", "=3D").replace(",", "=2C")  # RFC 5801 section 4, saslname
+        token = f"n,a={name},\1auth=Bearer {login.token.secret}\1\1"
+        return _authenticate(pipeline, offered, b"OAUTHBEARER", token, b"AQ==")
+    secret = login.password.secret
+    if isinstance(login, MasterLogin):
+        return _authenticate(pipeline, offered, b"PLAIN", f"{user}\0{login.name}\0{secret}")
+    refused: tuple[Tagged, list[Untagged]] | None = None
+    if "AUTH=PLAIN" in offered:
+        refused = _authenticate(pipeline, offered, b"PLAIN", f"\0{user}\0{secret}")
+        error = refused[0].refused
+        if error is None or not (error.is_bad or error.code == "CANNOT") or "LOGINDISABLED" in offered:
+            return refused
+    elif "LOGINDISABLED" in offered:
         raise LegacyUnavailable(
             "the legacy server offers neither SASL PLAIN nor LOGIN on this connection",
             hint="It may want TLS: see imap_tls.",
         )
-    # SASL PLAIN is UTF-8 by definition; LOGIN leaves other than ASCII open.
-    elif not (user + login.password.secret).isascii():
-        raise LegacyUnavailable(f"the legacy server offers LOGIN only, which cannot carry the password of {user}")
-    else:
-        client.login(user, login.password.secret)
+    return _plain_login(pipeline, user, secret)
+
+
+def _authenticate(
+    pipeline: Pipeline, offered: frozenset[str], mechanism: bytes, response: str, *more: bytes
+) -> tuple[Tagged, list[Untagged]]:
+    """AUTHENTICATE (RFC 3501 section 6.2.2, RFC 4959); ``more``: what is answered to further challenges."""
+    encoded = base64.b64encode(response.encode())
+    command = b"AUTHENTICATE " + mechanism
+    if "SASL-IR" in offered:
+        return pipeline.dialogue(b"%s %s" % (command, encoded), *(each + b"\r\n" for each in more))
+    return pipeline.dialogue(command, *(each + b"\r\n" for each in (encoded, *more)))
+
+
+def _plain_login(pipeline: Pipeline, user: str, secret: str) -> tuple[Tagged, list[Untagged]]:
+    """LOGIN (RFC 3501 section 6.2.3). It leaves other than ASCII open: servers take UTF-8, in literals or in quotes."""
+    if (user + secret).isascii() and not {"\r", "\n", "\0"} & {*user, *secret}:
+        return pipeline.dialogue(b"LOGIN %s %s" % (quoted(user), quoted(secret)))
+    name, word = user.encode(), secret.encode()
+    ended = pipeline.dialogue(b"LOGIN {%d}" % len(name), b"%s {%d}\r\n" % (name, len(word)), b"%s\r\n" % word)
+    if ended[0].refused is None or not ended[0].refused.is_bad or {"\r", "\n", "\0"} & {*user, *secret}:
+        return ended
+    return pipeline.dialogue(b"LOGIN %s %s" % (quoted(user), quoted(secret)))
+
+
+def _announced(said: bytes) -> frozenset[str]:
+    """The capabilities in a response code, if they are there (RFC 3501 section 7.1)."""
+    code = responses.code(said)
+    return frozenset(code.argument.upper().split()) if code.name == "CAPABILITY" else frozenset()
+
+
+def _refusal(refused: CommandRefused, where: str, address: Address) -> LegacyRefusedLogin | LegacyUnavailable:
+    """What a refused login means."""
+    if refused.code in _WRONG_CODES and not refused.is_bad:
+        return LegacyRefusedLogin(f"{where} refuses the login of {address}: {refused.message}")
+    text = f"{where} cannot check the login of {address} now: {refused.message}"
+    if refused.is_bad:
+        return LegacyUnavailable(text, hint="It does not understand the login: see imap_tls, and the server's log.")
+    if refused.code in _OTHER_CODES:
+        return LegacyBusy(text, code=refused.code, hint=f"See the log of {where} for this user.")
+    if profiles.is_limit(refused.message):
+        return LegacyBusy(
+            text, code="LIMIT", hint="If it is a limit of sessions: allow fewer with --connections, or more there."
+        )
+    return LegacyRefusedLogin(f"{where} refuses the login of {address}: {refused.message}")
+
+
+@contextmanager
+def session(legacy: LegacySettings, trust: Trust, login: Login) -> Iterator[Connection]:
+    """A connection to the legacy IMAP server on which the user is logged in, for the ``with`` block.
+
+    Raises:
+        LegacyRefusedLogin: the server says that name and password are wrong.
+        LegacyBusy: it says that it cannot now.
+        LegacyUnavailable: anything else that goes wrong until the block begins.
+    """
+    pipeline, greeting, offered = _connect(legacy, trust)
+    wire = pipeline.wire
+    try:
+        found = _log_in(pipeline, offered, legacy, login)
+        yield Connection(pipeline, printable(greeting), found)
+        if not wire.under_way:
+            _farewell(pipeline)
+    finally:
+        wire.close()  # and no farewell after a failure: answers may be under way
+
+
+def _farewell(pipeline: Pipeline) -> None:
+    """LOGOUT, so that the server counts the session no more; all that mattered is done."""
+    pipeline.renews = False
+    pipeline.wire.allow(FAREWELL)
+    try:
+        pipeline.run(b"LOGOUT")
+    except (CommandRefused, ServerUnavailable):
+        return  # BYE is one of these
 
 
 @contextmanager
 def imap_session(legacy: LegacySettings, trust: Trust, login: Login) -> Iterator[IMAPClient]:
-    """A session on the legacy IMAP server, for the ``with`` block.
+    """The same in imapclient's hands.
 
     Raises:
-        LegacyRefusedLogin: the server says that name and password are wrong.
-        LegacyBusy: it says with a response code that it cannot now.
-        LegacyUnavailable: anything else; also when the connection fails later
-            in the block.
+        LegacyRefusedLogin, LegacyBusy, LegacyUnavailable: as :func:`session`;
+            the last also when the server refuses what imapclient asks in the block.
     """
-    host, port = legacy.imap_host, legacy.imap.port
-    client = connect_imap(legacy, trust)
-    try:
+    with session(legacy, trust, login) as connection:
         try:
-            _log_in(client, legacy, login)
-        except LoginError as error:
-            reason = str(error)
-            codes = [code for code in _TEMPORARY_CODES if f"[{code}" in reason.upper()]
-            if codes or isinstance(error.__context__, IMAPClientAbortError):
-                text = f"{host}:{port} cannot check the login of {login.address} now: {reason}"
-                raise LegacyBusy(text, code=codes[0] if codes else "") from None
-            raise LegacyRefusedLogin(f"{host}:{port} refuses the login of {login.address}: {reason}") from None
-        yield client
-    except (OSError, IMAPClientError) as error:
-        client.shutdown()  # no farewell after a failure: answers may be under way
-        raise LegacyUnavailable(plainly(error, host, port)) from error
-    except BaseException:
-        client.shutdown()
-        raise
-    with suppress(OSError, IMAPClientError):  # all that mattered is done
-        client.logout()
+            yield _client(connection, legacy, logged_in=True)
+        except IMAPClientError as error:
+            # imapclient's own error, which nothing else raises; it says what was refused.
+            raise LegacyUnavailable(
+                f"{legacy.imap_host}:{legacy.imap.port} refuses what it is asked: {printable(str(error))}",
+                hint=f"See the log of {legacy.imap_host} at this time.",
+            ) from error
 
 
 def authenticate(legacy: LegacySettings, trust: Trust, address: Address, password: Password) -> None:
     """Ask the legacy server whether this is the user's password.
 
+    A login is believed when it opens a mailbox: servers were seen that accept
+    whatever is said, and then refuse everything.
+
     Raises:
-        LegacyRefusedLogin, LegacyUnavailable: as :func:`imap_session`.
+        LegacyRefusedLogin, LegacyBusy, LegacyUnavailable: as :func:`session`; the
+            last also when the login is taken and opens nothing.
     """
-    with imap_session(legacy, trust, UserLogin(address, password)):
-        pass
+    with session(legacy, trust, UserLogin(address, password)) as connection:
+        refused = _opens_nothing(connection)
+        if refused is not None:
+            raise LegacyUnavailable(
+                f"{legacy.imap_host}:{legacy.imap.port} takes the login of {address} and opens no mailbox: {refused}",
+                hint="Has the user a mailbox there, and may use IMAP? The password is not believed until it opens one.",
+            )
+
+
+def _opens_nothing(connection: Connection) -> str | None:
+    """Why a session opens no mailbox, in the server's words; None if it does."""
+    pipeline = connection.pipeline
+    # Some want to know who asks before they open anything (RFC 2971).
+    identity = [IDENTITY] if "ID" in connection.capabilities else []
+    words = ""
+    for commands in ([*identity, b'STATUS "INBOX" (UIDVALIDITY)'], [b'EXAMINE "INBOX"', b'LIST "" "INBOX"']):
+        refused: dict[bytes, CommandRefused] = {}
+        tags = pipeline.send(*commands)
+        for _ in pipeline.tolerant(tags, refused):
+            continue
+        asked = tags[len(identity) :] if commands[: len(identity)] == identity else tags
+        if any(tag not in refused for tag in asked):
+            return None
+        words = words or refused[asked[0]].message
+    return words

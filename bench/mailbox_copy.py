@@ -36,7 +36,7 @@ from bascule.lab.delay import Delay
 from bascule.lab.mail import message
 from bascule.lab.process import VMAIL
 from bascule.lab.sites import DOMAIN, Lab
-from bascule.legacy import LegacySettings, Service, Trust, UserLogin, imap_session
+from bascule.legacy import LegacySettings, Service, Trust, UserLogin, session
 from bascule.migrator import maildir
 from bascule.migrator.copying import Copy
 
@@ -94,8 +94,8 @@ def bascule(sessions: int) -> Callable[[int, Path], None]:
 
         @contextlib.contextmanager
         def open_source() -> Iterator[Reader]:
-            with imap_session(legacy, Trust(), UserLogin(Address(NAME, DOMAIN), Password(PASSWORD))) as client:
-                yield Reader.of(client)
+            with session(legacy, Trust(), UserLogin(Address(NAME, DOMAIN), Password(PASSWORD))) as connection:
+                yield Reader.of(connection)
 
         into.mkdir(exist_ok=True)
         maildir.take_over(into, into / "Maildir")

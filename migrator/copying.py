@@ -18,9 +18,19 @@ from pathlib import Path
 from threading import Lock
 
 from bascule import log
-from bascule.errors import LegacyBusy, LegacyRefusedLogin, LegacyUnavailable
-from bascule.imap.reader import Changes, Layout, Message, Reader, Status, Wanted, batches
-from bascule.legacy import BUSY_CODES
+from bascule.errors import LegacyRefusedLogin, LegacyUnavailable
+from bascule.imap.reader import (
+    Changes,
+    Layout,
+    Message,
+    Reader,
+    Status,
+    Wanted,
+    batches,
+    insist,
+    insisted,
+    is_told_to_wait,
+)
 from bascule.migrator import maildir
 
 #: UIDs given here begin this far above the legacy server's next one, so that no
@@ -29,7 +39,6 @@ UID_GAP = 1000
 GROUP = 20_000  # messages in the folders that are compared together, before their bodies are fetched
 WORTH_A_SESSION = 8  # batches for which one more session to the legacy server is opened
 WRITE_OUT = 32 << 20  # bytes that are received before the disk is made to write
-MAX_LOST = 20  # sessions that may be lost in a pass
 REPORT_INTERVAL = 0.5  # seconds
 
 Open = Callable[[], AbstractContextManager[Reader]]
@@ -129,8 +138,8 @@ class Copy:
 
     def inbox(self) -> list[Message]:
         """The messages of the legacy INBOX now, by UID."""
-        status = self.source.statuses(["INBOX"])["INBOX"]
-        return next(iter(self.source.changes([("INBOX", None)], sizes=self.sizes))).new if status.messages else []
+        status = insist(self.source.statuses(["INBOX"]))["INBOX"]
+        return next(insisted(self.source.changes([("INBOX", None)], sizes=self.sizes))).new if status.messages else []
 
     def leave_gap(self, last_pass: Pass) -> None:
         """Have UIDs given here begin above a gap; after the last pass."""
@@ -165,7 +174,7 @@ class Copy:
         }
         selectable = [folder.name for folder in layout.folders if folder.selectable]
         former = self._read_states()
-        now = self.source.statuses(selectable)
+        now = insist(self.source.statuses(selectable))
         this_pass = Pass(layout)
         progress = Progress(total=sum(status.messages for status in now.values()))
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -252,7 +261,7 @@ class Copy:
                 since = None
             asked[name] = since
         doubtful = []
-        for changes in self.source.changes(asked.items(), sizes=self.sizes):
+        for changes in insisted(self.source.changes(asked.items(), sizes=self.sizes)):
             folder = here[changes.folder]
             if changes.uidvalidity != folder.uidvalidity:
                 raise LegacyUnavailable(f"the folder {changes.folder!r} was made anew on the legacy server meanwhile")
@@ -262,7 +271,7 @@ class Copy:
             known = len(folder.messages) + len(changes.new) + waived
             if asked[changes.folder] is not None and changes.exists != known:
                 doubtful.append(changes.folder)
-        for changes in self.source.changes(((name, None) for name in doubtful), sizes=self.sizes):
+        for changes in insisted(self.source.changes(((name, None) for name in doubtful), sizes=self.sizes)):
             self._apply(changes, here[changes.folder], this_pass)
             found[changes.folder] = changes
         return found
@@ -327,7 +336,6 @@ class Copy:
         with ThreadPoolExecutor(self._sessions, thread_name_prefix="session") as pool:
             own = pool.submit(with_own_session)
             running = {own, *(pool.submit(with_another_session) for _ in range(helpers))}
-            lost = 0
             written = progress.bytes
             try:
                 while running:
@@ -338,11 +346,15 @@ class Copy:
                         written = progress.bytes
                         maildir.flush_file_system(self.root)
                     for future in done:
-                        lost += _is_lost(future, lost)
+                        _insist_on_end(future, wanted)
                     if not running and len(wanted):
                         running = {pool.submit(with_another_session)}
             except BaseException:
                 wanted.stop()
+                # What is known is kept: the next attempt need not find it out again.
+                for (name, uid), reason in wanted.not_given_at_all.items():
+                    identity = (name, here[name].uidvalidity, uid)
+                    self.unreadable[identity] = Unreadable(*identity, reason)
                 raise
         if own.exception() is not None:
             self._open()
@@ -362,13 +374,8 @@ class Copy:
             return {}  # everything is compared
 
 
-def is_told_to_wait(error: LegacyUnavailable) -> bool:
-    """Whether the legacy server says itself that it is too much for it."""
-    return isinstance(error, LegacyBusy) and error.code in BUSY_CODES
-
-
-def _is_lost(session: Future[None], lost: int) -> bool:
-    """Whether a session that has ended was lost in a way that another may do better.
+def _insist_on_end(session: Future[None], wanted: Wanted) -> None:
+    """See how a session ended: at its end, or lost in a way that another may do better.
 
     Raises:
         LegacyUnavailable: too many are lost, or the legacy server says itself that it is too much for it.
@@ -377,11 +384,12 @@ def _is_lost(session: Future[None], lost: int) -> bool:
     try:
         session.result()
     except LegacyUnavailable as error:
-        if lost >= MAX_LOST or is_told_to_wait(error):
+        if is_told_to_wait(error):
+            raise
+        if not wanted.another_session():
+            wanted.gives_nothing()
             raise
         log.get().info("session lost", reason=error.message)
-        return True
-    return False
 
 
 def _groups(now: Mapping[str, Status]) -> Iterator[list[str]]:

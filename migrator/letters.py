@@ -7,10 +7,10 @@ import time
 from hashlib import sha256
 
 from bascule.endpoint import host_and_port
-from bascule.errors import BasculeError, LegacyUnavailable
+from bascule.errors import BasculeError, LegacyUnavailable, LocalUnavailable
 from bascule.letters import Kind, compose
 from bascule.migrator.account import Account
-from bascule.migrator.local import Local, LocalUnavailable
+from bascule.migrator.local import Local
 from bascule.settings import Settings
 
 TIMEOUT = 60.0  # seconds; the MX may ask the legacy server about the recipient

@@ -8,23 +8,23 @@ the user's own sessions, and greets with PREAUTH (Dovecot 2.3 manual,
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from bascule.address import Address
-from bascule.errors import BasculeError
+from bascule.errors import LocalUnavailable
+from bascule.imap.pipeline import CommandRefused, Connection, Pipeline, capabilities
+from bascule.imap.responses import printable
+from bascule.imap.wire import DovecotHere, Wire
 from bascule.imap.writer import Writer
 from bascule.location import dovecot_settings
 
 LIBEXEC = Path("/usr/lib/dovecot")
 PATIENCE = 30  # seconds
 NO_SUCH_USER = 68  # doveadm kick: nobody with that name is logged in
-
-
-class LocalUnavailable(BasculeError):
-    """This host's Dovecot does not open a mailbox."""
 
 
 class Local:
@@ -41,22 +41,28 @@ class Local:
             LocalUnavailable
         """
         command = [str(LIBEXEC / "imap"), "-c", str(self._config_file), *_override(location), "-u", str(address)]
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        ) as process:
-            wire = _Wire(process)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            end = theirs.fileno()
+            process = subprocess.Popen(command, stdin=end, stdout=end, stderr=subprocess.DEVNULL)
+            theirs.close()
+            pipeline = Pipeline(Wire(ours, DovecotHere(), silence=PATIENCE))
             try:
-                if not wire.readline().startswith(b"* PREAUTH"):
+                try:
+                    greeting = pipeline.greeting()
+                    connection = Connection(pipeline, printable(greeting), capabilities(pipeline))
+                except (LocalUnavailable, CommandRefused) as error:
                     raise LocalUnavailable(
                         f"Dovecot does not open the mailbox of {address} here", hint="See Dovecot's log."
-                    )
-                yield Writer(wire, wire.capabilities())
+                    ) from error
+                yield Writer(connection)
             finally:
-                wire.close()
+                pipeline.wire.close()
                 try:
                     process.wait(PATIENCE)
                 except subprocess.TimeoutExpired:
                     process.kill()
+                    process.wait()
 
     def end_sessions(self, address: Address) -> None:
         """End the user's sessions on this host.
@@ -90,40 +96,3 @@ def _override(location: str | None) -> list[str]:
     version = subprocess.run(["dovecot", "--version"], stdin=subprocess.DEVNULL, capture_output=True, check=True).stdout
     settings = dovecot_settings(location, version.decode())
     return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
-
-
-class _Wire:
-    """The two pipes of a child that speaks IMAP."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        if process.stdin is None or process.stdout is None:
-            raise ValueError("a child without pipes")
-        self._input, self._output = process.stdin, process.stdout
-
-    def send(self, data: bytes) -> None:
-        self._input.write(data)
-        self._input.flush()
-
-    def readline(self) -> bytes:
-        return self._output.readline()
-
-    def read(self, size: int) -> bytes:
-        return self._output.read(size)
-
-    def capabilities(self) -> frozenset[str]:
-        self.send(b"c CAPABILITY\r\n")
-        found: frozenset[str] = frozenset()
-        while not (line := self.readline()).startswith(b"c "):
-            if not line:
-                raise LocalUnavailable("Dovecot ended a session that it had just begun")
-            if line.upper().startswith(b"* CAPABILITY "):
-                found = frozenset(line.decode().upper().split()[2:])
-        return found
-
-    def close(self) -> None:
-        """End the session."""
-        for pipe in (self._input, self._output):
-            try:
-                pipe.close()
-            except BrokenPipeError:
-                continue

@@ -18,16 +18,15 @@ from collections.abc import Iterator
 from hashlib import sha256
 
 from bascule import log
-from bascule.errors import BasculeError, LegacyUnavailable
-from bascule.imap.pipeline import PIECE
-from bascule.imap.reader import Batch, Message, Reader, Wanted
+from bascule.errors import BasculeError, LegacyUnavailable, LocalUnavailable
+from bascule.imap.reader import Batch, Message, Reader, Wanted, insisted
+from bascule.imap.wire import PIECE
 from bascule.imap.writer import Writer
 from bascule.migrator.acts import Note
 from bascule.migrator.attempt import Attempt
 from bascule.migrator.cutover import MAX_PASSES, SMALL_PASS
 from bascule.migrator.hold import await_acknowledgements, undo
 from bascule.migrator.letters import message_id
-from bascule.migrator.local import LocalUnavailable
 from bascule.migrator.storage import digest_of, straggler_name
 from bascule.migrator.sweep import UidvalidityChanged
 
@@ -126,7 +125,7 @@ class _Folder:
         self._spool = attempt.home / ".bascule-return"
         account = self._account
         self._is_here = is_here
-        there_now = next(iter(there.changes([(name, None)])))
+        there_now = next(insisted(there.changes([(name, None)])))
         if flipped is not None and flipped[0] != there_now.uidvalidity:
             raise UidvalidityChanged(
                 f"the folder {name!r} of {account.address} has a new UIDVALIDITY on the legacy server",
@@ -138,7 +137,7 @@ class _Folder:
         self._guids: dict[int, str] = {}
         same_uids = False
         if is_here:
-            here_now = next(iter(here.changes([(name, None)])))
+            here_now = next(insisted(here.changes([(name, None)])))
             self._messages = {message.uid: message for message in here_now.new}
             self._guids = here.guids(name) if self._messages else {}
             same_uids = flipped is not None and here_now.uidvalidity == flipped[0]
@@ -249,7 +248,7 @@ class _Folder:
     def _find(self, uidnext: int, digest: bytes) -> int | None:
         """The UID of a message there with these bytes, from ``uidnext`` on, that is no other's."""
         taken = set(self._there_uid.values())
-        now = next(iter(self._there.newer([(self._name, uidnext)])))
+        now = next(insisted(self._there.newer([(self._name, uidnext)])))
         for message in now.new:
             if message.uid in taken:
                 continue

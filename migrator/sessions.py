@@ -16,9 +16,10 @@ from imapclient import IMAPClient
 
 from bascule.credential import Password, Unsealer
 from bascule.errors import BasculeError, LegacyBusy, LegacyRefusedLogin, LegacyUnavailable
+from bascule.imap.pipeline import Connection
 from bascule.imap.reader import Reader
 from bascule.imap.writer import Writer
-from bascule.legacy import Login, MasterLogin, TokenLogin, Trust, UserLogin, imap_session
+from bascule.legacy import Login, MasterLogin, TokenLogin, Trust, UserLogin, imap_session, session
 from bascule.migrator.account import Account
 from bascule.migrator.acts import Acts
 
@@ -96,6 +97,17 @@ class OAuthClient:
             raise LegacyUnavailable(f"{self.token_url} gives no access token now: {type(error).__name__}") from None
 
 
+@contextmanager
+def _own_errors(login: Login) -> Iterator[None]:
+    try:
+        yield
+    except LegacyRefusedLogin as error:
+        if isinstance(login, UserLogin):
+            raise
+        # It says nothing about the user's own password.
+        raise CopyLoginRefused(error.message, hint="Tell it anew: bascule copy-login.") from error
+
+
 class Sessions:
     """Opens sessions for one attempt. They are reserved until the attempt's database connection ends."""
 
@@ -130,11 +142,11 @@ class Sessions:
             LegacyRefusedLogin, LegacyUnavailable, CopyLoginRefused: as :func:`bascule.legacy.imap_session`.
         """
         limits = self._account.limits
-        with self.open_client() as client:
+        with self._open() as connection:
             if limits.bytes_per_second is None:
-                yield Reader.of(client)
+                yield Reader.of(connection)
             else:
-                yield Reader.of(client, Throttle(limits.bytes_per_second / limits.connections).spent)
+                yield Reader.of(connection, Throttle(limits.bytes_per_second / limits.connections).spent)
 
     @contextmanager
     def open_target(self) -> Iterator[Writer]:
@@ -143,21 +155,21 @@ class Sessions:
         Raises:
             LegacyRefusedLogin, LegacyUnavailable, CopyLoginRefused: as :func:`bascule.legacy.imap_session`.
         """
-        with self.open_client() as client:
-            yield Writer.of(client)
+        with self._open() as connection:
+            yield Writer.of(connection)
 
     @contextmanager
     def open_client(self) -> Iterator[IMAPClient]:
         """One session in imapclient's hands, for what is written there."""
         login = self._login()
-        try:
-            with imap_session(self._account.legacy, self._trust, login) as client:
-                yield client
-        except LegacyRefusedLogin as error:
-            if isinstance(login, UserLogin):
-                raise
-            # It says nothing about the user's own password.
-            raise CopyLoginRefused(error.message, hint="Tell it anew: bascule copy-login.") from error
+        with _own_errors(login), imap_session(self._account.legacy, self._trust, login) as client:
+            yield client
+
+    @contextmanager
+    def _open(self) -> Iterator[Connection]:
+        login = self._login()
+        with _own_errors(login), session(self._account.legacy, self._trust, login) as connection:
+            yield connection
 
     def _login(self) -> Login:
         account = self._account

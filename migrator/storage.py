@@ -17,8 +17,8 @@ from pathlib import Path
 from imapclient import imap_utf7
 
 from bascule.address import Address
-from bascule.imap.pipeline import PIECE
-from bascule.imap.reader import Batch, Layout, Message, Reader, Wanted
+from bascule.imap.reader import Batch, Layout, Message, Reader, Wanted, insisted
+from bascule.imap.wire import PIECE
 from bascule.migrator import maildir
 from bascule.migrator.copying import Pass
 from bascule.migrator.local import Local
@@ -57,7 +57,7 @@ def _holds(here: Reader, file: Path) -> bool:
     with file.open("rb") as body:
         wanted = file_digest(body, "sha256").digest()
     names = [each.name for each in here.layout().folders if each.selectable]
-    for changes in list(here.changes((name, None) for name in names)):
+    for changes in list(insisted(here.changes((name, None) for name in names))):
         for message in changes.new:
             if message.size == size and digest_of(here, changes.folder, message) == wanted:
                 return True
@@ -148,7 +148,7 @@ class Storage:
             with self._local.open(address) as here:
 
                 def read_session(name: str) -> tuple[int, Messages]:
-                    changes = next(iter(here.changes([(name, None)])))
+                    changes = next(insisted(here.changes([(name, None)])))
                     return changes.uidvalidity, {message.uid: message for message in changes.new}
 
                 yield read_session

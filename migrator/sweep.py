@@ -21,7 +21,7 @@ from pathlib import Path
 
 from bascule import log
 from bascule.errors import BasculeError, LegacyUnavailable
-from bascule.imap.reader import Changes, Layout, Message, Reader, Wanted, batches
+from bascule.imap.reader import Changes, Layout, Message, Reader, Wanted, batches, insist, insisted
 from bascule.migrator import maildir, metrics
 from bascule.migrator.acts import Identity
 from bascule.migrator.attempt import Attempt
@@ -46,7 +46,7 @@ def sweep(attempt: Attempt) -> None:
     with attempt.sessions.open() as source:
         layout = source.layout()
         seen = acts.flipped_folders(account.id)
-        now = source.statuses([folder.name for folder in layout.folders if folder.selectable])
+        now = insist(source.statuses([folder.name for folder in layout.folders if folder.selectable]))
         first: dict[str, int] = {}
         for name, status in now.items():
             uidvalidity, uidnext = seen.get(name, (status.uidvalidity, 1))  # a folder made after the flip is all new
@@ -58,7 +58,7 @@ def sweep(attempt: Attempt) -> None:
             if status.messages and (status.uidnext > uidnext or not status.uidnext):
                 first[name] = uidnext
         # All answers first: the same session then reads bodies.
-        for changes in list(source.newer(first.items())):
+        for changes in list(insisted(source.newer(first.items()))):
             _Late(attempt, changes, now[changes.folder].uidvalidity, layout).bring(source)
     if account.last_message_at is None:
         with attempt.sessions.open_client() as client:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from imapclient import imap_utf7
 
 from bascule.errors import BasculeError
-from bascule.imap.reader import Reader
+from bascule.imap.reader import Reader, insist, insisted
 from bascule.migrator.copying import FolderState, Pass
 from bascule.migrator.storage import Read
 
@@ -65,13 +65,13 @@ def verify(
     result = Verification(layout.separator, layout.prefix, uses)
     states = {state.name: state for state in last_pass.folders}
     # A folder that is made after the last pass is swept in whole.
-    now = source.statuses(list(states))
+    now = insist(source.statuses(list(states)))
     asked = [name for name, state in states.items() if state.messages or now[name].messages]
     for name in states.keys() - set(asked):
         if now[name].uidvalidity != states[name].uidvalidity:
             raise NotEqual(f"{name!r} has a new UIDVALIDITY")
         _add(result, states[name], [])
-    for changes in source.changes(((name, None) for name in asked), sizes=sizes):
+    for changes in insisted(source.changes(((name, None) for name in asked), sizes=sizes)):
         state = states[changes.folder]
         if changes.uidvalidity != state.uidvalidity:
             raise NotEqual(f"{state.name!r} has a new UIDVALIDITY")
@@ -93,7 +93,7 @@ def verify(
             stored = here[uid]
             if stored.flags != message.flags:
                 raise NotEqual(f"{state.name!r}: the flags of UID {uid} differ")
-            if stored.internaldate != max(message.internaldate, 0):
+            if message.is_dated and stored.internaldate != max(message.internaldate, 0):
                 raise NotEqual(f"{state.name!r}: the INTERNALDATE of UID {uid} differs")
             if message.size not in {0, stored.size}:
                 result.odd_sizes.append(f"{state.name}: UID {uid} says {message.size} bytes and has {stored.size}")

@@ -1,54 +1,82 @@
-"""Reading a legacy mailbox: folders, flags, bodies. Nothing there is changed.
+"""Reading a mailbox over IMAP: folders, flags, dates, bodies. Nothing there is changed.
 
 Folders are opened with EXAMINE and bodies read with BODY.PEEK (RFC 3501
 sections 6.3.2 and 6.4.5): no message becomes seen, none loses its \\Recent.
+Where UIDs are given for good at SELECT only (see :mod:`bascule.imap.profiles`),
+that is used, and \\Recent is lost.
+
+A reader does not know whose server it is: what cannot be used now is the
+peer's ServerUnavailable. One folder that cannot be opened stops no other: in
+its place stands a :class:`FolderRefused`. What a server offers and then refuses
+is done without for the rest of the session.
 """
 
 from __future__ import annotations
 
-import re
-from calendar import timegm
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from threading import Lock
-from typing import Self
+from email.parser import BytesHeaderParser
+from email.policy import compat32
+from typing import Self, TypeVar
 
-from imapclient import IMAPClient
+from bascule.errors import BasculeError
+from bascule.imap import profiles, responses
+from bascule.imap.bodies import (
+    AHEAD,
+    BATCH_BYTES,
+    BATCH_MESSAGES,
+    Batch,
+    Fetching,
+    Keep,
+    Message,
+    Wanted,
+    batches,
+    is_told_to_wait,
+)
+from bascule.imap.pipeline import CommandRefused, Connection, Receive, Untagged, quoted, uid_set
+from bascule.imap.responses import MAX_MODSEQ, MAX_NUMBER, Fetched, Listed, Malformed, printable
 
-from bascule.errors import BasculeError, LegacyUnavailable
-from bascule.imap.pipeline import CommandRefused, Pipeline, Receive, Token, Untagged, Wire, quoted, uid_set, unquoted
+EVERYTHING = (b"UID", b"FLAGS", b"RFC822.SIZE", b"INTERNALDATE")  # but the body
+BUT_SIZES = (b"UID", b"FLAGS", b"INTERNALDATE")
+ONLY_FLAGS = (b"UID", b"FLAGS")
+MAX_GAPS = 100  # UIDs that nobody named which are tried
+MAX_SINGLY = 1_000  # messages of a folder that are asked for one by one before the folder is given up
+MAX_INTERNED = 10_000  # different sets of flags that are kept once each
+MAX_FOLDERS = 50_000
+LINE = 4_000  # bytes of one command: servers refuse longer ones, some from 4,096 or 8,000 on (RFC 7162 section 4)
+IDENTITY = b'ID ("name" "bascule")'
 
-AHEAD = 32  # commands that are sent before their turn, at most
-BATCH_MESSAGES, BATCH_BYTES = 100, 4 << 20  # that one FETCH asks for, at most (a larger message comes alone)
-EVERYTHING = b"(UID FLAGS RFC822.SIZE INTERNALDATE)"  # but the body
-BUT_SIZES = b"(UID FLAGS INTERNALDATE)"
-
-_FETCH = re.compile(rb"\d+ FETCH \(", re.IGNORECASE)
-_ITEM = re.compile(rb'([A-Z0-9.\[\]<>-]+) (\([^()]*\)|"(?:[^"\\]|\\.)*"|~?\{\d+\+?\}|[^ ()]+)', re.IGNORECASE)
-_CODE = re.compile(rb"^OK \[(UIDVALIDITY|UIDNEXT|HIGHESTMODSEQ) (\d+)\]", re.IGNORECASE)
-_STATUS = re.compile(rb"(MESSAGES|UIDNEXT|UIDVALIDITY|HIGHESTMODSEQ) (\d+)", re.IGNORECASE)
-_DATE = re.compile(rb'"([ \d]\d)-([A-Za-z]{3})-(\d{4}) (\d\d):(\d\d):(\d\d) ([+-])(\d\d)(\d\d)"')
-_MONTHS = {name: n for n, name in enumerate(b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)}
-#: System flags are compared without case.
-_CANONICAL = {flag.lower(): flag for flag in ("\\Draft", "\\Flagged", "\\Answered", "\\Seen", "\\Deleted")}
 #: RFC 6154 section 2, but for the two that name a view of all folders.
 SPECIAL_USES = frozenset({"\\Archive", "\\Drafts", "\\Junk", "\\Sent", "\\Trash"})
+
+T = TypeVar("T")
+#: The tags of what was sent, or why it was not.
+_Sent = list[bytes] | CommandRefused
 
 
 @dataclass(frozen=True, slots=True)
 class ListedFolder:
-    """A folder as listed. ``name`` is as on the wire; ``special_use`` is empty or one of RFC 6154."""
+    """A folder as listed.
+
+    ``name`` holds the bytes that were on the wire, whatever they mean
+    (PEP 383), but INBOX is ``INBOX``. ``delimiter``: of its hierarchy, empty
+    where it is flat. ``special_use`` is empty or one of RFC 6154.
+    """
 
     name: str
     selectable: bool
     special_use: str = ""
+    delimiter: str = "/"
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The folder tree: its separator, the prefix of the personal namespace, the folders, the subscribed names."""
+    """The folder tree: its separator, the prefix of the personal namespace, the folders, the subscribed names.
+
+    INBOX is always among the folders, for it always exists (RFC 3501 section 5.1).
+    """
 
     separator: str
     prefix: str
@@ -67,16 +95,22 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """``size`` is RFC822.SIZE, which need not be true, or 0 where the server does not tell it.
+class FolderRefused:
+    """A folder that the server lists and does not let be read; the others can."""
 
-    ``internaldate`` is in seconds since 1970.
-    """
+    folder: str
+    reason: str
 
-    uid: int
-    size: int
-    internaldate: int
-    flags: frozenset[str]
+    def error(self) -> FolderNotReadable:
+        """As an exception, where the folder is not to be left out."""
+        return FolderNotReadable(
+            f"the folder {printable(self.folder, 120)!r} cannot be read: {self.reason}",
+            hint="Can the user open it there? Mend or remove it there, or leave it out.",
+        )
+
+
+class FolderNotReadable(BasculeError):
+    """One folder cannot be read. It does not pass by itself."""
 
 
 @dataclass(slots=True)
@@ -86,438 +120,782 @@ class Changes:
     ``complete``: whether ``flags`` names every message of the folder below
     ``new``; else only those that changed, and ``vanished`` those that are gone.
     ``new`` are the messages from a first UID on, with everything but their bodies.
+
+    ``uidnext`` is the server's, above all that was seen. ``unseen_from``: the UID
+    above all that was seen: a message between the two was given its UID and
+    was not visible yet.
+
+    ``exists`` is how many messages the server announced. Of those, it did not
+    give all that is needed for ``incomplete``, by UID with what is missing, nor
+    so much as a UID for as many as ``nameless`` says: neither are in ``new`` or
+    ``flags``, and both were asked for once more by themselves.
     """
 
     folder: str
     uidvalidity: int = 0
     uidnext: int = 0
     exists: int = 0
+    unseen_from: int = 1
     complete: bool = True
     flags: dict[int, frozenset[str]] = field(default_factory=dict)
     vanished: list[tuple[int, int]] = field(default_factory=list)
     new: list[Message] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Messages of one folder whose bodies are asked for together."""
-
-    folder: str
-    messages: tuple[Message, ...]
-
-
-class Wanted:
-    """The batches that are still to be fetched, shared by the sessions of one mailbox.
-
-    Messages that did not come are wanted again, each by itself; what does not
-    come then either is in ``not_given_at_all``, by folder and UID with the reason.
-    """
-
-    def __init__(self, batches: Iterable[Batch]) -> None:
-        self._batches = deque(batches)
-        self._singles: set[tuple[str, int]] = set()
-        self._lock = Lock()
-        self.not_given_at_all: dict[tuple[str, int], str] = {}
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def take(self) -> Batch | None:
-        with self._lock:
-            return self._batches.popleft() if self._batches else None
-
-    def stop(self) -> None:
-        """Want nothing any more."""
-        with self._lock:
-            self._batches.clear()
-
-    def put_back(self, batches: Iterable[Batch]) -> None:
-        with self._lock:
-            self._batches.extendleft(reversed(list(batches)))
-
-    def not_given(self, batch: Batch, reason: str) -> None:
-        with self._lock:
-            for message in batch.messages:
-                key = (batch.folder, message.uid)
-                if key in self._singles:
-                    self.not_given_at_all[key] = reason
-                else:
-                    self._singles.add(key)
-                    self._batches.append(Batch(batch.folder, (message,)))
-
-
-def batches(folder: str, messages: Iterable[Message]) -> Iterator[Batch]:
-    """Cut messages into what one FETCH may ask for."""
-    group: list[Message] = []
-    size = 0
-    for message in messages:
-        if group and (len(group) == BATCH_MESSAGES or size + message.size > BATCH_BYTES):
-            yield Batch(folder, tuple(group))
-            group, size = [], 0
-        group.append(message)
-        size += message.size
-    if group:
-        yield Batch(folder, tuple(group))
+    incomplete: dict[int, str] = field(default_factory=dict)
+    nameless: int = 0
 
 
 class Reader:
     """A logged-in session, used by one thread at a time."""
 
-    def __init__(
-        self, wire: Wire, capabilities: AbstractSet[str], spent: Callable[[int], None] = lambda _: None
-    ) -> None:
-        self._pipeline = Pipeline(wire, spent)
-        self._capabilities = capabilities
+    def __init__(self, connection: Connection, spent: Callable[[int], None] | None = None) -> None:
+        self._pipeline = connection.pipeline
+        self._peer = connection.pipeline.peer
+        if spent is not None:
+            self._pipeline.spent = spent
+        self._capabilities = connection.capabilities
         self._interned: dict[bytes, frozenset[str]] = {}
-        if "QRESYNC" in self._capabilities and "ENABLE" in self._capabilities:
-            self._pipeline.run(b"ENABLE QRESYNC")
+        self._is_fresh = True
+        #: Capabilities and other things that are offered and were refused.
+        self._refused: set[str] = set()
+        self.profile = profiles.recognise(connection.greeting, self._capabilities, self._identify())
+        if self._has("QRESYNC") and self._has("ENABLE") and not self.profile.no_qresync:
+            self._has_qresync = self._optional(b"ENABLE QRESYNC", "QRESYNC") is not None
+        else:
+            self._has_qresync = False
+
+    @classmethod
+    def of(cls, connection: Connection, spent: Callable[[int], None] | None = None) -> Self:
+        """A reader on a connection that has just been logged in."""
+        return cls(connection, spent)
+
+    def _has(self, capability: str) -> bool:
+        return capability in self._capabilities and capability not in self._refused
 
     @property
     def _has_modseq(self) -> bool:
-        return bool({"CONDSTORE", "QRESYNC"} & self._capabilities)
+        return self._has("CONDSTORE") or self._has("QRESYNC")
 
-    @classmethod
-    def of(cls, client: IMAPClient, spent: Callable[[int], None] = lambda _: None) -> Self:
-        """A source on the connection of a client that has just logged in."""
-        said = (each.decode(errors="replace") if isinstance(each, bytes) else each for each in client.capabilities())
-        # What imaplib has read ahead is read by its own public read and readline, and by nothing else.
-        return cls(client._imap, frozenset(each.upper() for each in said), spent)
+    @property
+    def _opening(self) -> bytes:
+        return b"SELECT" if self.profile.select_only else b"EXAMINE"
+
+    def _optional(self, command: bytes, capability: str) -> list[Untagged] | None:
+        """The answers to a command that can be done without; None where it is refused."""
+        try:
+            return self._pipeline.run(command)
+        except CommandRefused:
+            self._refused.add(capability)
+            return None
+
+    def _identify(self) -> str:
+        """Say who we are, for some servers open no folder before (RFC 2971); what the server says of itself."""
+        if not self._has("ID"):
+            return ""
+        answers = self._optional(IDENTITY, "ID") or []
+        return " ".join(printable(each.text) for each in answers if each.text[:3].upper() == b"ID ")
 
     # The tree -----------------------------------------------------------------
 
     def layout(self) -> Layout:
-        """The folders, in one round trip; what others share with the user stays theirs (RFC 2342)."""
-        extended = {"LIST-EXTENDED", "SPECIAL-USE"} <= self._capabilities
-        commands = [b'LIST "" "*" RETURN (SPECIAL-USE)' if extended else b'LIST "" "*"', b'LSUB "" "*"']
-        if "NAMESPACE" in self._capabilities:
-            commands.append(b"NAMESPACE")
-        listed, subscribed, prefix = [], [], ""
-        foreign: list[str] = []
-        for untagged in self._pipeline.run(*commands):
-            kind = untagged.text[:5].upper()
-            if kind == b"LIST ":
-                listed.append(_listed(untagged))
-            elif kind == b"LSUB ":
-                subscribed.append(_listed(untagged))
-            elif untagged.text[:10].upper() == b"NAMESPACE ":
-                prefix, foreign = _namespaces(untagged)
-        others = tuple(foreign)
-        separator = next((delimiter for _, delimiter, _ in listed if delimiter), "/")
-        return Layout(
-            separator,
-            prefix,
-            tuple(_folder(flags, name) for flags, _, name in listed if not name.startswith(others)),
-            tuple(
-                name
-                for flags, _, name in subscribed
-                # In an LSUB answer it means: not subscribed, but something below is (RFC 3501 section 6.3.9).
-                if "\\noselect" not in flags and not name.startswith(others)
-            ),
-        )
-
-    def statuses(self, folders: Sequence[str]) -> dict[str, Status]:
-        """The STATUS of many folders, in about one round trip.
+        """The folders, in about one round trip; what others share with the user stays theirs (RFC 2342).
 
         Raises:
-            LegacyUnavailable: one cannot be opened.
+            ServerUnavailable
         """
-        items = b"MESSAGES UIDNEXT UIDVALIDITY" + (b" HIGHESTMODSEQ" if self._has_modseq else b"")
-        found = {}
-        for start in range(0, len(folders), AHEAD):
-            some = folders[start : start + AHEAD]
-            tags = self._pipeline.send(*(b"STATUS %s (%s)" % (quoted(name), items) for name in some))
-            for untagged in self._opening(f"one of {', '.join(some)}", self._pipeline.answers(tags)):
-                if untagged.text[:7].upper() != b"STATUS ":
-                    continue
-                name = _text(untagged.tokens()[1])
-                # The items are the last parentheses; the name before them may hold anything.
-                last = untagged.text.rpartition(b"(")[2]
-                values = {key.upper(): int(value) for key, value in _STATUS.findall(last)}
-                found["INBOX" if name.upper() == "INBOX" else name] = Status(
-                    values.get(b"UIDVALIDITY", 0),
-                    values.get(b"UIDNEXT", 0),
-                    values.get(b"MESSAGES", 0),
-                    values.get(b"HIGHESTMODSEQ", 0),
-                )
-        for name in folders:
-            if name not in found or not found[name].uidvalidity:
-                raise LegacyUnavailable(f"the legacy server gives no UIDVALIDITY for {name!r}")
+        extended = self._has("LIST-EXTENDED") and self._has("SPECIAL-USE") and "LIST RETURN" not in self._refused
+        plain = b'LIST "" "*"'
+        commands = {plain + b" RETURN (SPECIAL-USE)" if extended else plain: "LIST"}
+        if "LSUB" not in self._refused:
+            commands[b'LSUB "" "*"'] = "LSUB"
+        if self._has("NAMESPACE"):
+            commands[b"NAMESPACE"] = "NAMESPACE"
+        refused: dict[bytes, CommandRefused] = {}
+        tags = self._pipeline.send(*commands)
+        answers = list(self._pipeline.tolerant(tags, refused))
+        for tag, what in zip(tags, commands.values(), strict=True):
+            if tag in refused:
+                self._refused.add("LIST RETURN" if what == "LIST" else what)
+        if tags[0] in refused:
+            try:
+                answers += self._pipeline.run(plain)
+            except CommandRefused as error:
+                raise self._peer.unavailable(
+                    f"{self._peer.name} does not list the folders: {error.message}",
+                    hint="The login is taken and opens no mailbox. Has this user a mailbox there, and may use IMAP?",
+                ) from error
+        return self._laid_out(answers)
+
+    def _laid_out(self, answers: Iterable[Untagged]) -> Layout:
+        listed: dict[str, Listed] = {}
+        subscribed: dict[str, None] = {}
+        spaces = responses.Namespaces(b"", ())
+        for untagged in answers:
+            kind = untagged.text[:5].upper()
+            if kind == b"LIST ":
+                found = self._sure(lambda each: responses.listed(each.text, each.literals), untagged)
+                listed.setdefault(_folder_name(found.name), found)
+            elif kind == b"LSUB ":
+                found = self._sure(lambda each: responses.listed(each.text, each.literals), untagged)
+                # In an LSUB answer it means: not subscribed, but something below is (RFC 3501 section 6.3.9).
+                if "\\noselect" not in found.attributes:
+                    subscribed[_folder_name(found.name)] = None
+            elif untagged.text[:10].upper() == b"NAMESPACE ":
+                spaces = self._sure(lambda each: responses.namespaces(each.text, each.literals), untagged)
+        if len(listed) > MAX_FOLDERS:
+            raise self._peer.too_much(f"{len(listed)} folders")
+        foreign = tuple(_text(each) for each in spaces.foreign)
+        separator = next((_text(each.delimiter) for each in listed.values() if each.delimiter), "/")
+        folders = [_folder(name, each) for name, each in listed.items() if not name.startswith(foreign)]
+        if "INBOX" not in listed:
+            folders.insert(0, ListedFolder("INBOX", selectable=True, delimiter=separator))
+        names = tuple(name for name in subscribed if not name.startswith(foreign))
+        return Layout(separator, _text(spaces.prefix), tuple(folders), names)
+
+    def statuses(self, folders: Sequence[str]) -> dict[str, Status | FolderRefused]:
+        """The STATUS of many folders, in about one round trip; of each that can be read.
+
+        Raises:
+            ServerUnavailable
+        """
+        found: dict[str, Status | FolderRefused] = {}
+        if not self.profile.select_only:
+            found |= self._statuses(folders)
+        # It may be refused for its items, or for the folder alone: then opening it says as much.
+        left = [name for name in folders if name not in found]
+        if left and self._has_modseq and not self.profile.select_only:
+            again = self._statuses(left, modseq=False)
+            if again:
+                self._refused |= {"CONDSTORE", "QRESYNC"}
+                self._has_qresync = False
+            found |= again
+            left = [name for name in left if name not in found]
+        for name, opened in self._ahead(left, lambda folder: [self._open_command(folder)], self._opened_status):
+            found[name] = opened
         return {name: found[name] for name in folders}
+
+    def _statuses(self, folders: Sequence[str], *, modseq: bool = True) -> dict[str, Status]:
+        """The STATUS of those folders for which the server gives it."""
+        items = b"MESSAGES UIDNEXT UIDVALIDITY" + (b" HIGHESTMODSEQ" if modseq and self._has_modseq else b"")
+        found: dict[str, Status] = {}
+
+        def one(folder: str, tags: _Sent) -> None:
+            for untagged in self._tolerated(tags):
+                if untagged.text[:7].upper() == b"STATUS ":
+                    name, values = self._sure(lambda each: responses.status(each.text, each.literals), untagged)
+                    # The servers that spell the name differently answer in turn.
+                    said = _folder_name(name)
+                    status = _status(values)
+                    if status is not None:
+                        found[said if said in wanted else folder] = status
+
+        wanted = set(folders)
+        for _ in self._ahead(folders, lambda folder: [b"STATUS %s (%s)" % (quoted(folder), items)], one):
+            continue
+        return {name: status for name, status in found.items() if name in wanted}
+
+    def _opened_status(self, folder: str, tags: _Sent) -> Status | FolderRefused:
+        changes = Changes(folder)
+        try:
+            for untagged in self._answers(tags):
+                _note_opening(changes, untagged)
+        except CommandRefused as error:
+            return FolderRefused(folder, error.message)
+        if not changes.uidvalidity:
+            return FolderRefused(folder, "the server gives no UIDVALIDITY for it")
+        return Status(changes.uidvalidity, changes.uidnext, changes.exists)
 
     # What changed ---------------------------------------------------------------
 
-    def changes(self, wanted: Iterable[tuple[str, Status | None]], *, sizes: bool = True) -> Iterator[Changes]:
-        """For each folder, what changed since a former STATUS; without one, everything it has.
+    def changes(
+        self, wanted: Iterable[tuple[str, Status | None]], *, sizes: bool = True
+    ) -> Iterator[Changes | FolderRefused]:
+        """For each folder, in any order, what changed since a former STATUS; without one, everything it has.
 
         The folders are asked ahead of their turn. ``sizes``: whether the sizes of
         new messages are asked for; a server may fail for all because of one.
 
         Raises:
-            LegacyUnavailable: a folder cannot be opened, or has no persistent UIDs.
+            ServerUnavailable
         """
         since_of = dict(wanted)
-        refused = []
+        items = EVERYTHING if sizes else BUT_SIZES
+        again: list[str] = []
 
         def commands(folder: str) -> list[bytes]:
-            return self._changes_commands(folder, since_of[folder], EVERYTHING if sizes else BUT_SIZES)
+            return self._changes_commands(folder, since_of[folder], items)
 
-        for folder, answers in self._ahead(list(since_of), commands):
-            try:
-                yield self._changes(folder, since_of[folder], answers)
-            except CommandRefused:
-                refused.append(folder)
-        # One message that the server cannot read, and it refuses the sizes of all.
-        for folder in refused:
-            tags = self._pipeline.send(*self._changes_commands(folder, since_of[folder], BUT_SIZES))
-            yield self._changes(folder, since_of[folder], self._opening(folder, self._pipeline.answers(tags)))
+        def read(folder: str, tags: _Sent) -> Changes | None:
+            since = since_of[folder]
+            listing = _Listing(self, folder, since.uidnext if since else 1, items)
+            listing.changes.complete = since is None or not since.highestmodseq
+            return listing.finish() if self._list(listing, tags) and listing.is_whole() else None
 
-    def _changes(self, folder: str, since: Status | None, answers: Iterator[Untagged]) -> Changes:
-        changes = Changes(folder, complete=since is None or not since.highestmodseq)
-        first = since.uidnext if since is not None else 1
-        self._read_changes(changes, answers, first)
-        if not changes.uidvalidity:
-            raise LegacyUnavailable(f"the legacy server gives no UIDVALIDITY for {folder!r}")
-        # UIDNEXT is optional before RFC 9051, and may have been outrun while we asked.
-        top = max((message.uid for message in changes.new), default=0)
-        changes.uidnext = max(changes.uidnext, top + 1, first)
-        return changes
+        for folder, changes in self._ahead(list(since_of), commands, read):
+            if changes is None:
+                again.append(folder)
+            else:
+                yield changes
+        for folder in again:
+            yield self._carefully(folder, 1, items)
 
-    def newer(self, wanted: Iterable[tuple[str, int]]) -> Iterator[Changes]:
-        """For each folder, the messages from a UID on, without their sizes.
+    def newer(self, wanted: Iterable[tuple[str, int]]) -> Iterator[Changes | FolderRefused]:
+        """For each folder, in any order, the messages from a UID on, without their sizes.
 
         Raises:
-            LegacyUnavailable: as :meth:`changes`.
+            ServerUnavailable
         """
         first_of = dict(wanted)
+        again: list[str] = []
 
         def commands(folder: str) -> list[bytes]:
-            return [b"EXAMINE %s" % quoted(folder), b"UID FETCH %d:* %s" % (first_of[folder], BUT_SIZES)]
+            return [self._open_command(folder), self._fetch(first_of[folder], BUT_SIZES)]
 
-        for folder, answers in self._ahead(list(first_of), commands):
-            changes = Changes(folder)
-            self._read_changes(changes, self._opening(folder, answers), first_of[folder])
-            yield changes
+        def read(folder: str, tags: _Sent) -> Changes | None:
+            listing = _Listing(self, folder, first_of[folder], BUT_SIZES)
+            return listing.finish() if self._list(listing, tags) and listing.is_whole(some=True) else None
 
-    def _changes_commands(self, folder: str, since: Status | None, items: bytes) -> list[bytes]:
-        name = quoted(folder)
+        for folder, changes in self._ahead(list(first_of), commands, read):
+            if changes is None:
+                again.append(folder)
+            else:
+                yield changes
+        for folder in again:
+            yield self._carefully(folder, first_of[folder], BUT_SIZES)
+
+    def _fetch(self, first: int, items: Sequence[bytes]) -> bytes:
+        # Above the last UID "n:*" means the last message (RFC 3501 section 9, seq-range), and some servers refuse it.
+        last = b"%d" % MAX_NUMBER if "n:*" in self._refused else b"*"
+        return b"UID FETCH %d:%s (%s)" % (first, last, b" ".join(items))
+
+    def _changes_commands(self, folder: str, since: Status | None, items: Sequence[bytes]) -> list[bytes]:
         if since is None:
-            return [b"EXAMINE %s" % name, b"UID FETCH 1:* %s" % items]
-        newer = b"UID FETCH %d:* %s" % (since.uidnext, items)
+            return [self._open_command(folder), self._fetch(1, items)]
+        newer = self._fetch(since.uidnext, items)
         older = b"1:%d" % max(since.uidnext - 1, 1)
-        if not since.highestmodseq:
-            return [b"EXAMINE %s" % name, b"UID FETCH %s (UID FLAGS)" % older, newer]
-        if "QRESYNC" in self._capabilities:
+        if not since.highestmodseq or not self._has_modseq:
+            return [self._open_command(folder), b"UID FETCH %s (UID FLAGS)" % older, newer]
+        if self._has_qresync:
             known = b"%d %d" % (since.uidvalidity, since.highestmodseq)
-            return [b"EXAMINE %s (QRESYNC (%s))" % (name, known), newer]
+            return [self._open_command(folder, b" (QRESYNC (%s))" % known), newer]
         changed = b"UID FETCH %s (UID FLAGS) (CHANGEDSINCE %d)" % (older, since.highestmodseq)
-        return [b"EXAMINE %s (CONDSTORE)" % name, changed, newer]
+        return [self._open_command(folder, b" (CONDSTORE)"), changed, newer]
 
-    def _read_changes(self, changes: Changes, answers: Iterator[Untagged], first: int) -> None:
-        for untagged in answers:
-            text = untagged.text
-            if (items := _fetched(text)) is not None:
-                if b"UID" not in items or b"FLAGS" not in items:
-                    continue  # somebody changes flags meanwhile: the next pass sees it
-                uid, flags = int(items[b"UID"]), self._flags(items[b"FLAGS"])
-                # "n:*" means at least the last message, even when its UID is below n (RFC 3501 section 9, seq-range).
-                if b"INTERNALDATE" in items and uid >= first:
-                    date = _internaldate(items[b"INTERNALDATE"])
-                    changes.new.append(Message(uid, int(items.get(b"RFC822.SIZE", b"0")), date, flags))
-                elif uid < first:
-                    changes.flags[uid] = flags
-            elif text[:9].upper() == b"VANISHED ":
-                for part in text.rpartition(b" ")[2].split(b","):
-                    start, _, end = part.partition(b":")
-                    changes.vanished.append((int(start), int(end or start)))
-            elif (code := _CODE.match(text)) is not None:
-                if code[1].upper() == b"UIDVALIDITY":
-                    changes.uidvalidity = int(code[2])
-                elif code[1].upper() == b"UIDNEXT":
-                    changes.uidnext = int(code[2])
-            elif text[-7:].upper() == b" EXISTS":
-                changes.exists = int(text[:-7])
-            elif text[:17].upper() == b"NO [UIDNOTSTICKY]":
-                raise LegacyUnavailable(f"the folder {changes.folder!r} has no persistent UIDs on the legacy server")
+    def _open_command(self, folder: str, parameters: bytes = b"") -> bytes:
+        return b"%s %s%s" % (self._opening, quoted(folder), parameters)
+
+    def _list(self, listing: _Listing, tags: _Sent) -> bool:
+        """Take in the answers to an opening and what follows it; whether nothing was refused."""
+        try:
+            first, others = (tags, []) if isinstance(tags, CommandRefused) else (tags[:1], tags[1:])
+            try:
+                listing.read(self._answers(first), opening=True)
+            except CommandRefused:
+                # The server may still have the former folder open: what it says to the rest is not of this one.
+                for _ in self._tolerated(others):
+                    continue
+                raise
+            listing.read(self._answers(others))
+        except CommandRefused:
+            return False
+        return True
+
+    # One folder, carefully --------------------------------------------------------
+
+    def _carefully(self, folder: str, first: int, items: Sequence[bytes]) -> Changes | FolderRefused:
+        """Everything from a UID on, nothing else being under way: what is missing is asked for by itself.
+
+        Raises:
+            ServerUnavailable
+        """
+        listing = _Listing(self, folder, first, items)
+        try:
+            listing.read(self._pipeline.answers(self._pipeline.send(self._open_command(folder))), opening=True)
+        except CommandRefused as error:
+            return FolderRefused(folder, error.message)
+        changes = listing.changes
+        if not changes.uidvalidity:
+            return FolderRefused(folder, "the server gives no UIDVALIDITY for it")
+        if listing.not_sticky:
+            return FolderRefused(folder, "it has no persistent UIDs there (UIDNOTSTICKY)")
+        if listing.is_announced and not changes.exists:
+            return listing.finish()  # some servers refuse to FETCH from an empty folder
+        words = self._list_anyhow(listing)
+        unnamed = self._uids(first) - listing.named()
+        if first == 1 and listing.lacking():
+            unnamed |= listing.gaps()
+        if len(unnamed) + len(listing.partial) > MAX_SINGLY:
+            words = words or "it gives less than it announces"
+            return FolderRefused(folder, f"{changes.exists} messages announced, {listing.count()} listed: {words}")
+        for uid in [*sorted(listing.partial), *sorted(unnamed)]:
+            self._ask_singly(listing, uid)
+        if first == 1:
+            changes.nameless = listing.lacking()
+        if words and changes.nameless == changes.exists:
+            return FolderRefused(folder, words)
+        return listing.finish()
+
+    def _list_anyhow(self, listing: _Listing) -> str:
+        """List the folder as well as the server lets it be listed; why it does not, in its own words, or nothing."""
+        words = ""
+        commands = [self._fetch(listing.first, listing.items)]
+        if listing.first > 1:
+            commands.append(b"UID FETCH %d:%d (%s)" % (listing.first, MAX_NUMBER, b" ".join(listing.items)))
+        # One message that the server cannot read, and it refuses the sizes of all.
+        commands.append(self._fetch(listing.first, BUT_SIZES))
+        for command in commands:
+            try:
+                listing.read(self._pipeline.answers(self._pipeline.send(command)))
+            except CommandRefused as error:
+                words = words or error.message
+                continue
+            if words and b":*" not in command:
+                self._refused.add("n:*")
+            if b"RFC822.SIZE" not in command:
+                listing.do_without_sizes()
+            return ""
+        return words
+
+    def _uids(self, first: int) -> set[int]:
+        """The UIDs that the server names in two other ways, from one on: by SEARCH, and message by message."""
+        found: set[int] = set()
+        for command in (b"UID SEARCH UID %d:*" % first, b"FETCH 1:* (UID)"):
+            refused: dict[bytes, CommandRefused] = {}
+            for untagged in self._pipeline.tolerant(self._pipeline.send(command), refused):
+                try:
+                    if untagged.text[:6].upper() in {b"SEARCH", b"ESEARC"}:
+                        for start, end in responses.searched(untagged.text):
+                            if end - start > len(untagged.text) + MAX_SINGLY:
+                                raise self._peer.violates(untagged.text)
+                            found.update(range(max(start, first), end + 1))
+                    elif (fetched := responses.fetched(untagged.text, untagged.literals)) is not None:
+                        found.add(fetched.number(b"UID") or 0)
+                except Malformed:
+                    continue
+        return {uid for uid in found if uid >= first}
+
+    def _ask_singly(self, listing: _Listing, uid: int) -> None:
+        """Ask for one message, then for each of its items, and note what the server does not give at all."""
+        for items in (listing.items, *((item,) for item in listing.items if item != b"UID")):
+            if listing.is_complete(uid):
+                return
+            refused: dict[bytes, CommandRefused] = {}
+            command = b"UID FETCH %d (%s)" % (uid, b" ".join(dict.fromkeys((b"UID", *items))))
+            listing.read(self._pipeline.tolerant(self._pipeline.send(command), refused), only=uid)
+        listing.conclude(uid)
+
+    def header_date(self, uid: int) -> responses.Date:
+        """The date of a message of the folder that is open, from its header: when it was received, else written.
+
+        Raises:
+            ServerUnavailable
+        """
+        command = b"UID FETCH %d (UID BODY.PEEK[HEADER.FIELDS (RECEIVED DATE)])" % uid
+        refused: dict[bytes, CommandRefused] = {}
+        for untagged in self._pipeline.tolerant(self._pipeline.send(command), refused):
+            try:
+                fetched = responses.fetched(untagged.text, untagged.literals)
+            except Malformed:
+                continue
+            for item, value in fetched.items.items() if fetched is not None else ():
+                if item.startswith(b"BODY[") and value:
+                    return _date_of(value)
+        return responses.Date(None)
 
     # Bodies -------------------------------------------------------------------
 
-    def bodies(
-        self,
-        wanted: Wanted,
-        receive: Receive,
-        keep: Callable[[str, Message, object], None],
-    ) -> None:
+    def bodies(self, wanted: Wanted, receive: Receive, keep: Keep) -> None:
         """Fetch the bodies that are wanted, several commands ahead, until there are none left.
 
         ``receive`` takes a body off the line, ``keep`` gets what it made of it.
         A message that is gone meanwhile is left out. Whatever happens, what was
-        asked for and not answered is wanted again.
+        asked for and not answered is wanted again, or suspected.
+
+        Raises:
+            ServerUnavailable: the session is over; another one may go on.
         """
-        asked: dict[bytes, Batch | str] = {}  # by tag; a string: the EXAMINE of that folder
-        last_examined = opened = ""
-        missing: dict[tuple[str, int], Message] = {}
+        fresh, self._is_fresh = self._is_fresh, False
+        Fetching(self._pipeline, self._opening, wanted, receive, keep).run(is_fresh=fresh)
+
+    def which_are_there(self, folder: str, uids: Sequence[int]) -> set[int]:
+        """Those of the UIDs that the folder still has.
+
+        Raises:
+            FolderNotReadable, ServerUnavailable
+        """
+        listing = _Listing(self, folder, MAX_NUMBER + 1, ONLY_FLAGS)
         try:
-            while True:
-                while len(asked) < AHEAD and (batch := wanted.take()) is not None:
-                    if batch.folder != last_examined:
-                        last_examined = batch.folder
-                        asked[self._pipeline.send(b"EXAMINE %s" % quoted(last_examined))[0]] = last_examined
-                    missing |= {(batch.folder, message.uid): message for message in batch.messages}
-                    uids = uid_set([message.uid for message in batch.messages])
-                    asked[self._pipeline.send(b"UID FETCH %s (UID BODY.PEEK[])" % uids)[0]] = batch
-                if not asked:
-                    return
-                response = self._pipeline.read(receive)
-                if isinstance(response, Untagged):
-                    self._take(opened, response, missing, receive, keep)
-                    continue
-                done, refused = asked.pop(response.tag), response.refused
-                if isinstance(done, str):
-                    _insist_on_open(done, refused)
-                    opened = done
-                    continue
-                left = [message for message in done.messages if missing.pop((done.folder, message.uid), None)]
-                if left:
-                    why = f"refuses it: {refused.message}" if refused else "answers without it"
-                    wanted.not_given(Batch(done.folder, tuple(left)), f"the legacy server {why}")
-        except BaseException:
-            unanswered = [
-                Batch(each.folder, tuple(m for m in each.messages if (each.folder, m.uid) in missing))
-                for each in asked.values()
-                if not isinstance(each, str)
-            ]
-            # Those of the folder that is open were being answered: the server may have failed because of one.
-            for batch in unanswered:
-                if batch.folder == opened and batch is unanswered[0]:
-                    wanted.not_given(batch, "the legacy server ends the session when it is asked for")
-                elif batch.messages:
-                    wanted.put_back([batch])
-            raise
-
-    def _take(
-        self,
-        folder: str,
-        untagged: Untagged,
-        missing: dict[tuple[str, int], Message],
-        receive: Receive,
-        keep: Callable[[str, Message, object], None],
-    ) -> None:
-        items = _fetched(untagged.text)
-        if items is None:
-            return
-        message = missing.get((folder, int(items.get(b"UID", b"0"))))
-        if message is None or b"BODY[]" not in items:
-            return
-        body = untagged.body
-        if body is None:
-            value = items[b"BODY[]"]
-            if value.upper() == b"NIL":
-                return
-            text = unquoted(value)  # a short one may be a quoted string
-            body = receive(len(text), iter((text,)))
-        del missing[folder, message.uid]
-        keep(folder, message, body)
-
-    def which_are_there(self, folder: str, uids: list[int]) -> set[int]:
-        """Those of the UIDs that the folder still has."""
-        tags = self._pipeline.send(b"EXAMINE %s" % quoted(folder), b"UID FETCH %s (UID FLAGS)" % uid_set(uids))
-        found = Changes(folder)
-        self._read_changes(found, self._opening(folder, self._pipeline.answers(tags)), 1 << 33)
-        return found.flags.keys() & set(uids)
+            listing.read(self._pipeline.answers(self._pipeline.send(self._open_command(folder))), opening=True)
+            for part in sets(sorted(uids)):
+                listing.read(self._pipeline.answers(self._pipeline.send(b"UID FETCH %s (UID FLAGS)" % part)))
+        except CommandRefused as error:
+            raise FolderRefused(folder, error.message).error() from error
+        return (listing.changes.flags.keys() | listing.partial.keys()) & set(uids)
 
     def guids(self, folder: str) -> dict[int, str]:
-        """The GUID that Dovecot gives each message (its own FETCH item X-GUID), by UID."""
-        tags = self._pipeline.send(b"EXAMINE %s" % quoted(folder), b"UID FETCH 1:* (UID X-GUID)")
+        """The GUID that Dovecot gives each message (its own FETCH item X-GUID), by UID.
+
+        Raises:
+            FolderNotReadable, ServerUnavailable
+        """
         found = {}
-        for untagged in self._opening(folder, self._pipeline.answers(tags)):
-            items = _fetched(untagged.text) or {}
-            if b"UID" in items and b"X-GUID" in items:
-                found[int(items[b"UID"])] = items[b"X-GUID"].strip(b'"').decode()
+        try:
+            for untagged in self._pipeline.run(self._open_command(folder), b"UID FETCH 1:* (UID X-GUID)"):
+                fetched = self._sure(lambda each: responses.fetched(each.text, each.literals), untagged)
+                guid = fetched.items.get(b"X-GUID") if fetched is not None else None
+                uid = fetched.number(b"UID") if fetched is not None else None
+                if guid is not None and uid is not None:
+                    found[uid] = printable(guid)
+        except CommandRefused as error:
+            raise FolderRefused(folder, error.message).error() from error
         return found
 
     # Answers --------------------------------------------------------------------
 
     def _ahead(
-        self, folders: Sequence[str], commands: Callable[[str], list[bytes]]
-    ) -> Iterator[tuple[str, Iterator[Untagged]]]:
-        """Send each folder's commands, the first an EXAMINE, ahead of its turn; gives the folder and its answers."""
+        self, folders: Sequence[str], commands: Callable[[str], list[bytes]], read: Callable[[str, _Sent], T]
+    ) -> Iterator[tuple[str, T]]:
+        """Send each folder's commands ahead of their turn; gives each folder and what was read from its answers."""
         upcoming = iter(folders)
-        waiting: deque[tuple[str, list[bytes]]] = deque()
+        waiting: deque[tuple[str, _Sent]] = deque()
         while True:
             while len(self._pipeline) < AHEAD and (folder := next(upcoming, None)) is not None:
-                waiting.append((folder, self._pipeline.send(*commands(folder))))
+                try:
+                    waiting.append((folder, self._pipeline.send(*commands(folder))))
+                except CommandRefused as error:  # its name cannot be sent
+                    waiting.append((folder, error))
             if not waiting:
                 return
             folder, tags = waiting.popleft()
-            yield folder, self._pipeline.answers(tags)
+            yield folder, read(folder, tags)
 
-    def _opening(self, folder: str, answers: Iterator[Untagged]) -> Iterator[Untagged]:
+    def _answers(self, tags: _Sent) -> Iterator[Untagged]:
+        if isinstance(tags, CommandRefused):
+            raise tags
+        return self._pipeline.answers(tags)
+
+    def _tolerated(self, tags: _Sent) -> Iterator[Untagged]:
+        """The answers to what can be done without."""
+        return iter(()) if isinstance(tags, CommandRefused) else self._pipeline.tolerant(tags, {})
+
+    def _sure(self, parse: Callable[[Untagged], T], untagged: Untagged) -> T:
+        """What a response means, where there is no going on without it."""
         try:
-            yield from answers
-        except CommandRefused as error:
-            raise _cannot_open(folder, error) from error
+            return parse(untagged)
+        except Malformed as error:
+            raise self._peer.violates(untagged.text) from error
 
-    def _flags(self, raw: bytes) -> frozenset[str]:
-        """Flags and keywords but for \\Recent, which belongs to a session (RFC 3501 section 2.3.2)."""
+    def flags(self, raw: bytes) -> frozenset[str]:
+        """Flags as the server said them; equal ones are kept once."""
         if (known := self._interned.get(raw)) is None:
-            names = raw.strip(b"()").decode(errors="replace").split()
-            known = frozenset(_CANONICAL.get(name.lower(), name) for name in names if name.lower() != "\\recent")
-            self._interned[raw] = known
+            if len(self._interned) >= MAX_INTERNED:
+                self._interned.clear()
+            known = self._interned[raw] = responses.flags(raw)
         return known
 
 
-def _fetched(text: bytes) -> dict[bytes, bytes] | None:
-    """The items of a FETCH response by name, upper case; None for any other response."""
-    fetch = _FETCH.match(text)
-    return None if fetch is None else {key.upper(): value for key, value in _ITEM.findall(text, fetch.end())}
+class _Listing:
+    """The messages of a folder while they are listed, from however many responses (RFC 3501 section 7.4.2).
+
+    ``items`` are what each must have; ``partial`` is what has come of those that have not all.
+    """
+
+    def __init__(self, reader: Reader, folder: str, first: int, items: Sequence[bytes]) -> None:
+        self._reader = reader
+        self.changes = Changes(folder)
+        self.first = first
+        self.items = tuple(items)
+        self.not_sticky = self.is_announced = False
+        self.partial: dict[int, dict[bytes, bytes | None]] = {}
+        self._new: dict[int, Message] = {}
+        self._gone = 0
+        #: UIDs by sequence number, and what came without a UID, until a message is expunged and the numbers change.
+        self._uid_at: dict[int, int] = {}
+        self._without_uid: dict[int, dict[bytes, bytes | None]] = {}
+
+    def read(self, answers: Iterator[Untagged], *, opening: bool = False, only: int = 0) -> None:
+        """Take in the answers to a FETCH.
+
+        ``opening``: to SELECT or EXAMINE. How many messages it announces is what
+        has to be listed; what comes later need not. ``only``: the one message that was asked for.
+
+        Raises:
+            CommandRefused: as ``answers``.
+        """
+        for untagged in answers:
+            text = untagged.text
+            try:
+                fetched = responses.fetched(text, untagged.literals)
+                if fetched is not None:
+                    self._take(fetched, only)
+                elif text[:9].upper() == b"VANISHED ":
+                    self._vanished(text)
+                elif text[-8:].upper() == b" EXPUNGE":
+                    self._expunged()
+                elif text[:17].upper() == b"NO [UIDNOTSTICKY]":
+                    self.not_sticky = True
+                elif opening:
+                    _note_opening(self.changes, untagged)
+                    self.is_announced |= text[-7:].upper() == b" EXISTS"
+            except Malformed:
+                continue  # as if it had not come: what is missing is found out
+        for sequence, items in self._without_uid.items():
+            if sequence in self._uid_at:
+                self._merge(self._uid_at[sequence], items)
+        self._without_uid = {}
+
+    def _take(self, fetched: Fetched, only: int) -> None:
+        items = fetched.items
+        uid = fetched.number(b"UID")
+        if uid is None and only and items.keys() - {b"FLAGS", b"MODSEQ"}:
+            uid = only  # flags alone may be another message's, that somebody changes meanwhile
+        if uid is None:
+            if items.keys() & set(self.items):
+                self._without_uid.setdefault(fetched.sequence, {}).update(items)
+            return
+        if uid not in self._new and uid not in self.changes.flags and uid not in self.partial:
+            # Most come whole.
+            if not self._complete(uid, items):
+                self._uid_at[fetched.sequence] = uid
+                self.partial[uid] = dict(items)
+            return
+        self._merge(uid, items)
+
+    def _merge(self, uid: int, items: dict[bytes, bytes | None]) -> None:
+        if uid in self.partial:
+            self.partial[uid].update(items)
+            if self._complete(uid, self.partial[uid]):
+                del self.partial[uid]
+            return
+        raw = items.get(b"FLAGS")
+        if raw is None:
+            return
+        # Somebody changes flags meanwhile.
+        if (message := self._new.get(uid)) is not None:
+            self._new[uid] = Message(
+                uid, message.size, message.internaldate, self._reader.flags(raw), message.remarks, message.is_dated
+            )
+        elif uid in self.changes.flags:
+            self.changes.flags[uid] = self._reader.flags(raw)
+
+    def _complete(self, uid: int, items: Mapping[bytes, bytes | None]) -> bool:
+        """Take in a message of which everything is known; whether it is."""
+        raw = items.get(b"FLAGS")
+        if raw is None:
+            return False
+        if uid < self.first:
+            # "n:*" means at least the last message, even when its UID is below n (RFC 3501 section 9, seq-range).
+            self.changes.flags[uid] = self._reader.flags(raw)
+            return True
+        date = items.get(b"INTERNALDATE")
+        size = items.get(b"RFC822.SIZE", b"")
+        if date is None or (size == b"" and b"RFC822.SIZE" in self.items):
+            return False
+        when = responses.internaldate(date)
+        if when.seconds is None:
+            return False
+        remarks = (when.remark,) if when.remark else ()
+        self._new[uid] = Message(uid, _size(size), when.seconds, self._reader.flags(raw), remarks)
+        return True
+
+    def do_without_sizes(self) -> None:
+        """The server refuses them: nobody lacks them."""
+        self.items = BUT_SIZES
+        for uid in list(self.partial):
+            if self._complete(uid, self.partial[uid]):
+                del self.partial[uid]
+
+    def conclude(self, uid: int) -> None:
+        """All was asked for: a message without a date or size is one all the same, one without flags is not."""
+        items = self.partial.pop(uid, None)
+        if items is None:
+            return  # it is gone
+        raw = items.get(b"FLAGS")
+        if raw is None:
+            self.changes.incomplete[uid] = "the server does not give its flags"
+            return
+        flags, size = self._reader.flags(raw), _size(items.get(b"RFC822.SIZE"))
+        when = responses.internaldate(items.get(b"INTERNALDATE"))
+        if when.seconds is not None:
+            self._new[uid] = Message(uid, size, when.seconds, flags, (when.remark,) if when.remark else ())
+            return
+        found = self._reader.header_date(uid)
+        if found.seconds is not None:
+            seconds, remark = found.seconds, f"{when.remark}; the date of its header is taken"
+        else:
+            seconds = int(time.time())
+            remark = f"{when.remark}, nor is there one in its header; the present time is taken"
+        self._new[uid] = Message(uid, size, seconds, flags, (remark,), is_dated=False)
+
+    def _vanished(self, text: bytes) -> None:
+        gone = responses.vanished(text)
+        self.changes.vanished += gone
+        if b"(EARLIER)" not in text.upper():
+            self._expunged(sum(last - first + 1 for first, last in gone))
+
+    def _expunged(self, messages: int = 1) -> None:
+        self._gone += messages
+        self._uid_at.clear()
+        self._without_uid.clear()
+
+    def is_complete(self, uid: int) -> bool:
+        """Whether everything of a message is known."""
+        return uid in self._new or uid in self.changes.flags
+
+    def named(self) -> set[int]:
+        """The UIDs that came, with whatever else."""
+        return self._new.keys() | self.changes.flags.keys() | self.partial.keys()
+
+    def count(self) -> int:
+        """How many messages are accounted for: listed, or expunged meanwhile."""
+        return len(self._new) + len(self.changes.flags) + self._gone
+
+    def lacking(self) -> int:
+        """How many of the messages that were announced have not come, not even in part."""
+        return max(0, self.changes.exists - self.count() - len(self.partial) - len(self.changes.incomplete))
+
+    def gaps(self) -> set[int]:
+        """The UIDs below UIDNEXT that were not named, if they are few: a message without a UID has one of them."""
+        named = self.named()
+        free = self.changes.uidnext - 1 - len(named)
+        return set(range(1, self.changes.uidnext)) - named if 0 < free <= MAX_GAPS else set()
+
+    def finish(self) -> Changes:
+        """What was listed."""
+        changes = self.changes
+        changes.new = list(self._new.values())
+        changes.unseen_from = max(self.first, max((message.uid for message in changes.new), default=0) + 1)
+        # It is optional before RFC 9051, and may have been outrun while we asked.
+        changes.uidnext = max(changes.uidnext, changes.unseen_from)
+        return changes
+
+    def is_whole(self, *, some: bool = False) -> bool:
+        """Whether all that was announced has come, with everything; ``some``: only some were asked for."""
+        if self.partial or self.not_sticky or not self.changes.uidvalidity:
+            return False
+        return some or not self.changes.complete or self.count() >= self.changes.exists
 
 
-def _insist_on_open(folder: str, refused: CommandRefused | None) -> None:
-    if refused is not None:
-        raise _cannot_open(folder, refused)
-
-
-def _cannot_open(folder: str, refused: CommandRefused) -> LegacyUnavailable:
-    return LegacyUnavailable(f"the folder {folder!r} cannot be opened on the legacy server: {refused.message}")
-
-
-def _namespaces(untagged: Untagged) -> tuple[str, list[str]]:
-    """The prefix of the personal namespace, and those of other users' and shared ones."""
-    personal, *others = [each if isinstance(each, list) else [] for each in untagged.tokens()[1:]]
-    first = personal[0] if personal else None
-    prefix = _text(first[0]) if isinstance(first, list) else ""
-    found = [namespace[0] for other in others for namespace in other if isinstance(namespace, list)]
-    return prefix, [_text(each) for each in found if each]  # an empty prefix would mean every folder
-
-
-def _text(name: Token) -> str:
-    if not isinstance(name, bytes):
-        return ""
+def _note_opening(changes: Changes, untagged: Untagged) -> None:
+    """What the answer to SELECT or EXAMINE says of the folder (RFC 3501 section 7.3.1)."""
+    text = untagged.text
     try:
-        return name.decode()
-    except UnicodeDecodeError as error:
-        raise BasculeError(f"the legacy server has a folder whose name is not text: {name!r}") from error
+        if text[-7:].upper() == b" EXISTS":
+            changes.exists = responses.number(text[:-7])
+        elif text[:3].upper() == b"OK ":
+            code = responses.code(text[3:])
+            if code.name == "UIDVALIDITY":
+                changes.uidvalidity = responses.number(code.argument, least=1)
+            elif code.name == "UIDNEXT":
+                changes.uidnext = responses.number(code.argument, least=1)
+    except Malformed:
+        return  # as if it had not been said
 
 
-def _listed(untagged: Untagged) -> tuple[frozenset[str], str, str]:
-    """Attributes (lower case), separator and name of a LIST or LSUB response."""
-    match untagged.tokens():
-        case [_, list(attributes), delimiter, name, *_]:
-            return frozenset(_text(each).lower() for each in attributes), _text(delimiter), _text(name)
-    raise LegacyUnavailable(f"the legacy server does not speak IMAP: {untagged.text[:80]!r}")
+def _size(raw: bytes | None) -> int:
+    try:
+        return responses.number(raw or b"", MAX_MODSEQ)
+    except Malformed:
+        return 0
 
 
-def _folder(attributes: frozenset[str], name: str) -> ListedFolder:
-    uses = [use for use in SPECIAL_USES if use.lower() in attributes]
-    return ListedFolder(name, not {"\\noselect", "\\nonexistent"} & attributes, uses[0] if uses else "")
+def _status(values: Mapping[str, int]) -> Status | None:
+    """None where the items say nothing: no UIDVALIDITY, or more than there can be."""
+    uidvalidity, uidnext, messages = (values.get(key, 0) for key in ("UIDVALIDITY", "UIDNEXT", "MESSAGES"))
+    if not 0 < uidvalidity <= MAX_NUMBER or uidnext > MAX_NUMBER or messages > MAX_NUMBER:
+        return None
+    return Status(uidvalidity, uidnext, messages, values.get("HIGHESTMODSEQ", 0))
 
 
-def _internaldate(raw: bytes) -> int:
-    """Seconds since 1970 of a quoted date-time (RFC 3501 section 9)."""
-    match = _DATE.fullmatch(raw)
-    if match is None or match[2].title() not in _MONTHS:
-        raise LegacyUnavailable(f"the legacy server gives {raw!r} for a date")
-    day, month, year, hour, minute, second, sign, hours, minutes = match.groups()
-    local = timegm((int(year), _MONTHS[month.title()], int(day), int(hour), int(minute), int(second)))
-    offset = int(hours) * 3600 + int(minutes) * 60
-    return local + offset if sign == b"-" else local - offset
+def _date_of(header: bytes) -> responses.Date:
+    """When a message was received last, else written, by its header."""
+    parsed = BytesHeaderParser(policy=compat32).parsebytes(header[:65536])
+    received = [str(each).rpartition(";")[2].strip() for each in parsed.get_all("Received", [])][:1]
+    for text in (*received, str(parsed.get("Date", ""))):
+        found = responses.header_date(text.encode("ascii", "replace"))
+        if found.seconds is not None:
+            return found
+    return responses.Date(None)
+
+
+def _text(name: bytes) -> str:
+    """Bytes of a server as text that is the same bytes again when it is sent (PEP 383)."""
+    return name.decode("utf-8", "surrogateescape")
+
+
+def _folder_name(name: bytes) -> str:
+    """INBOX in any case is INBOX (RFC 3501 section 5.1); any other name is as it is."""
+    return "INBOX" if name.upper() == b"INBOX" else _text(name)
+
+
+def _folder(name: str, listed: Listed) -> ListedFolder:
+    uses = [use for use in sorted(SPECIAL_USES) if use.lower() in listed.attributes]
+    selectable = not {"\\noselect", "\\nonexistent"} & listed.attributes
+    return ListedFolder(name, selectable, uses[0] if uses else "", _text(listed.delimiter))
+
+
+def sets(uids: Sequence[int]) -> Iterator[bytes]:
+    """Ascending UIDs as sequence sets that are short enough for one command each."""
+    step = LINE // 11  # digits of the longest, and a comma
+    for start in range(0, len(uids), step):
+        yield uid_set(list(uids[start : start + step]))
+
+
+def insist(statuses: Mapping[str, T | FolderRefused]) -> dict[str, T]:
+    """The same, where no folder may be left out.
+
+    Raises:
+        FolderNotReadable: the first that cannot be read.
+    """
+    found: dict[str, T] = {}
+    for name, status in statuses.items():
+        if isinstance(status, FolderRefused):
+            raise status.error()
+        found[name] = status
+    return found
+
+
+def insisted(changes: Iterable[Changes | FolderRefused]) -> Iterator[Changes]:
+    """The same, where no folder and no message may be left out.
+
+    Raises:
+        FolderNotReadable: a folder cannot be read, or a message of it has not all that a message must have.
+    """
+    for each in changes:
+        if isinstance(each, FolderRefused):
+            raise each.error()
+        if each.incomplete or each.nameless:
+            raise unlisted(each)
+        yield each
+
+
+def unlisted(changes: Changes) -> FolderNotReadable:
+    """The error that the server announces more messages of a folder than it lists."""
+    lost = [f"UID {uid}: {reason}" for uid, reason in sorted(changes.incomplete.items())][:5]
+    if changes.nameless:
+        lost.append(f"{changes.exists} messages announced, {changes.exists - changes.nameless} named")
+    return FolderNotReadable(
+        f"the folder {printable(changes.folder, 120)!r} is not listed whole: {'; '.join(lost)}",
+        hint="Look at the folder there with another program; move or remove the message that it does not show.",
+    )
+
+
+__all__ = [
+    "BATCH_BYTES",
+    "BATCH_MESSAGES",
+    "Batch",
+    "Changes",
+    "FolderNotReadable",
+    "FolderRefused",
+    "Layout",
+    "ListedFolder",
+    "Message",
+    "Reader",
+    "Status",
+    "Wanted",
+    "batches",
+    "insist",
+    "insisted",
+    "is_told_to_wait",
+    "sets",
+    "unlisted",
+]

@@ -1,33 +1,34 @@
-"""Writing to a legacy mailbox, when a user is sent back there."""
+"""Writing to a mailbox over IMAP, when a user is sent back to the legacy server."""
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Sequence
 
 from bascule import log
-from bascule.errors import LegacyUnavailable
-from bascule.imap.pipeline import CommandRefused, quoted, uid_set
-from bascule.imap.reader import Reader
+from bascule.errors import ServerUnavailable
+from bascule.imap import responses
+from bascule.imap.pipeline import CommandRefused, quoted
+from bascule.imap.reader import FolderRefused, Reader, sets
+from bascule.imap.responses import Malformed
 
-_APPENDUID = re.compile(r"^\[APPENDUID \d+ (\d+)\]", re.IGNORECASE)
-_PERMANENT = re.compile(rb"^OK \[PERMANENTFLAGS \(([^)]*)\)\]", re.IGNORECASE)
-SET_BATCH = 80  # UIDs in one command
+MAX_FOUND = 2_000_000  # messages in the answer to a SEARCH
 
 
 class Writer(Reader):
     """A session that may write, used by one thread."""
 
     def create(self, folder: str) -> None:
-        """Make a folder, unless it is there already."""
+        """Make a folder, unless it is there already.
+
+        Raises:
+            ServerUnavailable: it is refused.
+        """
         try:
             self._pipeline.run(b"CREATE %s" % quoted(folder))
         except CommandRefused as error:
             if error.code != "ALREADYEXISTS":
-                raise LegacyUnavailable(
-                    f"the legacy server does not make the folder {folder!r}: {error.message}"
-                ) from error
+                raise self._refuses(f"does not make the folder {folder!r}", error) from error
 
     def delete(self, folder: str) -> None:
         """Remove an empty folder; one that the server wants to keep stays."""
@@ -46,74 +47,102 @@ class Writer(Reader):
         return True
 
     def select(self, folder: str) -> frozenset[str] | None:
-        """Open a folder for writing; the flags that it keeps, or None if it keeps any."""
+        """Open a folder for writing; the flags that it keeps, or None if it keeps any.
+
+        Raises:
+            FolderNotReadable, ServerUnavailable
+        """
         kept: frozenset[str] | None = None
-        for untagged in self._opening(
-            folder, self._pipeline.answers(self._pipeline.send(b"SELECT %s" % quoted(folder)))
-        ):
-            if (found := _PERMANENT.match(untagged.text)) is not None:
-                kept = None if b"\\*" in found[1].split() else self._flags(found[1])
+        try:
+            for untagged in self._pipeline.run(b"SELECT %s" % quoted(folder)):
+                if untagged.text[:3].upper() != b"OK ":
+                    continue
+                code = responses.code(untagged.text[3:])
+                if code.name == "PERMANENTFLAGS":
+                    names = self.flags(code.argument.strip("()").encode("utf-8", "surrogateescape"))
+                    kept = None if "\\*" in names else names
+        except CommandRefused as error:
+            raise FolderRefused(folder, error.message).error() from error
         return kept
 
     def append(
         self, folder: str, flags: frozenset[str], internaldate: int, size: int, pieces: Iterator[bytes]
     ) -> int | None:
-        """Append a message; its UID if the server tells it (RFC 4315).
+        """Append a message; its UID if the server gives it (RFC 4315).
 
         Raises:
-            LegacyUnavailable: it is refused.
+            ServerUnavailable: it is refused.
         """
         date = time.strftime("%d-%b-%Y %H:%M:%S +0000", time.gmtime(internaldate))
-        names = " ".join(sorted(flags)).encode()
+        names = " ".join(sorted(flags)).encode("utf-8", "surrogateescape")
         tagged = self._pipeline.append(
             b'APPEND %s (%s) "%s"' % (quoted(folder), names, date.encode()),
             size,
             pieces,
-            at_once="LITERAL+" in self._capabilities,
+            at_once=self._has("LITERAL+"),
         )
         if tagged.refused is not None:
-            raise LegacyUnavailable(
-                f"the legacy server does not take a message for {folder!r}: {tagged.refused.message}",
-                hint="Is the mailbox full there?",
-            )
-        found = _APPENDUID.match(tagged.text)
-        return int(found[1]) if found else None
+            raise self._refuses(
+                f"does not take a message for {folder!r}", tagged.refused, hint="Is the mailbox full there?"
+            ) from tagged.refused
+        code = responses.code(tagged.text)
+        if code.name != "APPENDUID":
+            return None
+        try:
+            return responses.number(code.argument.partition(" ")[2], least=1)
+        except Malformed:
+            return None
 
     def with_message_id(self, message_id: str, first: int) -> set[int]:
         """The messages of the folder that is open with this Message-ID, from a UID on."""
         return self._search(b"UID %d:* HEADER Message-ID %s" % (first, quoted(message_id)))
 
     def _search(self, criteria: bytes) -> set[int]:
-        found = self._pipeline.run(b"UID SEARCH %s" % criteria)
-        return {int(uid) for each in found if each.text[:6].upper() == b"SEARCH" for uid in each.text.split()[1:]}
+        found: set[int] = set()
+        for each in self._pipeline.run(b"UID SEARCH %s" % criteria):
+            if each.text[:6].upper() not in {b"SEARCH", b"ESEARC"}:
+                continue
+            for first, last in self._sure(lambda untagged: list(responses.searched(untagged.text)), each):
+                if last - first > MAX_FOUND:
+                    raise self._peer.violates(each.text)
+                found.update(range(first, last + 1))
+        return found
 
     def store(self, uids: Sequence[int], flags: frozenset[str]) -> None:
-        """Set the flags of messages of the folder that is open."""
-        names = " ".join(sorted(flags)).encode()
-        for batch in _batches(uids):
-            self._pipeline.run(b"UID STORE %s FLAGS.SILENT (%s)" % (uid_set(batch), names))
+        """Set the flags of messages of the folder that is open.
+
+        Raises:
+            ServerUnavailable: it is refused.
+        """
+        names = " ".join(sorted(flags)).encode("utf-8", "surrogateescape")
+        for part in sets(sorted(uids)):
+            self._store(b"UID STORE %s FLAGS.SILENT (%s)" % (part, names))
 
     def expunge(self, uids: Sequence[int]) -> None:
         """Remove messages of the folder that is open, and no others.
 
         Raises:
-            LegacyUnavailable: the server can only remove others with them.
+            ServerUnavailable: the server can only remove others with them, or refuses it.
         """
-        for batch in _batches(uids):
-            self._pipeline.run(b"UID STORE %s +FLAGS.SILENT (\\Deleted)" % uid_set(batch))
-            if "UIDPLUS" in self._capabilities:
-                self._pipeline.run(b"UID EXPUNGE %s" % uid_set(batch))
-        if "UIDPLUS" in self._capabilities:
+        for part in sets(sorted(uids)):
+            self._store(b"UID STORE %s +FLAGS.SILENT (\\Deleted)" % part)
+            if self._has("UIDPLUS"):
+                self._store(b"UID EXPUNGE %s" % part)
+        if self._has("UIDPLUS"):
             return
         if self._search(b"DELETED") - set(uids):
-            raise LegacyUnavailable(
-                "the legacy server cannot expunge single messages (no UIDPLUS), and others are marked deleted",
+            raise self._peer.unavailable(
+                f"{self._peer.name} cannot expunge single messages (no UIDPLUS), and others are marked deleted",
                 hint="Expunge them there, or unmark them.",
             )
-        self._pipeline.run(b"EXPUNGE")
+        self._store(b"EXPUNGE")
 
+    def _store(self, command: bytes) -> None:
+        try:
+            self._pipeline.run(command)
+        except CommandRefused as error:
+            what = command[:40].decode("ascii", "replace")
+            raise self._refuses(f"refuses {what!r}", error) from error
 
-def _batches(uids: Sequence[int]) -> Iterator[list[int]]:
-    ordered = sorted(uids)
-    for start in range(0, len(ordered), SET_BATCH):
-        yield ordered[start : start + SET_BATCH]
+    def _refuses(self, what: str, error: CommandRefused, hint: str = "") -> ServerUnavailable:
+        return self._peer.unavailable(f"{self._peer.name} {what}: {error.message}", hint=hint)
