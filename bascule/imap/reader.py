@@ -490,16 +490,16 @@ class Reader:
             ServerUnavailable
         """
         command = b"UID FETCH %d (UID BODY.PEEK[HEADER.FIELDS (RECEIVED DATE)])" % uid
-        refused: dict[bytes, CommandRefused] = {}
-        for untagged in self._pipeline.tolerant(self._pipeline.send(command), refused):
+        found = responses.Date(None)
+        for untagged in self._tolerated(self._pipeline.send(command)):
             try:
                 fetched = responses.fetched(untagged.text, untagged.literals)
             except Malformed:
                 continue
             for item, value in fetched.items.items() if fetched is not None else ():
                 if item.startswith(b"BODY[") and value:
-                    return _date_of(value)
-        return responses.Date(None)
+                    found = _date_of(value)
+        return found
 
     # Bodies -------------------------------------------------------------------
 
@@ -762,7 +762,7 @@ class _Listing:
     def finish(self) -> Changes:
         """What was listed."""
         changes = self.changes
-        changes.new = list(self._new.values())
+        changes.new = sorted(self._new.values(), key=lambda message: message.uid)
         changes.unseen_from = max(self.first, max((message.uid for message in changes.new), default=0) + 1)
         # It is optional before RFC 9051, and may have been outrun while we asked.
         changes.uidnext = max(changes.uidnext, changes.unseen_from)
