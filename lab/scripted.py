@@ -173,6 +173,7 @@ class Server:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             session = Session(self, connection)
             with self._lock:
                 self._sessions.append(session)

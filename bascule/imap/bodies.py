@@ -282,13 +282,18 @@ class Fetching:
     def _alone(self, suspect: Batch, *, is_fresh: bool) -> None:
         """Ask for a suspect with nothing else under way."""
         try:
+            # By itself, too, so that a session that is lost later is not lost by the opening.
+            if self._opened != suspect.folder:
+                self._open(suspect.folder)
+                while self._asked:
+                    self._answer()
             self._ask(suspect, self._opened)
             while self._asked:
                 self._answer()
         except BaseException as error:
-            left = self._left(suspect)
+            left = self._left(suspect) if self._opened == suspect.folder else suspect
             was_opened = self._opened == suspect.folder
-            self._settle_all(1 if self._asked_for(suspect) else 0)
+            self._settle_all(1)
             if not isinstance(error, ServerUnavailable):
                 self._wanted.suspected([left] if left.messages else [])
                 raise
@@ -300,10 +305,6 @@ class Fetching:
                 self._wanted.suspected([left] if left.messages else [])
             raise
 
-    def _asked_for(self, batch: Batch) -> bool:
-        """Whether it is still under way: it is settled when its command is answered."""
-        return batch in self._asked.values() or bool(self._left(batch).messages)
-
     def _abandon(self, taken: Batch | None, error: BaseException) -> None:
         """Want again, or suspect, what was under way when the session ended."""
         asked = [each for each in self._asked.values() if isinstance(each, Batch)]
@@ -311,11 +312,9 @@ class Fetching:
         not_asked = [taken] if taken is not None else []
         if isinstance(error, ServerUnavailable):
             self._close()
-            # Those of the folder that is open were being answered: the server may have failed because of one.
-            suspects = [each for each in left if each.folder == self._opened]
-            not_asked = [each for each in left if each.folder != self._opened] + not_asked
+            # Any may be the culprit: answers that were on their way are lost with a reset, even that to the opening.
             # One by itself was asked for with nothing else under way: this much is found out.
-            self._wanted.suspected(suspects[0].apart() if len(suspects) == 1 else suspects)
+            self._wanted.suspected(left[0].apart() if len(left) == 1 else left)
             left = []
         self._wanted.put_back([*left, *not_asked])
         self._settle_all(len(asked) + (taken is not None))
@@ -334,6 +333,10 @@ class Fetching:
     def _close(self) -> None:
         self._pipeline.wire.close()
 
+    def _open(self, folder: str) -> None:
+        (tag,) = self._pipeline.send(b"%s %s" % (self._opening, quoted(folder)))
+        self._asked[tag] = folder
+
     def _ask(self, batch: Batch, last_opened: str) -> None:
         self._missing |= {(batch.folder, message.uid): message for message in batch.messages}
         uids = uid_set(sorted(message.uid for message in batch.messages))
@@ -350,8 +353,8 @@ class Fetching:
         if self._unconfirmed is not None:
             folder, message, body = self._unconfirmed
             self._unconfirmed = None
-            self._missing.pop((folder, message.uid), None)
             self._keep(folder, message, body)
+            self._missing.pop((folder, message.uid), None)
             self._wanted.came(folder, message)
         if isinstance(response, Untagged):
             self._take(response)
