@@ -30,12 +30,13 @@ from pathlib import Path
 
 from bascule import log
 from bascule.errors import LocalUnavailable, ServerUnavailable
+from bascule.imap import names
 from bascule.imap.pipeline import CommandRefused
 from bascule.imap.reader import Batch, Layout, Message, Reader, Wanted, insisted
 from bascule.imap.responses import is_legal_keyword
 from bascule.imap.wire import PIECE
 from bascule.imap.writer import Writer
-from bascule.migrator import maildir, metrics, names
+from bascule.migrator import maildir, metrics
 from bascule.migrator.acts import Straggler
 from bascule.migrator.attempt import Attempt
 from bascule.migrator.late import Content

@@ -88,12 +88,14 @@ SETTINGS = (
             "Whether users get a welcome, and a message when their move waits for their password.", shown="messages"),
     Setting("--bytes-per-second", "bytes_per_second", "The most that workers read there.", NumberOrOff(),
             shown="off", off_is_null=True),
-    Setting("--smtp-tls", "smtp_tls", "Of mail to the next hop: may, encrypt, or verify its certificate.",
-            click.Choice(["may", "encrypt", "verify"]), shown="may"),
-    Setting("--on-difference", "on_difference", "What is done with a mailbox that cannot be kept exactly as it is.",
-            click.Choice(["note", "wait"]), shown="note"),
     Setting("--first-login/--no-first-login", "first_login_migrates",
             "Whether a first login on the new server is a request to be moved.", shown="first-login"),
+    Setting("--first-login-delay", "first_login_delay",
+            "How long after the first login the request is made: the user is notified, and may object.", shown="0"),
+    Setting("--smtp-tls", "smtp_tls", "How mail to the legacy server is secured: if it offers TLS, or only with a "
+            "certificate that is good for --smtp-host.", click.Choice(["may", "encrypt", "verify"]), shown="may"),
+    Setting("--on-difference", "on_difference", "Where a folder's name or a keyword cannot be kept as it is: move and "
+            "note it, or wait for an administrator.", click.Choice(["note", "wait"]), shown="note"),
 )  # fmt: skip
 SERVICES = ("pop3", "submission", "sieve")
 

@@ -216,6 +216,38 @@ def test_a_start_from_the_snapshot_tells_what_differs(postgres: Postgres, owner:
     assert follow(postgres, path, again).changes == [("b@lab.test", None, "local")]
 
 
+def test_a_mailbox_whose_name_looks_like_a_detail_is_known_before_it_moves(
+    postgres: Postgres, owner: Connection, tmp_path: Path
+) -> None:
+    """Told before the load and after it; kept for a start without the database; forgotten when it has moved itself."""
+    early, late = Address.parse("a-early@lab.test"), Address.parse("a+late@lab.test")
+    owner.execute("SELECT expect(%s), expect('plain@lab.test')", (str(early),))
+
+    async def work(followed: Followed) -> None:
+        followed.directory.delimiter = "+-"
+        await followed.until(lambda: followed.directory.loaded)
+        assert followed.directory.unmoved == {early}
+        owner.execute("SELECT expect(%s)", (str(late),))
+        await followed.until(lambda: followed.directory.unmoved == {early, late})
+        assert followed.directory.base(late) == late
+        assert followed.directory.base(Address.parse("a+tag@lab.test")) == Address.parse("a@lab.test")
+        for state in ("requested", "copying", "cutover"):
+            owner.execute(
+                "UPDATE mailbox SET state = %s, sealed_credential = 'x', cutover_deadline = "
+                "CASE WHEN %s = 'cutover' THEN now() + interval '1 hour' END WHERE full_address = %s",
+                (state, state, str(early)),
+            )
+        await followed.until(lambda: followed.directory.unmoved == {late})
+        assert followed.directory.mailbox(early) is not None
+        async with asyncio.timeout(20):
+            await followed.snapshot.saved.wait()
+
+    follow(postgres, tmp_path / "routes.sqlite", work)
+    restored = Directory()
+    assert Snapshot(tmp_path / "routes.sqlite").restore(restored)
+    assert restored.unmoved == {late}
+
+
 def test_a_notification_that_was_lost_is_made_up_for(
     postgres: Postgres, owner: Connection, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +259,34 @@ def test_a_notification_that_was_lost_is_made_up_for(
         await followed.until(lambda: Address("a", "lab.test") in followed.directory.mailboxes)
 
     assert follow(postgres, path, work).changes == [("a@lab.test", None, "local")]
+
+
+def test_a_mailbox_with_a_delimiter_in_its_name_is_not_another_s_detail(
+    postgres: Postgres, owner: Connection, path: Path
+) -> None:
+    """mary and info have moved; mary-jane, whom an administrator expects, and info-desk have not."""
+    insert(owner, "mary", "local")
+    owner.execute("SELECT assign_alias('info@lab.test', 'mary@lab.test')")
+    owner.execute("SELECT expect('mary-jane@lab.test'), expect('info-desk@lab.test')")
+
+    def of(followed: Followed, name: str) -> object:
+        found = followed.directory.mailbox(Address(name, "lab.test"))
+        return None if found is None else found.address.local_part
+
+    async def work(followed: Followed) -> None:
+        followed.directory.delimiter = "-"
+        await followed.until(lambda: followed.directory.loaded)
+        assert of(followed, "mary-jane") is None
+        assert followed.directory.alias(Address("info-desk", "lab.test")) is None
+        assert followed.directory.alias(Address("info-x", "lab.test")) == Address("mary-x", "lab.test")
+        assert of(followed, "mary-anything") == of(followed, "mary-late") == "mary"
+        owner.execute("SELECT expect('mary-late@lab.test')")
+        await followed.until(lambda: of(followed, "mary-late") is None)
+        owner.execute("DELETE FROM mailbox WHERE local_part LIKE 'mary-%'")
+        owner.execute("SELECT pg_notify('bascule_mailbox', 'mary-jane@lab.test')")
+        await followed.until(lambda: of(followed, "mary-jane") == "mary")
+
+    follow(postgres, path, work)
 
 
 def test_a_name_that_is_another_host_s_stops_no_route(postgres: Postgres, owner: Connection, path: Path) -> None:
