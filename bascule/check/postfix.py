@@ -249,8 +249,8 @@ def _holds_senders(facts: PostfixFacts, service: Service | None) -> bool:
 def recipient_delimiter(subject: Subject) -> Iterator[Said]:
     """Whether Postfix and bascule separate user+detail in the same way."""
     here, ours = subject.postfix.value("recipient_delimiter"), subject.settings.dovecot.recipient_delimiter
-    if not subject.is_plugged_into_postfix and not subject.postfix.is_own("recipient_delimiter"):
-        return
+    if not here:
+        return  # Postfix separates nothing; bascule's tables and Dovecot do it themselves
     if here == ours:
         yield good(f"recipient_delimiter is {here!r} for Postfix and for bascule")
     elif ours in here:
@@ -261,7 +261,7 @@ def recipient_delimiter(subject: Subject) -> Iterator[Said]:
         )
     else:
         yield wrong(
-            f"recipient_delimiter of Postfix is {here!r}, bascule's is {ours!r}: mail to user{here or ours}detail "
+            f"recipient_delimiter of Postfix is {here!r}, bascule's is {ours!r}: mail to user{here}detail "
             "of users who have moved goes astray",
             "Say the same in [dovecot] recipient_delimiter of bascule.toml, and in Dovecot.",
         )

@@ -138,7 +138,7 @@ def levels(name: str, subject: Subject) -> list[str]:
         ("postfix.recipient-delimiter", "", "", ["good"]),
         ("postfix.recipient-delimiter", "recipient_delimiter = -", "", ["wrong"]),
         ("postfix.recipient-delimiter", "recipient_delimiter = +-", "", ["note"]),
-        ("postfix.recipient-delimiter", "recipient_delimiter =", "", ["wrong"]),
+        ("postfix.recipient-delimiter", "recipient_delimiter =", "", []),
         ("postfix.soft-settings", "", "", []),
         ("postfix.soft-settings", "soft_bounce = yes", "", ["note"]),
         ("postfix.soft-settings", "smtpd_data_restrictions = reject_unverified_recipient", "", ["note"]),
