@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg
 import pytest
 from click.testing import CliRunner, Result
 
@@ -415,3 +416,30 @@ def test_the_schema_says_whose_it_is(bascule: Bascule, postgres: Postgres, owner
     assert "is of a later version" in refused.output
     assert bascule("db", "upgrade", "--dsn", dsn).exit_code == 0
     assert bascule("db", "status", "--dsn", dsn).exit_code == 0
+
+
+def test_activation_is_refused_by_what_a_node_found(bascule: Bascule, postgres: Postgres, owner: Connection) -> None:
+    """Wherever the command is run: the node sees its own Postfix."""
+    bascule("domain", "add", "new.test", *PREPARE)
+    found = [{"name": "postfix.domain-class", "domain": "new.test", "level": "wrong", "text": "it is in mydestination"}]
+    with psycopg.connect(postgres.dsn("bascule_policy_daemon"), autocommit=True) as node:
+        node.execute("SELECT bascule.record_findings('mx1', %s)", (json.dumps(found),))
+    refused = bascule("activate", "new.test")
+    assert refused.exit_code == 1
+    assert "new.test is not activated:\nmx1 says: it is in mydestination (bascule.findings)" in refused.output
+    assert bascule("activate", "new.test", "--force").exit_code == 1  # no reason
+    assert owner.execute("SELECT mode FROM domain WHERE name = 'new.test'").fetchall() == [("prepared",)]
+    forced = bascule("activate", "new.test", "--force", "--reason", "it goes tonight")
+    assert (forced.exit_code, "/m/" in forced.stdout) == (0, True)
+    rows = owner.execute("SELECT reason FROM journal WHERE event = 'activated by force'").fetchall()
+    assert rows == [("it goes tonight\nbascule.findings: mx1 says: it is in mydestination",)]
+
+
+def test_activation_is_refused_where_the_legacy_server_is_a_store(bascule: Bascule, owner: Connection) -> None:
+    """As after its name was pointed here."""
+    bascule("domain", "add", "new.test", *PREPARE)
+    bascule("store", "second", "inet:store2.test:24", "--login-host", "IMAP.old.test")
+    refused = bascule("activate", "new.test")
+    assert refused.exit_code == 1
+    assert "the legacy server is said to be at imap.old.test:993, and that is the store second" in refused.output
+    assert owner.execute("SELECT mode FROM domain WHERE name = 'new.test'").fetchall() == [("prepared",)]
