@@ -161,7 +161,7 @@ def test_both_sides_hold_whoever_edits(operator: Operator, random: Random) -> No
     text = main_cf.without_block(operator.main.read_text())
     assert "relay_domains = backup.test, second.test\n" in text
     assert "virtual_alias_maps = inline:{ info@shop.test=anna@shop.test }\n" in text
-    assert "bascule" not in text
+    assert "$bascule" not in text
     operator.master.write_text(operator.master.read_text().replace("bascule-hold unix", "other-hold unix"))
     assert missing(operator) == ["bascule-hold/unix"]
 
