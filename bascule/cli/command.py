@@ -56,6 +56,7 @@ COMMANDS = {
     "store": Place("installing", "Tell the Dovecot store NAME, reached by LMTP_NEXT_HOP."),
     "verify": Place("verify", "Compare every message of ADDRESS, which has moved, with what came in."),
     "waive": Place("people", "Give ADDRESS up: it need not move."),
+    "waive-last-message": Place("people", "Go on though the last message to ADDRESS cannot be written there."),
     "waive-messages": Place("people", "Move ADDRESS without the messages that are not given."),
 }
 
