@@ -6,14 +6,15 @@ import asyncio
 import gc
 import secrets
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Literal
 
 import psycopg
 
 from bascule import legacy, log
 from bascule.address import Address
 from bascule.database import AsyncConnection, connect_async
-from bascule.directory import Directory, Domain, Mailbox
+from bascule.directory import Account, Directory, Domain, Mailbox, Served
 from bascule.errors import BasculeError
 from bascule.snapshot import Snapshot
 
@@ -25,6 +26,16 @@ ARRIVAL = 5.0  # seconds within which a notification must come that proves that 
 BATCH = 2000  # mailboxes that are read before other work has its turn
 
 OnChange = Callable[[Mailbox | None, Mailbox | None], None]
+
+#: What is followed of mailboxes: where mail goes, or also what Dovecot must know.
+View = Literal["routing_mailbox", "login_mailbox"]
+_COLUMNS: dict[View, str] = {
+    "routing_mailbox": "id, state::text, epoch, lmtp_next_hop",
+    "login_mailbox": (
+        "id, state::text, epoch, lmtp_next_hop, password_hash, needs_credential, home, store, login_host, "
+        "hierarchy_separator, namespace_prefix, special_uses"
+    ),
+}
 
 
 class NotNotified(BasculeError):
@@ -50,6 +61,7 @@ class Follower:
         node: str,
         part: str,
         on_change: OnChange,
+        view: View = "routing_mailbox",
         on_update: Callable[[], None] = lambda: None,
         on_beat: Callable[[AsyncConnection], Awaitable[None]] | None = None,
     ) -> None:
@@ -58,6 +70,8 @@ class Follower:
         self._dsn = dsn
         self._node, self._part = node, part
         self._on_change = on_change
+        self._view = view
+        self._served: dict[Served, Served] = {}
         self._on_update = on_update
         self._on_beat = on_beat
         #: Whether the directory is known to be what the database says.
@@ -183,8 +197,8 @@ class Follower:
         if domain is None:
             return  # its own notification is under way
         cursor = await connection.execute(
-            "SELECT id, state, epoch, lmtp_next_hop FROM bascule.routing_mailbox "
-            "WHERE domain_id = %s AND local_part = %s",
+            f"SELECT {_COLUMNS[self._view]} FROM bascule.{self._view} "
+            "WHERE domain_id = %s AND local_part = %s".encode(),
             (domain.id, local_part),
         )
         row = await cursor.fetchone()
@@ -194,7 +208,7 @@ class Follower:
         before = self._directory.mailboxes.pop(address, None)
         after = None
         if row is not None:
-            after = self._directory.mailboxes[address] = _mailbox(address, *row)
+            after = self._directory.mailboxes[address] = self._mailbox(address, *row)
         self._snapshot.mailbox_changed(address)
         self._on_update()
         if before is not None or after is not None:  # a request changes no route
@@ -234,9 +248,9 @@ class Follower:
     @staticmethod
     async def _domains(connection: AsyncConnection) -> tuple[dict[str, Domain], dict[Address, Address]]:
         cursor = await connection.execute(
-            f"SELECT id, mode, {legacy.COLUMNS}, smtp_tls FROM bascule.routing_domain".encode()
+            f"SELECT id, mode, first_login_migrates, {legacy.COLUMNS}, smtp_tls FROM bascule.routing_domain".encode()
         )
-        domains = {row[2]: Domain(row[0], row[1], legacy.from_row(*row[2:])) for row in await cursor.fetchall()}
+        domains = {row[3]: Domain(row[0], row[1], legacy.from_row(*row[3:]), row[2]) for row in await cursor.fetchall()}
         names = {domain.id: name for name, domain in domains.items()}
         cursor = await connection.execute("SELECT domain_id, local_part, target FROM bascule.routing_alias")
         aliases = {
@@ -274,21 +288,47 @@ class Follower:
             self._directory.unmoved.add(address)
         self._snapshot.domains_changed()
 
-    @staticmethod
-    async def _mailboxes(connection: AsyncConnection, domains: dict[str, Domain]) -> AsyncIterator[list[Mailbox]]:
+    async def _mailboxes(self, connection: AsyncConnection, domains: dict[str, Domain]) -> AsyncIterator[list[Mailbox]]:
         """All that are exceptions, a batch at a time, so that lookups go on meanwhile."""
         names = {domain.id: name for name, domain in domains.items()}
         async with connection.transaction(), connection.cursor("routing_mailbox", binary=True) as cursor:
             await cursor.execute(
-                "SELECT domain_id, local_part, id, state::text, epoch, lmtp_next_hop FROM bascule.routing_mailbox"
+                f"SELECT domain_id, local_part, {_COLUMNS[self._view]} FROM bascule.{self._view}".encode()
             )
             while rows := await cursor.fetchmany(BATCH):
                 yield [
-                    _mailbox(Address(local_part, names[domain_id]), id_, state, epoch, next_hop)
-                    for domain_id, local_part, id_, state, epoch, next_hop in rows
+                    self._mailbox(Address(local_part, names[domain_id]), *row)
+                    for domain_id, local_part, *row in rows
                     if domain_id in names
                 ]
 
+    def _mailbox(
+        self, address: Address, id_: int, state: str, epoch: int, lmtp_next_hop: str, *account: Any
+    ) -> Mailbox:
+        return Mailbox(
+            id_,
+            address,
+            sys.intern(state),  # type: ignore[arg-type]
+            epoch,
+            sys.intern(lmtp_next_hop),
+            account_of(*account, shared=self._served) if account else None,
+        )
 
-def _mailbox(address: Address, id_: int, state: str, epoch: int, lmtp_next_hop: str) -> Mailbox:
-    return Mailbox(id_, address, sys.intern(state), epoch, sys.intern(lmtp_next_hop))  # type: ignore[arg-type]
+
+def account_of(
+    password_hash: str | None,
+    needs_credential: bool,
+    home: str,
+    store: str,
+    login_host: str | None,
+    separator: str,
+    prefix: str,
+    special_uses: Mapping[str, str],
+    *,
+    shared: dict[Served, Served] | None = None,
+) -> Account:
+    """What a row of ``login_mailbox`` says; ``shared`` has what mailboxes have in common."""
+    served = Served(store, login_host, separator, prefix, tuple(sorted(special_uses.items())))
+    if shared is not None:
+        served = shared.setdefault(served, served)
+    return Account(password_hash, needs_credential, home, served)

@@ -39,6 +39,9 @@ class Keys(_Table):
 class Legacy(_Table):
     #: Trust anchors for legacy servers; none: the system's.
     ca_file: Path | None = None
+    #: For Dovecot 2.3, without ca_file: the few authorities that the legacy servers' certificates need; bascule check
+    #: writes it. It must be short, for its text is in the environment of all that Dovecot runs.
+    authorities: Path = Path("/etc/bascule/authorities.pem")
     #: Seconds that a legacy server may take for one answer.
     timeout: float = Field(default=20, gt=0)
 
@@ -76,6 +79,8 @@ class Authenticator(_Table):
     cutover_wait: float = Field(default=15, ge=0)
     #: The last known state, for a start while the database is away.
     snapshot: Path = Path("/var/lib/bascule/authenticator/logins.sqlite")
+    #: The list of our domains: Dovecot sees there which names are not ours, and does not wait for us.
+    domains: Path = Path("/var/lib/bascule/authenticator/domains")
     metrics: Listen | None = None
 
 

@@ -73,6 +73,7 @@ USERS = 3  # that move at the same time
 ROUNDS_A_LAB = 8  # before a fresh one is made: every user who has moved is swept until the end
 DISK = "192m"  # the size of the file system that holds the mail here
 FROZEN = 9.0  # seconds: longer than a worker may be silent
+MAX_RENAMED = 5  # folders of one user
 UNREADABLE = 0.3  # how often a mailbox has messages that the legacy server cannot read
 
 
@@ -100,6 +101,20 @@ class Tally:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A message at the end of a round."""
+
+    identity: str
+    digest: str
+    mailbox: str
+    folder: str
+    uid: int
+
+    def __str__(self) -> str:
+        return f"{self.mailbox}:{self.folder}:{self.uid}"
+
+
 class Everything:
     """What was given to whom, with the bytes where they are stored as given, and what nobody can be sure of."""
 
@@ -124,26 +139,26 @@ class Everything:
     def unsure(self) -> int:
         return len(self._unsure)
 
-    def complaints(self, found: dict[str, list[tuple[str, str]]]) -> list[str]:
-        """What is lost, doubled, changed or in the wrong mailbox; ``found``: Message-ID and digest by mailbox."""
+    def complaints(self, found: Mapping[str, Sequence[Found]]) -> list[str]:
+        """What is lost, doubled, changed or in the wrong mailbox; ``found``: what each mailbox has."""
         expected = self.ledger.expected
-        where: dict[str, list[str]] = {}
+        where: dict[str, list[Found]] = {}
         said = []
         for name, messages in found.items():
-            for identity, digest in messages:
-                where.setdefault(identity, []).append(name)
-                if self._digests.get(identity, digest) != digest:
-                    said.append(f"changed: {identity} of {name}")
+            for each in messages:
+                where.setdefault(each.identity, []).append(each)
+                if self._digests.get(each.identity, each.digest) != each.digest:
+                    said.append(f"changed: {each.identity} of {name}, {each}")
         for identity, name in expected.items():
             if identity in self._unsure:
                 continue
             places = where.get(identity, [])
-            if name not in places:
+            if name not in {place.mailbox for place in places}:
                 said.append(f"lost: {identity} of {name}")
             elif len(places) > 1:
-                said.append(f"doubled: {identity} of {name}, in {places}")
+                said.append(f"doubled: {identity} of {name}, {' and '.join(map(str, places))}")
         said += [
-            f"unknown: {identity} in {places}"
+            f"unknown: {identity}, {' and '.join(map(str, places))}"
             for identity, places in where.items()
             if identity not in expected and identity not in self._unsure and not identity.startswith("bascule-last-")
         ]
@@ -160,6 +175,7 @@ class Client(threading.Thread):
         self._random = Random(seed)  # noqa: S311 (mail, not keys)
         self.ended = threading.Event()
         self._number = self._renamed = 0
+        self._in_project = ""
         self.failure: BaseException | None = None
 
     def run(self) -> None:
@@ -213,13 +229,15 @@ class Client(threading.Thread):
                 client.uid_expunge([uid])
                 self._everything.ledger.take_back(identity)
 
-    def _append(self, client: IMAPClient, folder: str) -> None:
+    def _append(self, client: IMAPClient, folder: str) -> str:
+        """Put a message into a folder; its Message-ID."""
         self._number += 1
         identity = f"client-{self._number}-{self._name}@client.test"
         body = message(identity, f"{self._name}@{DOMAIN}", self._random, size=self._random.choice([0, 30_000]))
         self._everything.give(identity, self._name, body)
         with self._doubtful(identity):
             client.append(folder, body, ["\\Seen"])
+        return identity
 
     def _move(self, client: IMAPClient, uid: int, to: str) -> None:
         if client.has_capability("MOVE"):
@@ -234,10 +252,13 @@ class Client(threading.Thread):
         project = f"{self._prefix}Project"
         if not client.folder_exists(project):
             client.create_folder(project)
-            self._append(client, project)
+            self._in_project = self._append(client, project)
+            return
+        if self._renamed == MAX_RENAMED:
             return
         self._renamed += 1
-        client.rename_folder(project, f"{self._prefix}Done {self._renamed}-{self._random.randrange(10**6)}")
+        with self._doubtful(self._in_project):
+            client.rename_folder(project, f"{self._prefix}Done {self._renamed}-{self._random.randrange(10**6)}")
 
     def _make_anew(self, client: IMAPClient) -> None:
         """A folder is emptied as webmail does it: deleted and made again, with another UIDVALIDITY."""
@@ -636,7 +657,7 @@ def _arrive(lab: Lab, names: list[str], state: str, unreadable: Mapping[str, Unr
     deadline = time.monotonic() + 240
     while waiting := [name for name in names if _state(lab, name) != state]:
         if time.monotonic() > deadline:
-            raise LabError(f"{waiting} do not come to {state}: {_problems(lab)}\n{lab.new.worker.tail(60)}")
+            raise LabError(f"{waiting} do not come to {state}: {_problems(lab)}\n{lab.new.worker.tail(30)}")
         for name in waiting:
             if state == "local":
                 with suppress(psycopg.OperationalError):
@@ -672,13 +693,13 @@ def _can_log_in(lab: Lab, name: str) -> bool:
         return False
 
 
-def _content(lab: Lab, name: str, *, here: bool) -> list[tuple[str, str]]:
+def _content(lab: Lab, name: str, *, here: bool) -> list[Found]:
     client = lab.new.client(name, lab.legacy.users[name]) if here else lab.legacy.client(name)
     with client as session:
         return [
-            (each.message_id, each.digest)
-            for folder in read_mailbox(session).values()
-            for each in folder.messages.values()
+            Found(each.message_id, each.digest, name, folder, uid)
+            for folder, seen in read_mailbox(session).items()
+            for uid, each in seen.messages.items()
         ]
 
 
@@ -753,8 +774,9 @@ def _round(lab: Lab, seed: int, played: Field, tally: Tally, show: Callable[[str
     tally.rounds += 1
     tally.fields[played.name] += 1
     if said:
-        tally.failed.append(f"seed {seed} ({played.name}):\n  " + "\n  ".join(said[:20]))
-        show(tally.failed[-1])
+        head = f"seed {seed} ({played.name}) after {time.monotonic() - began:.0f} s:\n  "
+        show(head + "\n  ".join(said[:20]))
+        tally.failed.append(head + "\n  ".join(each.partition("\n")[0][:400] for each in said[:5]))
         return False
     show(
         f"seed {seed} ({played.name}): {tally.messages} messages so far, none of this round lost, doubled or changed; "
@@ -768,7 +790,14 @@ def _keep_logs(lab: Lab, where: Path | None, seed: int) -> None:
         return
     kept = where / f"seed-{seed}"
     kept.mkdir(parents=True, exist_ok=True)
-    for path in lab.folder.rglob("*.log"):
+    logs = (
+        "new/log/*.log",
+        "*/dovecot/dovecot.log",
+        "*/courier/courier.log",
+        "*/postfix/log/mail.log",
+        "*/*/postgres.log",
+    )
+    for path in [path for pattern in logs for path in lab.folder.glob(pattern)]:
         shutil.copy(path, kept / str(path.relative_to(lab.folder)).replace("/", "-"))
 
 

@@ -26,7 +26,7 @@ dovecot="dovecot-core dovecot-imapd dovecot-pop3d dovecot-lmtpd dovecot-submissi
     dovecot-managesieved dovecot-sieve dovecot-auth-lua lua-socket"
 story="postfix $dovecot postgresql dnsmasq-base python3 python3-venv python3-dev gcc libc6-dev libmilter-dev ca-certificates"
 tests="isync cyrus-common sasl2-bin libsasl2-modules libsasl2-modules-db debootstrap iproute2 openssh-client git
-    chromium chromium-driver fonts-dejavu-core prometheus nginx-light man-db"
+    chromium chromium-driver fonts-dejavu-core prometheus nginx-light man-db pgbouncer"
 hosts="systemd-container"
 case $group in
 story) packages=$story extra=lab ;;

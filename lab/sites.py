@@ -365,7 +365,10 @@ class NewSite:
                 metrics=metrics[0],
             ),
             authenticator=Authenticator(
-                socket=run_folder / "authenticator", snapshot=folder / "state" / "logins.sqlite", metrics=metrics[1]
+                socket=run_folder / "authenticator",
+                snapshot=folder / "state" / "logins.sqlite",
+                domains=folder / "state" / "domains",
+                metrics=metrics[1],
             ),
             milter=Milter(socket=f"unix:{run_folder}/milter", stamp_key=etc / "stamp.key", metrics=metrics[2]),
             worker=Worker(mail_root=folder / "mail", store=store, metrics=metrics[3]),
@@ -440,13 +443,14 @@ class NewSite:
             self.certificate,
             self.smtp_port,
             smtp_host=smtp_host,
-            dovecot_sql=self.folder / "etc" / "dovecot-sql.conf.ext",
+            vmail_uid=VMAIL,
+            vmail_gid=VMAIL,
+            own_users=False,
+            auth_cache_size="",
             python=sys.executable,
             checkpassword=executable("bascule-checkpassword"),
             **(values | self._for_dovecot_2_4() | variables),
         )
-        sql = self.folder / "etc" / "dovecot-sql.conf.ext"
-        sql.write_text(render("dovecot-2.3/sql.conf.ext.j2", vmail_uid=VMAIL, vmail_gid=VMAIL, **values))
 
     def _for_dovecot_2_4(self) -> dict[str, object]:
         """What its templates want besides: it knows Lua only, and its SQL no connection string."""

@@ -39,6 +39,7 @@ REPLACEABLE = (
     "functions/sightings.sql",
     "functions/findings.sql",
     "functions/verification.sql",
+    "functions/logins.sql",
     "views.sql",
     "roles.sql",
 )

@@ -3,9 +3,9 @@
 --   bascule_admin          administrators: all views, all acts of administration
 --   bascule_worker         workers: the only ones that read sealed credentials
 --   bascule_portal         the users' page: sees a domain by its URL, makes requests
---   bascule_authenticator  records logins; reads no credential
+--   bascule_authenticator  records logins, reads what Dovecot must know of a mailbox; reads no credential
 --   bascule_policy_daemon  reads routes, records sightings
---   bascule_dovecot        Dovecot's SQL passdb and userdb
+--   bascule_dovecot        an SQL passdb and userdb of the operator's own; bascule's configuration does not use it
 
 DO $$
 DECLARE
@@ -33,15 +33,15 @@ GRANT INSERT, UPDATE ON store TO bascule_admin;
 REVOKE ALL ON domain FROM bascule_admin;
 GRANT SELECT (id, name, mode, store, imap_host, imap_port, imap_tls, smtp_host, smtp_port, pop3_port, pop3_tls,
     submission_port, submission_tls, sieve_port, sieve_tls, login_form, copy_login, connections,
-    connections_per_mailbox, bytes_per_second, first_login_migrates, cutover_budget, sweep_interval, quiet_period,
+    connections_per_mailbox, bytes_per_second, first_login_migrates, first_login_delay, cutover_budget, sweep_interval, quiet_period,
     language, writes_to_users, on_difference, paused_at, pause_reason, url_token, url_expires_at, created_at) ON domain TO bascule_admin;
 GRANT INSERT (name, store, imap_host, imap_port, imap_tls, smtp_host, smtp_port, pop3_port, pop3_tls, submission_port,
     submission_tls, sieve_port, sieve_tls, login_form, copy_login, sealed_copy_login, connections,
-    connections_per_mailbox, bytes_per_second, first_login_migrates, cutover_budget, sweep_interval, quiet_period,
+    connections_per_mailbox, bytes_per_second, first_login_migrates, first_login_delay, cutover_budget, sweep_interval, quiet_period,
     language, writes_to_users, on_difference, smtp_tls) ON domain TO bascule_admin;
 GRANT UPDATE (store, imap_host, imap_port, imap_tls, smtp_host, smtp_port, pop3_port, pop3_tls, submission_port,
     submission_tls, sieve_port, sieve_tls, login_form, copy_login, sealed_copy_login, connections,
-    connections_per_mailbox, bytes_per_second, first_login_migrates, cutover_budget, sweep_interval, quiet_period,
+    connections_per_mailbox, bytes_per_second, first_login_migrates, first_login_delay, cutover_budget, sweep_interval, quiet_period,
     language, writes_to_users, on_difference, smtp_tls) ON domain TO bascule_admin;
 GRANT EXECUTE ON FUNCTION activate_domain, rotate_url, place, expect, assign_alias, remove_alias, waive_address,
     unwaive_address, pause, resume, pause_domain, resume_domain, retry, give_up, return_mailbox, cancel_return,
@@ -69,7 +69,11 @@ GRANT EXECUTE ON FUNCTION portal_domain, portal_progress, portal_request TO basc
 
 GRANT SELECT ON routing_domain, routing_mailbox, routing_alias TO bascule_authenticator, bascule_policy_daemon;
 GRANT EXECUTE ON FUNCTION beat, sign_off, acknowledge TO bascule_authenticator, bascule_policy_daemon;
-GRANT EXECUTE ON FUNCTION record_login, login_state TO bascule_authenticator;
+GRANT SELECT ON login_mailbox TO bascule_authenticator;
+GRANT EXECUTE ON FUNCTION record_login, login_state, request_due_first_logins, share_sources TO bascule_authenticator;
+GRANT EXECUTE ON FUNCTION share_guesses TO bascule_authenticator, bascule_portal;
+GRANT EXECUTE ON FUNCTION decline_first_login TO bascule_admin;
+GRANT EXECUTE ON FUNCTION first_login_told TO bascule_worker;
 GRANT EXECUTE ON FUNCTION record_sighting, record_sightings, undo_overdue_cutovers TO bascule_policy_daemon;
 GRANT SELECT ON routing_unmoved TO bascule_policy_daemon, bascule_authenticator;
 
@@ -79,4 +83,4 @@ GRANT EXECUTE ON FUNCTION record_findings TO bascule_policy_daemon, bascule_auth
 GRANT EXECUTE ON FUNCTION activate_domain_regardless, remove_domain TO bascule_admin;
 
 GRANT SELECT ON dovecot_user TO bascule_dovecot;
-GRANT EXECUTE ON FUNCTION home_of TO bascule_dovecot;
+GRANT EXECUTE ON FUNCTION home_of TO bascule_dovecot, bascule_authenticator;

@@ -105,6 +105,17 @@ BEGIN
 END
 $$;
 
+CREATE OR REPLACE FUNCTION follow_new_mailbox()
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+BEGIN
+    PERFORM pg_notify('bascule_mailbox', NEW.full_address);
+    RETURN NULL;
+END
+$$;
+-- Its mail may go to the owner of a shorter name until the parts know it: see routing_unmoved.
+CREATE OR REPLACE TRIGGER follow_new_mailbox AFTER INSERT ON mailbox
+    FOR EACH ROW WHEN (NEW.local_part ~ '[^a-z0-9._]') EXECUTE FUNCTION follow_new_mailbox();
+
 CREATE OR REPLACE TRIGGER guard_state BEFORE INSERT OR UPDATE ON mailbox
     FOR EACH ROW EXECUTE FUNCTION guard_mailbox_state();
 CREATE OR REPLACE TRIGGER follow_state AFTER UPDATE OF state ON mailbox

@@ -15,7 +15,7 @@ COMMENT ON VIEW gauges IS
 
 CREATE OR REPLACE VIEW routing_domain AS
 SELECT id, name, mode, imap_host, imap_port, imap_tls, smtp_host, smtp_port, pop3_port, pop3_tls,
-       submission_port, submission_tls, sieve_port, sieve_tls, login_form, smtp_tls
+       submission_port, submission_tls, sieve_port, sieve_tls, login_form, smtp_tls, first_login_migrates
   FROM domain;
 COMMENT ON VIEW routing_domain IS 'What policy daemons and authenticators hold of each domain';
 
@@ -24,6 +24,16 @@ SELECT mailbox.id, mailbox.domain_id, mailbox.local_part, mailbox.state, mailbox
   FROM mailbox JOIN store ON store.name = mailbox.store
  WHERE mailbox.state IN ('cutover', 'local', 'returning');
 COMMENT ON VIEW routing_mailbox IS 'The mailboxes that are not where mail goes by default, that is, to the legacy server';
+
+CREATE OR REPLACE VIEW login_mailbox AS
+SELECT mailbox.id, mailbox.domain_id, mailbox.local_part, mailbox.state, mailbox.epoch, store.lmtp_next_hop,
+       CASE WHEN mailbox.state = 'local' THEN mailbox.password_hash END AS password_hash,
+       mailbox.needs_credential, home_of(domain.name, mailbox.local_part) AS home, mailbox.store, store.login_host,
+       mailbox.hierarchy_separator, mailbox.namespace_prefix, mailbox.special_uses
+  FROM mailbox JOIN domain ON domain.id = mailbox.domain_id JOIN store ON store.name = mailbox.store
+ WHERE mailbox.state <> 'legacy' OR mailbox.first_login_declined_at IS NOT NULL;
+COMMENT ON VIEW login_mailbox IS
+    'For authenticators: all that Dovecot must know of the mailboxes on the move and of those that have moved';
 
 CREATE OR REPLACE VIEW routing_unmoved AS
 SELECT domain_id, local_part FROM mailbox WHERE state IN ('legacy', 'requested', 'copying');
@@ -42,4 +52,5 @@ SELECT mailbox.full_address AS "user", mailbox.state,
        mailbox.special_uses, mailbox.store, store.login_host
   FROM mailbox JOIN domain ON domain.id = mailbox.domain_id JOIN store ON store.name = mailbox.store
  WHERE mailbox.state <> 'legacy';
-COMMENT ON VIEW dovecot_user IS 'For Dovecot''s passdb (state local only) and userdb';
+COMMENT ON VIEW dovecot_user IS
+    'For an SQL passdb (state local only) and userdb of the operator''s own. bascule does not use it any more; it goes with 0.3.';

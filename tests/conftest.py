@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
+from hypothesis import settings
 
 from bascule.lab.process import may_mount
+
+#: No example has a deadline: the machine may be busy. A run of the mutants tries fewer.
+settings.register_profile("bascule", deadline=None, max_examples=int(os.environ.get("HYPOTHESIS_MAX_EXAMPLES", "100")))
+settings.load_profile("bascule")
 
 _NOT_HERE = "nothing may be mounted here"
 _not_played: list[str] = []

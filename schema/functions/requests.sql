@@ -70,51 +70,6 @@ BEGIN
 END
 $$;
 
-CREATE OR REPLACE FUNCTION refuse_oversized(sealed bytea)
-RETURNS void LANGUAGE plpgsql IMMUTABLE AS $$
-BEGIN
-    IF octet_length(sealed) > 4096 THEN
-        RAISE EXCEPTION 'a password of % bytes is not taken', octet_length(sealed) USING ERRCODE = 'BA002';
-    END IF;
-END
-$$;
-
-CREATE OR REPLACE FUNCTION record_login(address text, sealed bytea)
-RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-DECLARE
-    the_domain domain := lock_domain_of(address);
-    box mailbox;
-BEGIN
-    SELECT * INTO box FROM mailbox WHERE domain_id = the_domain.id AND local_part = local_part_of(address);
-    IF box.needs_credential AND box.state IN ('requested', 'copying', 'local') THEN
-        PERFORM take_credential(box.id, sealed);
-    ELSIF coalesce(box.state, 'legacy') = 'legacy' AND the_domain.mode = 'active' AND the_domain.first_login_migrates
-        AND NOT is_alias(the_domain.id, address) THEN
-        box := lock_mailbox(the_domain, address);
-        IF box.state = 'legacy' THEN  -- else another login was quicker
-            PERFORM request_migration(address, 'login', sealed);
-        END IF;
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION record_login IS
-    'A login that the legacy server accepted: a request if the domain''s policy says so, or the new password that a mailbox waits for';
-
-CREATE OR REPLACE FUNCTION login_state(address text)
-RETURNS TABLE (state mailbox_state, password_hash text, store text, store_host text, wants_credential boolean)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-    SELECT coalesce(mailbox.state, 'legacy'), CASE WHEN mailbox.state = 'local' THEN mailbox.password_hash END,
-           store.name, store.login_host,
-           CASE WHEN mailbox.needs_credential THEN mailbox.state IN ('requested', 'copying', 'local')
-                ELSE domain.mode = 'active' AND domain.first_login_migrates AND coalesce(mailbox.state, 'legacy') = 'legacy' END
-      FROM domain LEFT JOIN mailbox ON mailbox.domain_id = domain.id AND mailbox.local_part = local_part_of(address)
-           JOIN store ON store.name = coalesce(mailbox.store, domain.store)
-     WHERE domain.name = lower(substring(address FROM '@([^@]+)$'))
-$$;
-COMMENT ON FUNCTION login_state IS
-    'For the authenticator: where a login is to be checked, which store has the mailbox, '
-    'and whether record_login() has a use for the credential';
-
 CREATE OR REPLACE FUNCTION messages_per_second(box mailbox)
 RETURNS numeric LANGUAGE sql STABLE AS $$
     SELECT CASE WHEN box.state = 'copying' AND box.messages_copied > box.copied_before AND box.last_error IS NULL THEN

@@ -14,7 +14,10 @@ from bascule.database import Connection
 from bascule.lab.postgres import Postgres
 from bascule.lab.process import free_ports
 
-TABLES = "journal, acknowledgement, node, sighting, alias, straggler, mailbox_folder, mailbox, domain, store"
+TABLES = (
+    "login_guess, login_source, journal, acknowledgement, node, sighting, alias, straggler, mailbox_folder, mailbox, "
+    "domain, store"
+)
 
 
 @pytest.fixture(scope="session")
@@ -46,8 +49,11 @@ def owner(postgres: Postgres) -> Iterator[Connection]:
             "VALUES ('lab.test', 'local', 'imap.old.test', 993, 'implicit', 'mx.old.test', 25)"
         )
         connection.execute("SELECT activate_domain('lab.test', 'token')")
-        # One node of each part, alive: without them nothing flips.
-        connection.execute("INSERT INTO node (name, part) VALUES ('mx', 'policy_daemon'), ('store', 'authenticator')")
+        # One node of each part, alive however long a test takes: without them nothing flips.
+        connection.execute(
+            "INSERT INTO node (name, part, heartbeat_at) SELECT name, part, now() + interval '1 hour' "
+            "FROM (VALUES ('mx', 'policy_daemon'), ('store', 'authenticator')) AS node (name, part)"
+        )
         yield connection
 
 

@@ -6,13 +6,15 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from threading import Barrier
+from threading import Barrier, Event
 
 import psycopg
 import pytest
 
-from bascule.database import Connection, value
+from bascule.database import Connection, connect, value
+from bascule.lab.postgres import Postgres
 from bascule.lab.sites import eventually
+from bascule.migrator.acts import Acts
 
 Acknowledge = Callable[[int, int], None]
 
@@ -866,3 +868,69 @@ def test_the_parts_that_run(owner: Connection) -> None:
         ("mx2", False),
         ("store", False),
     ]
+
+
+# As the workers call it --------------------------------------------------------------------
+
+
+def test_a_copy_stops_with_its_worker_and_a_cutover_does_not(postgres: Postgres, owner: Connection) -> None:
+    mailbox = int(value(owner, "SELECT request_migration('alice@lab.test', 'portal', 'sealed')"))
+    stopping = Event()
+    with connect(postgres.dsn("bascule_worker")) as connection:
+        acts = Acts(connection, stopping)
+        acts.begin_copy(mailbox)
+        assert acts.report_progress(mailbox, 1, 10, 100) is True
+        stopping.set()
+        assert acts.report_progress(mailbox, 2, 10, 200) is False
+        acts.begin_cutover(mailbox)
+        assert acts.report_progress(mailbox, 10, 10, 1000) is True
+        owner.execute("DELETE FROM mailbox")
+        assert acts.report_progress(mailbox, 10, 10, 1000) is False
+
+
+def test_what_a_server_says_can_always_be_recorded(postgres: Postgres, owner: Connection) -> None:
+    """A NUL, or bytes that are no text: the failure is kept, and the next attempt queued for later."""
+    mailbox = int(value(owner, "SELECT request_migration('alice@lab.test', 'portal', 'sealed')"))
+    said = "it says \0 and " + b"\xff".decode(errors="surrogateescape")
+    with connect(postgres.dsn("bascule_worker")) as connection:
+        acts = Acts(connection)
+        acts.attempt_failed(mailbox, said, advice=said)
+        acts.set_unreadable(mailbox, [{"folder": "INBOX", "uidvalidity": 1, "uid": 2, "reason": said}], complete=True)
+        acts.set_unreadable_folders(mailbox, {"Broken": said})
+        acts.undo_cutover(mailbox, said)
+    assert value(owner, "SELECT last_error FROM mailbox") == "it says \ufffd and ?"
+    assert value(owner, "SELECT next_try > now() FROM mailbox")
+    reasons = owner.execute("SELECT reason FROM unreadable").fetchall()
+    assert reasons == [("it says \ufffd and ?",)] * 2
+
+
+def test_one_worker_writes_to_a_user(postgres: Postgres, owner: Connection) -> None:
+    mailbox = int(value(owner, "SELECT request_migration('alice@lab.test', 'portal', 'sealed')"))
+    owner.execute("SELECT attempt_failed(%s, 'refused', true)", (mailbox,))
+    dsn = postgres.dsn("bascule_worker")
+    with connect(dsn) as first, connect(dsn) as second:
+        one, other = Acts(first), Acts(second)
+        assert one.waiting_for_password("local") == other.waiting_for_password("local") == [mailbox]
+        with one.only_writer(mailbox) as mine, other.only_writer(mailbox) as too:
+            assert (mine, too) == (True, False)
+            # Nobody who comes with the password waits meanwhile.
+            owner.execute("SET statement_timeout = '5s'")
+            owner.execute("SELECT trouble_told_at FROM mailbox FOR UPDATE")
+            owner.execute("RESET statement_timeout")
+            assert one.waits_for_password(mailbox)
+            one.trouble_told(mailbox)
+        with other.only_writer(mailbox) as mine:
+            assert mine
+            assert not other.waits_for_password(mailbox)
+
+
+def test_a_copy_login_that_is_given_anew_lets_the_sweeps_go_on(owner: Connection) -> None:
+    moved = put_local(owner, "moved@lab.test")
+    owner.execute("UPDATE domain SET copy_login = 'master', sealed_copy_login = 'sealed'")
+    owner.execute("UPDATE domain SET imap_host = 'other.test'")
+    needs = "SELECT needs_credential FROM mailbox WHERE id = %s"
+    assert value(owner, needs, moved) is True
+    owner.execute("UPDATE domain SET copy_login = 'master', sealed_copy_login = 'anew'")
+    assert value(owner, needs, moved) is False
+    owner.execute("UPDATE domain SET copy_login = 'user', sealed_copy_login = NULL")
+    assert value(owner, needs, moved) is True

@@ -229,6 +229,34 @@ def test_a_notification_that_was_lost_is_made_up_for(
     assert follow(postgres, path, work).changes == [("a@lab.test", None, "local")]
 
 
+def test_a_mailbox_with_a_delimiter_in_its_name_is_not_another_s_detail(
+    postgres: Postgres, owner: Connection, path: Path
+) -> None:
+    """mary and info have moved; mary-jane, whom an administrator expects, and info-desk have not."""
+    insert(owner, "mary", "local")
+    owner.execute("SELECT assign_alias('info@lab.test', 'mary@lab.test')")
+    owner.execute("SELECT expect('mary-jane@lab.test'), expect('info-desk@lab.test')")
+
+    def of(followed: Followed, name: str) -> object:
+        found = followed.directory.mailbox(Address(name, "lab.test"))
+        return None if found is None else found.address.local_part
+
+    async def work(followed: Followed) -> None:
+        followed.directory.delimiter = "-"
+        await followed.until(lambda: followed.directory.loaded)
+        assert of(followed, "mary-jane") is None
+        assert followed.directory.alias(Address("info-desk", "lab.test")) is None
+        assert followed.directory.alias(Address("info-x", "lab.test")) == Address("mary-x", "lab.test")
+        assert of(followed, "mary-anything") == of(followed, "mary-late") == "mary"
+        owner.execute("SELECT expect('mary-late@lab.test')")
+        await followed.until(lambda: of(followed, "mary-late") is None)
+        owner.execute("DELETE FROM mailbox WHERE local_part LIKE 'mary-%'")
+        owner.execute("SELECT pg_notify('bascule_mailbox', 'mary-jane@lab.test')")
+        await followed.until(lambda: of(followed, "mary-jane") == "mary")
+
+    follow(postgres, path, work)
+
+
 def test_a_name_that_is_another_host_s_stops_no_route(postgres: Postgres, owner: Connection, path: Path) -> None:
     owner.execute("INSERT INTO node (name, part, speaker) VALUES ('mx3', 'policy_daemon', 'another')")
 

@@ -35,7 +35,8 @@ def waiting(owner: Connection, mailbox: int, epoch: int) -> list[str]:
 def stand_still(owner: Connection, seconds: int = 16, name: str = "%") -> None:
     """As if no heartbeat had come for so long: the clock was put forward, the database was away, a host is down."""
     owner.execute(
-        "UPDATE node SET heartbeat_at = heartbeat_at - make_interval(secs => %s) WHERE name LIKE %s", (seconds, name)
+        "UPDATE node SET heartbeat_at = clock_timestamp() - make_interval(secs => %s) WHERE name LIKE %s",
+        (seconds, name),
     )
 
 

@@ -26,6 +26,7 @@ NAMES = (
     "stayed-at-page", "scripted", "checked", "checked-loop", "checked-junk", "paged", "troubled", "paused", "awaited",
     "imported-1", "imported-2", "imported-3", "behind-proxy", "guessed-behind-proxy",
     "unmounted", "emptied", "refoldered", "renewed", "reopened", "recalled",
+    "outlived", "guessed-moved", "guessed-fresh", "cached-front",
     "relaying-here", "relaying-there", f"buch@{IDN_DOMAIN}",
 )  # fmt: skip
 

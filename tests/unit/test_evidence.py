@@ -125,7 +125,10 @@ def verified(
     return result
 
 
-CAME = f"Old\t7\t1\t3\t{A[:32]}\t0\nOld\t7\t2\t3\t{B[:32]}\t0\nINBOX\t7\t1\t3\t{C[:32]}\t0\n"
+CAME = "".join(
+    f"{folder}\t7\t{uid}\t3\t{digest[:32]}\t1000000000\n"
+    for folder, uid, digest in (("Old", 1, A), ("Old", 2, B), ("INBOX", 1, C))
+)
 
 
 def test_every_message_is_read_and_what_was_never_brought_is_named(
