@@ -49,6 +49,11 @@ class Address:
     def __str__(self) -> str:
         return f"{self.local_part}@{self.domain}"
 
+    @property
+    def is_dot_atom(self) -> bool:
+        """Whether the local part needs no quotes (RFC 5321 section 4.1.2)."""
+        return bool(_DOT_ATOM.fullmatch(self.local_part))
+
     @classmethod
     def parse(cls, text: str) -> Address:
         """Read ``user@example.org``.
@@ -72,9 +77,15 @@ class Address:
         return cls(local_part.lower(), domain_name(domain))
 
     def without_detail(self, delimiter: str) -> Address:
-        """``user+detail`` as ``user`` (RFC 5233); an address without detail is itself."""
-        user, found, _ = self.local_part.partition(delimiter)
-        return Address(user, self.domain) if found and user else self
+        """``user+detail`` as ``user`` (RFC 5233); an address without detail is itself.
+
+        ``delimiter`` is as Postfix's recipient_delimiter: any of its characters
+        separates, the first in the address counts; none: there are no details.
+        """
+        for position, character in enumerate(self.local_part):
+            if character in delimiter:
+                return Address(self.local_part[:position], self.domain) if position else self
+        return self
 
 
 def _bad(text: str) -> BadAddress:

@@ -33,6 +33,8 @@ from bascule.imap.wire import Peer, Wire
 
 TlsMode = Literal["implicit", "starttls", "none"]
 LoginForm = Literal["address", "local_part"]
+#: TLS of mail to the legacy server, as Postfix's smtp_tls_security_level.
+SmtpTls = Literal["may", "encrypt", "verify"]
 CopyLogin = Literal["user", "master", "xoauth2"]
 
 #: Response codes of a refused login that say that name and password are wrong (RFC 5530 section 3) ...
@@ -65,6 +67,7 @@ class LegacySettings:
     submission: Service | None = None
     sieve: Service | None = None
     login_form: LoginForm = "address"
+    smtp_tls: SmtpTls = "may"
 
     def login_name(self, address: Address) -> str:
         """The name under which the legacy server knows a user."""
@@ -109,8 +112,9 @@ def from_row(
     sieve_port: int | None,
     sieve_tls: TlsMode | None,
     login_form: LoginForm,
+    smtp_tls: SmtpTls = "may",
 ) -> LegacySettings:
-    """The settings in a row of ``SELECT {COLUMNS}``."""
+    """The settings in a row of ``SELECT {COLUMNS}``, or ``SELECT {COLUMNS}, smtp_tls``."""
     return LegacySettings(
         domain=name,
         imap_host=imap_host,
@@ -121,6 +125,7 @@ def from_row(
         submission=Service(submission_port, submission_tls) if submission_port and submission_tls else None,
         sieve=Service(sieve_port, sieve_tls) if sieve_port and sieve_tls else None,
         login_form=login_form,
+        smtp_tls=smtp_tls,
     )
 
 

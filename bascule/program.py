@@ -11,8 +11,9 @@ from typing import Any
 
 import click
 
-from bascule import log, settings
+from bascule import settings
 from bascule.errors import BadSettings, BasculeError
+from bascule.words import printable_lines
 
 MIN_SECRET = 32  # characters
 _PR_SET_DUMPABLE = 4  # linux/prctl.h
@@ -41,7 +42,9 @@ def spoken() -> Iterator[None]:
     try:
         yield
     except BasculeError as error:
-        raise click.ClickException(error.message + (f"\n{error.hint}" if error.hint else "")) from error
+        raise click.ClickException(
+            printable_lines(error.message + (f"\n{error.hint}" if error.hint else ""))
+        ) from error
 
 
 def command(part: str, purpose: str, run: Callable[[settings.Settings], None]) -> click.Command:
@@ -50,6 +53,8 @@ def command(part: str, purpose: str, run: Callable[[settings.Settings], None]) -
     @click.command(cls=Spoken, help=purpose)
     @settings_option
     def main(path: Path) -> None:
+        from bascule import log  # noqa: PLC0415 (slow to start; the command bascule logs nothing)
+
         keep_memory_private()
         log.configure(part)
         run(settings.load(path))

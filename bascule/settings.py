@@ -39,6 +39,9 @@ class Keys(_Table):
 class Legacy(_Table):
     #: Trust anchors for legacy servers; none: the system's.
     ca_file: Path | None = None
+    #: For Dovecot 2.3, without ca_file: the few authorities that the legacy servers' certificates need; bascule check
+    #: writes it. It must be short, for its text is in the environment of all that Dovecot runs.
+    authorities: Path = Path("/etc/bascule/authorities.pem")
     #: Seconds that a legacy server may take for one answer.
     timeout: float = Field(default=20, gt=0)
 
@@ -47,11 +50,14 @@ class Postfix(_Table):
     config_directory: Path = Path("/etc/postfix")
     #: Where the Postfix of an MX takes mail: for messages to users, and for ``bascule check``.
     smtp: Listen = "127.0.0.1:25"
+    #: Where it takes barriers, see config_templates/postfix/master.cf.j2.
+    listener: Endpoint = "unix:/var/spool/postfix/public/bascule"
 
 
 class Dovecot(_Table):
     config_file: Path = Path("/etc/dovecot/dovecot.conf")
-    recipient_delimiter: str = Field(default="+", min_length=1, max_length=1)
+    #: Any of these characters separates a detail (RFC 5233), where Postfix's own recipient_delimiter is empty.
+    recipient_delimiter: str = Field(default="+", min_length=1)
     #: Where a Dovecot of ours takes logins, with STARTTLS where it insists: for ``bascule check``.
     imap: Listen = "127.0.0.1:143"
 
@@ -73,6 +79,8 @@ class Authenticator(_Table):
     cutover_wait: float = Field(default=15, ge=0)
     #: The last known state, for a start while the database is away.
     snapshot: Path = Path("/var/lib/bascule/authenticator/logins.sqlite")
+    #: The list of our domains: Dovecot sees there which names are not ours, and does not wait for us.
+    domains: Path = Path("/var/lib/bascule/authenticator/domains")
     metrics: Listen | None = None
 
 
@@ -114,7 +122,7 @@ class Portal(_Table):
     #: What users see before /m/<token>.
     public_url: str = "https://localhost"
     session_key: Path = Path("/etc/bascule/session.key")
-    #: Pages that are answered at the same time; each waits for the legacy server if it was sent a form.
+    #: Pages that are answered at the same time, beside forms that wait for a legacy server.
     threads: int = Field(default=8, ge=1)
     #: An SVG or PNG image that stands above the page.
     logo: Path | None = None
@@ -172,7 +180,9 @@ class Settings(_Table):
         """The connection string for one of the roles of ``schema/roles.sql``."""
         # A database host that vanishes is noticed within seconds, not after TCP's own quarter of an hour.
         patience = "tcp_user_timeout=10000 keepalives_idle=10 keepalives_interval=5"
-        return f"{self.database} user=bascule_{role} application_name=bascule_{role} {patience}"
+        # Of several hosts, the one that takes changes; a standby takes none, and notifies of none.
+        primary = "" if "target_session_attrs" in self.database else "target_session_attrs=read-write"
+        return f"{self.database} user=bascule_{role} application_name=bascule_{role} {primary} {patience}"
 
 
 def load(path: Path = DEFAULT_PATH) -> Settings:

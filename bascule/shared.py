@@ -8,16 +8,21 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+#: Seconds after which a run is given up, unless the action has limits of its own that are shorter.
+TIMEOUT = 60.0
+
 
 class Shared(Generic[T]):
     """An action whose one run serves all who asked before it began.
 
     A thousand mailboxes may flip together; one barrier, one look at the queue,
-    one list of sessions is enough for all of them.
+    one list of sessions is enough for all of them. A run that hangs is given
+    up after ``timeout`` seconds with TimeoutError, so that the next one begins.
     """
 
-    def __init__(self, action: Callable[[], Awaitable[T]]) -> None:
+    def __init__(self, action: Callable[[], Awaitable[T]], timeout: float = TIMEOUT) -> None:
         self._action = action
+        self._timeout = timeout
         self._running: asyncio.Task[T] | None = None
         self._next: asyncio.Task[T] | None = None
 
@@ -29,6 +34,8 @@ class Shared(Generic[T]):
 
     async def _after(self, before: asyncio.Task[T] | None) -> T:
         if before is not None:
-            await asyncio.wait([before])
+            # Its own limit ends it; should it outlive that (a cancellation that is not heeded), it is left alone.
+            await asyncio.wait([before], timeout=self._timeout)
         self._running, self._next = self._next, None
-        return await self._action()
+        async with asyncio.timeout(self._timeout):
+            return await self._action()

@@ -14,10 +14,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from bascule import log
 from bascule.address import Address
-from bascule.directory import Directory, Domain, Mailbox
+from bascule.directory import Account, Directory, Domain, Mailbox, Served
 from bascule.errors import BasculeError
 from bascule.legacy import LegacySettings, Service
 
@@ -33,6 +34,21 @@ _LAYOUT = f"""
         lmtp_next_hop TEXT NOT NULL, PRIMARY KEY (domain, local_part)
     ) WITHOUT ROWID;
 """
+#: Only an authenticator writes it. It was not there in 0.1, whose files are read all the same.
+_ACCOUNTS = """
+    CREATE TABLE IF NOT EXISTS account (
+        local_part TEXT, domain TEXT, password_hash TEXT, needs_credential INTEGER NOT NULL, home TEXT NOT NULL,
+        served TEXT NOT NULL, PRIMARY KEY (domain, local_part)
+    ) WITHOUT ROWID;
+"""
+
+
+_Others = tuple[list[Domain], list[tuple[Address, Address]], list[Address]]
+
+
+def _others(directory: Directory) -> _Others:
+    """All but the mailboxes; they are few, and written together."""
+    return list(directory.domains.values()), list(directory.aliases.items()), list(directory.unmoved)
 
 
 class Snapshot:
@@ -51,7 +67,7 @@ class Snapshot:
         self._tell()
 
     def domains_changed(self) -> None:
-        """Domains or aliases."""
+        """Domains, aliases, or names with a delimiter in them."""
         self._domains = True
         self._tell()
 
@@ -70,7 +86,7 @@ class Snapshot:
                 await asyncio.to_thread(
                     self._write,
                     ((address, directory.mailboxes.get(address)) for address in addresses),
-                    (list(directory.domains.values()), list(directory.aliases.items())) if with_domains else None,
+                    _others(directory) if with_domains else None,
                 )
             except (OSError, sqlite3.Error) as error:
                 self._mailboxes |= addresses
@@ -89,14 +105,15 @@ class Snapshot:
     def _write(
         self,
         mailboxes: Iterable[tuple[Address, Mailbox | None]],
-        others: tuple[list[Domain], list[tuple[Address, Address]]] | None,
+        others: _Others | None,
     ) -> None:
         self._path.touch(mode=0o600)  # who has which address is nobody else's business
         with self._open() as database, database:
             if others is not None:
-                domains, aliases = others
-                database.execute("DELETE FROM domain")
-                database.execute("DELETE FROM alias")
+                domains, aliases, unmoved = others
+                for table in ("domain", "alias", "unmoved"):
+                    database.execute(f"DELETE FROM {table}")
+                database.executemany("INSERT INTO unmoved VALUES (?)", ((str(address),) for address in unmoved))
                 database.executemany(
                     "INSERT INTO domain VALUES (?)", ((json.dumps(asdict(domain)),) for domain in domains)
                 )
@@ -107,10 +124,17 @@ class Snapshot:
                 key = (address.local_part, address.domain)
                 if box is None:
                     database.execute("DELETE FROM mailbox WHERE local_part = ? AND domain = ?", key)
-                else:
+                    database.execute("DELETE FROM account WHERE local_part = ? AND domain = ?", key)
+                    continue
+                database.execute(
+                    "INSERT OR REPLACE INTO mailbox VALUES (?, ?, ?, ?, ?, ?)",
+                    (*key, box.id, box.state, box.epoch, box.lmtp_next_hop),
+                )
+                if (account := box.account) is not None:
+                    served = json.dumps(asdict(account.served))
                     database.execute(
-                        "INSERT OR REPLACE INTO mailbox VALUES (?, ?, ?, ?, ?, ?)",
-                        (*key, box.id, box.state, box.epoch, box.lmtp_next_hop),
+                        "INSERT OR REPLACE INTO account VALUES (?, ?, ?, ?, ?, ?)",
+                        (*key, account.password_hash, account.needs_credential, account.home, served),
                     )
 
     @contextmanager
@@ -121,6 +145,9 @@ class Snapshot:
                 database.executescript(_LAYOUT)
             elif version != _VERSION:
                 raise sqlite3.DatabaseError(f"layout {version}, not {_VERSION}; remove the file")
+            # It came later, and a version that does not know it may go on with the file.
+            database.execute("CREATE TABLE IF NOT EXISTS unmoved (address TEXT PRIMARY KEY) WITHOUT ROWID")
+            database.executescript(_ACCOUNTS)
             yield database
 
     def restore(self, directory: Directory) -> bool:
@@ -134,8 +161,13 @@ class Snapshot:
                     Address.parse(alias): Address.parse(target)
                     for alias, target in database.execute("SELECT alias, target FROM alias")
                 }
-                rows = database.execute("SELECT local_part, domain, id, state, epoch, lmtp_next_hop FROM mailbox")
+                rows = database.execute(
+                    "SELECT local_part, domain, id, state, epoch, lmtp_next_hop, "
+                    "password_hash, needs_credential, home, served "
+                    "FROM mailbox LEFT JOIN account USING (domain, local_part)"
+                )
                 mailboxes = {box.address: box for box in _mailboxes(rows)}
+                unmoved = {Address.parse(address) for (address,) in database.execute("SELECT address FROM unmoved")}
         except (OSError, ValueError, KeyError, TypeError, sqlite3.Error, BasculeError) as error:
             log.get().warning("snapshot cannot be used, set aside", path=str(self._path), reason=str(error))
             with suppress(OSError):
@@ -144,6 +176,7 @@ class Snapshot:
         if not domains:
             return False
         directory.domains, directory.aliases, directory.mailboxes = domains, aliases, mailboxes
+        directory.unmoved = unmoved
         directory.loaded = True
         return True
 
@@ -153,10 +186,23 @@ def _domain(content: str) -> tuple[str, Domain]:
     settings = values["legacy"]
     for port in ("imap", "pop3", "submission", "sieve"):
         settings[port] = Service(**settings[port]) if settings.get(port) else None
-    return settings["domain"], Domain(values["id"], values["mode"], LegacySettings(**settings))
+    first_login_migrates = values.get("first_login_migrates", True)
+    return settings["domain"], Domain(values["id"], values["mode"], LegacySettings(**settings), first_login_migrates)
 
 
-def _mailboxes(rows: Iterable[tuple[str, str, int, str, int, str]]) -> Iterator[Mailbox]:
-    for local_part, domain, id_, state, epoch, lmtp_next_hop in rows:
+def _mailboxes(rows: Iterable[tuple[Any, ...]]) -> Iterator[Mailbox]:
+    shared: dict[str, Served] = {}
+
+    def served(content: str) -> Served:
+        if content not in shared:
+            values = json.loads(content)
+            uses = tuple((use, folder) for use, folder in values.pop("special_uses"))
+            shared[content] = Served(**values, special_uses=uses)
+        return shared[content]
+
+    for local_part, domain, id_, state, epoch, next_hop, password_hash, needs_credential, home, content in rows:
         address = Address(local_part, sys.intern(domain))
-        yield Mailbox(id_, address, sys.intern(state), epoch, sys.intern(lmtp_next_hop))  # type: ignore[arg-type]
+        account = None
+        if content is not None:
+            account = Account(password_hash, bool(needs_credential), home, served(content))
+        yield Mailbox(id_, address, sys.intern(state), epoch, sys.intern(next_hop), account)  # type: ignore[arg-type]

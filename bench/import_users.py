@@ -10,7 +10,6 @@ import that checks passwords has to do.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,15 +19,16 @@ from bascule.address import Address
 from bascule.credential import Password
 from bascule.lab.process import run
 from bascule.lab.sites import DOMAIN, Lab, executable, full
+from bascule.lab.table import Table, parser
 from bascule.legacy import LegacySettings, Service, Trust, authenticate
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--users", type=int, default=10_000)
-    parser.add_argument("--at-once", type=int, default=8)
-    options = parser.parse_args()
+    options_of = parser(__doc__)
+    options_of.add_argument("--users", type=int, default=10_000)
+    options_of.add_argument("--at-once", type=int, default=8)
+    options = options_of.parse_args()
     users = {f"user-{number}": f"password-{number}" for number in range(options.users)}
     with Lab() as lab, tempfile.TemporaryDirectory(prefix="bascule-bench-") as folder:
         lab.create(users, {})
@@ -43,12 +43,12 @@ def main() -> None:
         def log_in(name: str) -> None:
             authenticate(legacy, trust, Address.parse(full(name)), Password(users[name]))
 
-        print(f"{'':44} {'seconds':>8} {'users/s':>8} {'ratio':>8}")
+        table = Table("", "seconds", "users a second", "ratio", markdown=options.markdown)
         began = time.perf_counter()
         with ThreadPoolExecutor(options.at_once) as pool:
             list(pool.map(log_in, users))
         peer = time.perf_counter() - began
-        print(f"{'peer: the logins alone':44} {peer:8.1f} {len(users) / peer:8.0f} {1:8.2f}", flush=True)
+        table.row("peer: the logins alone", peer, len(users) / peer, 1.0)
 
         file = Path(folder) / "users.csv"
         rows = [f"{full(name)},{password},First,Last" for name, password in users.items()]
@@ -56,9 +56,9 @@ def main() -> None:
         for what in ("bascule import", "the same file once more"):
             began = time.perf_counter()
             command = ("--settings", str(lab.new.settings_file), "import", DOMAIN, str(file))
-            print("  ", run(executable("bascule"), *command, "--at-once", str(options.at_once), timeout=3600).strip())
+            run(executable("bascule"), *command, "--at-once", str(options.at_once), timeout=3600)
             taken = time.perf_counter() - began
-            print(f"{what:44} {taken:8.1f} {len(users) / taken:8.0f} {taken / peer:8.2f}", flush=True)
+            table.row(what, taken, len(users) / taken, taken / peer)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ the client sees it.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import random
@@ -31,6 +30,7 @@ from bascule.config_templates import render
 from bascule.lab.postgres import Postgres
 from bascule.lab.process import Daemon
 from bascule.lab.sites import eventually, executable
+from bascule.lab.table import Table, parser
 from bascule.settings import PolicyDaemon, Settings
 
 CLIENTS = 4
@@ -121,23 +121,22 @@ def running(daemon: Daemon, loaded: int) -> Iterator[float]:
         daemon.stop()
 
 
-def report(what: str, latencies: list[float], seconds: float, used: float) -> None:
+def report(table: Table, what: str, latencies: list[float], seconds: float, used: float) -> None:
     def at(share: float) -> float:
         return latencies[min(len(latencies) - 1, int(len(latencies) * share))] * 1000
 
-    print(
-        f"  {what}: {len(latencies) / seconds:.0f}/s, median {statistics.median(latencies) * 1000:.2f} ms, "
-        f"99 % {at(0.99):.2f} ms, 99.9 % {at(0.999):.2f} ms, most {latencies[-1] * 1000:.1f} ms, "
-        f"{used / seconds:.0%} of a processor"
-    )
+    table.row(
+        what, len(latencies) / seconds, statistics.median(latencies) * 1000, at(0.99), at(0.999), latencies[-1] * 1000,
+        100 * used / seconds,
+    )  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mailboxes", type=int, default=1_000_000)
-    parser.add_argument("--rate", type=float, default=5000, help="lookups a second")
-    parser.add_argument("--seconds", type=float, default=20)
-    options = parser.parse_args()
+    options_of = parser(__doc__)
+    options_of.add_argument("--mailboxes", type=int, default=1_000_000)
+    options_of.add_argument("--rate", type=float, default=5000, help="lookups a second")
+    options_of.add_argument("--seconds", type=float, default=20)
+    options = options_of.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended from outside, it ends what it started
     with tempfile.TemporaryDirectory(prefix="bascule-bench-") as name:
         folder = Path(name)
@@ -160,10 +159,12 @@ def main() -> None:
             with running(daemon, options.mailboxes):
                 eventually("saved", lambda: _saved(folder / "routes.sqlite", options.mailboxes), 300)
             with running(daemon, options.mailboxes):
+                columns = ("a second", "ms, half", "ms, 99 %", "ms, 99.9 %", "ms, most", "% of a processor")
+                table = Table("lookups", *columns, markdown=options.markdown)
                 for what, rate in ((f"{options.rate:.0f} a second", options.rate), ("as fast as it can", 0.0)):
                     before = processor_time(daemon.pid)
                     latencies = ask(folder / "socketmap", options.mailboxes, rate, options.seconds)
-                    report(what, latencies, options.seconds, processor_time(daemon.pid) - before)
+                    report(table, what, latencies, options.seconds, processor_time(daemon.pid) - before)
                 print(f"  afterwards {memory(daemon.pid):.0f} MiB")
         finally:
             postgres.stop("immediate")

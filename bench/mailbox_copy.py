@@ -14,7 +14,6 @@ at this delay less its time at the first one, by the delay.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import platform
@@ -36,6 +35,7 @@ from bascule.lab.delay import Delay
 from bascule.lab.mail import message
 from bascule.lab.process import VMAIL
 from bascule.lab.sites import DOMAIN, Lab
+from bascule.lab.table import Table, parser
 from bascule.legacy import LegacySettings, Service, Trust, UserLogin, session
 from bascule.migrator import maildir
 from bascule.migrator.copying import Copy
@@ -208,11 +208,13 @@ def say(text: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--messages", type=int, default=10_000)
-    parser.add_argument("--round-trip", type=float, nargs="+", default=[0, 20], help="milliseconds")
-    parser.add_argument("--ways", nargs="*", default=[], help="only these (beginnings of names), and the bare FETCH")
-    options = parser.parse_args()
+    options_of = parser(__doc__)
+    options_of.add_argument("--messages", type=int, default=10_000)
+    options_of.add_argument("--round-trip", type=float, nargs="+", default=[0, 20], help="milliseconds")
+    options_of.add_argument(
+        "--ways", nargs="*", default=[], help="only these (beginnings of names), and the bare FETCH"
+    )
+    options = options_of.parse_args()
     with Lab() as lab:
         lab.legacy.create({NAME: PASSWORD}, {})
         lab.legacy.start()
@@ -222,7 +224,9 @@ def main() -> None:
         peers = [version("dovecot", "--version"), version("mbsync", "--version"), version("offlineimap", "--version")]
         say(f"Python {platform.python_version()}; Dovecot {'; '.join(peers)}; {os.cpu_count()} processors")
         bare_fetch(lab.legacy.ports.imap, Path())  # the legacy server makes its indexes
-        say(f"{'round trip':>10}  {'way':<20} {'copy':>8} {'of bare':>8} {'again':>8} {'trips':>6} {'messages':>9}")
+        table = Table(
+            "way", "ms of delay", "copy, s", "of bare", "again, s", "trips", "messages", markdown=options.markdown
+        )
         again_without: dict[str, tuple[float, float]] = {}
         for round_trip in options.round_trip:
             with Delay(lab.legacy.ports.imap, round_trip / 1000) as delay:
@@ -241,8 +245,7 @@ def main() -> None:
                         f"{(times[1] - again_0) / (round_trip - delay_0) * 1000:.0f}" if round_trip > delay_0 else ""
                     )
                     count = stored(into) if into.exists() else 0
-                    columns = f"{times[0]:>6.1f} s {bare / times[0]:>8.2f} {times[1]:>6.2f} s {trips:>6} {count:>9}"
-                    say(f"{round_trip:>7.0f} ms  {way.name:<20} {columns}")
+                    table.row(way.name, round_trip, times[0], bare / times[0], times[1], trips, count)
                     shutil.rmtree(into, ignore_errors=True)
 
 

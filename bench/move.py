@@ -9,7 +9,6 @@ from the moment the state is cutover to the flip, as the worker measures it.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import re
@@ -20,13 +19,14 @@ from bascule.lab.delay import Delay
 from bascule.lab.mail import legacy_maildir, message
 from bascule.lab.process import VMAIL
 from bascule.lab.sites import DOMAIN, Lab, eventually
+from bascule.lab.table import Table, parser
 
 NAME, PASSWORD = "bench", "bench-password"
 FOLDERS = 20
 
 
-def fill(lab: Lab, count: int, size: int) -> int:
-    """Write the mailbox on the legacy side; its size in bytes. One message is of 50 MB."""
+def fill(lab: Lab, count: int, size: int, largest: int) -> int:
+    """Write the mailbox on the legacy side; its size in bytes. One message is of ``largest`` bytes."""
     source = random.Random(1)  # noqa: S311 (mail, not keys)
     inbox = legacy_maildir(lab.legacy, NAME)
     total = 0
@@ -34,7 +34,7 @@ def fill(lab: Lab, count: int, size: int) -> int:
         folder = inbox if number % FOLDERS == 0 else inbox / f".Folder{number % FOLDERS}"
         for part in ("cur", "new", "tmp"):
             (folder / part).mkdir(parents=True, exist_ok=True)
-        body = message(f"{number}@bench.test", f"{NAME}@{DOMAIN}", source, size=50_000_000 if number == 7 else size)
+        body = message(f"{number}@bench.test", f"{NAME}@{DOMAIN}", source, size=largest if number == 7 else size)
         name = (
             f"{1_200_000_000 + number}.{number}.lab,S={len(body)},W={len(body)}:2,{source.choice(['', 'S', 'RS', 'F'])}"
         )
@@ -52,14 +52,15 @@ def memory(pid: int, field: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--messages", type=int, default=10_000)
-    parser.add_argument("--size", type=int, default=2_000, help="bytes of a message")
-    parser.add_argument("--round-trip", type=float, default=20, help="milliseconds")
-    options = parser.parse_args()
+    options_of = parser(__doc__)
+    options_of.add_argument("--messages", type=int, default=10_000)
+    options_of.add_argument("--size", type=int, default=2_000, help="bytes of a message")
+    options_of.add_argument("--largest", type=int, default=50_000_000, help="bytes of one message")
+    options_of.add_argument("--round-trip", type=float, default=20, help="milliseconds")
+    options = options_of.parse_args()
     with Lab() as lab:
         lab.create({NAME: PASSWORD}, {})
-        size = fill(lab, options.messages, options.size)
+        size = fill(lab, options.messages, options.size, options.largest)
         with Delay(lab.legacy.ports.imaps, options.round_trip / 1000) as delay:
             lab.prepare("--no-first-login", "--imap-port", str(delay.port))
             lab.new.cli("activate", DOMAIN)
@@ -74,10 +75,11 @@ def main() -> None:
             peak = memory(lab.new.worker.pid, "VmHWM")
             held = re.findall(r"held_ms=(\d+)", lab.new.worker.log.read_text())[-1]
             passes = re.findall(r"pass done.*?changes=(\d+)", lab.new.worker.log.read_text())
-        print(f"{options.messages} messages in {FOLDERS} folders, {size / 1e6:.0f} MB, {options.round_trip:.0f} ms: ")
-        print(f"  moved in {took:.1f} s, passes of {', '.join(passes)} changes")
-        print(f"  held {int(held) / 1000:.2f} s")
-        print(f"  worker's memory: {idle:.0f} MiB idle, {peak:.0f} MiB at its peak: {peak - idle:.0f} MiB over")
+        table = Table(
+            "", "messages", "MB", "ms of delay", "s", "held, s", "MiB idle", "MiB at most", markdown=options.markdown
+        )
+        figures = (options.messages, size / 1e6, options.round_trip, took, int(held) / 1000, idle, peak)
+        table.row(f"moved; passes of {', '.join(passes)} changes", *figures)
 
 
 if __name__ == "__main__":

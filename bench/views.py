@@ -9,7 +9,6 @@ administrator types. Each query is timed as the client sees it, median of seven;
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -19,6 +18,7 @@ import psycopg
 
 from bascule.database import Connection
 from bascule.lab.postgres import Postgres
+from bascule.lab.table import Table, parser
 
 ROUNDS = 7
 
@@ -100,10 +100,10 @@ def timed(connection: Connection, query: str) -> tuple[float, int]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mailboxes", type=int, default=100_000)
-    parser.add_argument("--explain", type=Path)
-    arguments = parser.parse_args()
+    options_of = parser(__doc__)
+    options_of.add_argument("--mailboxes", type=int, default=100_000)
+    options_of.add_argument("--explain", type=Path)
+    arguments = options_of.parse_args()
     with tempfile.TemporaryDirectory(prefix="bascule-bench-") as name:
         Path(name).chmod(0o755)
         postgres = Postgres(Path(name) / "postgres")
@@ -113,10 +113,10 @@ def main() -> None:
             with psycopg.connect(postgres.dsn("postgres"), autocommit=True) as owner:
                 fill(owner, arguments.mailboxes)
             with psycopg.connect(postgres.dsn("bascule_admin"), autocommit=True) as connection:
-                print(f"{'query':30} {'rows':>8} {'ms':>8}")
+                table = Table("query", "rows", "ms", markdown=arguments.markdown)
                 for what, query in QUERIES.items():
                     milliseconds, rows = timed(connection, query)
-                    print(f"{what:30} {rows:8} {milliseconds:8.1f}", flush=True)
+                    table.row(what, rows, milliseconds)
                     # The owner may look behind the views; the plan is the same.
                     plan = connection.execute(f"EXPLAIN (ANALYZE) {query}".encode()).fetchall()
                     plans.append((what, query, "\n".join(row[0] for row in plan)))

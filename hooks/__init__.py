@@ -1,6 +1,6 @@
-"""Dovecot's logins for users who have not moved.
+"""Dovecot's passdb and userdb for every name in a domain of ours.
 
 The logic is in the resident authenticator (``service``, ``authenticator``); what
-Dovecot runs, the script ``bascule-checkpassword`` or ``passdb.lua``, is a thin
+Dovecot runs, ``passdb.lua`` or the script ``bascule-checkpassword``, is a thin
 client of it (``protocol``).
 """

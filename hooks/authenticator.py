@@ -1,45 +1,45 @@
-"""Who may log in where, for every login that the SQL passdb does not know."""
+"""The one decision about a name in a domain of ours: who may log in where, and where the mailbox is.
+
+Everything is answered from memory. PostgreSQL is asked for the mailboxes that
+are being copied only, whose worker needs it as well, and is told of logins
+afterwards.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
-from dataclasses import dataclass
+import secrets
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-import psycopg
-from psycopg.rows import TupleRow
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from cachetools import TTLCache
 
 from bascule import log
 from bascule.address import Address
 from bascule.attempts import Attempts
 from bascule.credential import Password, Sealer
-from bascule.directory import Directory, Domain, State
-from bascule.errors import BadAddress, LegacyRefusedLogin, LegacyUnavailable
+from bascule.directory import Account, Directory, Domain, Mailbox
+from bascule.errors import BadAddress, DatabaseUnavailable, LegacyRefusedLogin, LegacyUnavailable
+from bascule.follower import account_of
 from bascule.hooks import metrics
+from bascule.hooks.database import Database
 from bascule.hooks.legacy_logins import LegacyLogins
-from bascule.hooks.protocol import Reply, Request
+from bascule.hooks.pace import Turns
+from bascule.hooks.protocol import Login, Lookup, Reply
 from bascule.legacy import Service
 
-DATABASE_TIMEOUT = 2.0  # seconds that a login waits for the database before it goes on without
 LOOK_AGAIN = 1.0  # seconds between looks at the state while a login waits for the flip
+MOST_HASHING = 128  # logins that wait for a password to be compared with its hash
+RECORDED = 600.0  # seconds in which a login that is recorded is not recorded again
+MOST_RECORDING = 64  # logins that are being recorded; of more at once, the next login of the user is
 
-Pool = AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """Where a login is to be checked now; the hash only for a user in state local.
-
-    Whether the credential is wanted is not known without the database.
-    """
-
-    state: State
-    password_hash: str | None = None
-    store: str = ""
-    store_host: str | None = None
-    wants_credential: bool = True
+#: Services by which a first login sets a move off.
+READING = ("imap", "pop3")
+#: States in which the legacy server has no say.
+_NOT_AT_LEGACY = ("cutover", "local", "returning")
 
 
 def proxy_fields(domain: Domain, service_name: str, address: Address) -> dict[str, str] | None:
@@ -70,37 +70,61 @@ def proxy_fields(domain: Domain, service_name: str, address: Address) -> dict[st
     return fields
 
 
-def store_fields(standing: Standing, service_name: str, here: str) -> dict[str, str]:
+def store_fields(account: Account, service_name: str, here: str) -> dict[str, str]:
     """The passdb fields that have Dovecot proxy a session to the store of a mailbox; none if that is ``here``."""
-    if standing.store == here or standing.store_host is None or service_name == "smtp":
+    served = account.served
+    if served.store == here or served.login_host is None or service_name == "smtp":
         return {}
-    return {"proxy": "y", "host": standing.store_host, "starttls": "yes"}
+    return {"proxy": "y", "host": served.login_host, "starttls": "yes"}
+
+
+def userdb_fields(account: Account, mail_root: Path) -> dict[str, str]:
+    """The userdb fields of a mailbox that is here; what is the same for all is in Dovecot's configuration."""
+    served = account.served
+    fields = {
+        "home": f"{mail_root}/{account.home}",
+        "namespace/inbox/separator": served.separator,
+        # Also if it is empty, for the operator's own may be another. 2.3 has no word for that: hooks leave it out.
+        "namespace/inbox/prefix": served.prefix,
+    }
+    if served.special_uses:
+        fields["namespace/inbox/mailbox"] = ",".join(f"bascule_{use}" for use, _ in served.special_uses)
+    for use, folder in served.special_uses:
+        fields[f"namespace/inbox/mailbox/bascule_{use}/name"] = folder
+        fields[f"namespace/inbox/mailbox/bascule_{use}/special_use"] = f"\\{use.capitalize()}"
+    return fields
 
 
 class Authenticator:
-    """The decisions. ``directory`` is the last known state; the database is asked first."""
+    """The decisions. ``directory`` is the last known state."""
 
     def __init__(
         self,
         directory: Directory,
-        pool: Pool,
+        database: Database,
         *,
         sealer: Sealer,
         legacy_logins: LegacyLogins,
         attempts: Attempts,
         store: str,
+        mail_root: Path,
         cutover_wait: float,
     ) -> None:
         self._directory = directory
-        self._pool = pool
+        self._database = database
         self._sealer = sealer
         self._legacy_logins = legacy_logins
         self._attempts = attempts
+        self._turns = Turns()
         self._store = store
+        self._mail_root = mail_root
         self._cutover_wait = cutover_wait
         self._state_changed = asyncio.Condition()
         # A hash takes 64 MiB and a tenth of a second of a processor.
-        self._hashing = asyncio.Semaphore(os.cpu_count() or 1)
+        self._hashing = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="hash")
+        self._hashes = 0
+        self._recorded: TTLCache[tuple[Address, bool], bool] = TTLCache(100_000, RECORDED)
+        self._recording: dict[Address, asyncio.Task[None]] = {}
         self._log = log.get()
 
     async def state_changed(self) -> None:
@@ -108,70 +132,141 @@ class Authenticator:
         async with self._state_changed:
             self._state_changed.notify_all()
 
-    async def decide(self, request: Request) -> Reply:
-        """The reply to one login."""
+    # Lookups ---------------------------------------------------------------------
+
+    async def look_up(self, lookup: Lookup) -> Reply:
+        """What passdb or userdb say of a user, without a password."""
+        place = self._place(lookup.user)
+        if isinstance(place, Reply):
+            return place
+        domain, address = place
+        mailbox = self._directory.mailboxes.get(address)
+        if mailbox is None or mailbox.state == "legacy":
+            return self._no("refused", domain)
+        if lookup.database == "passdb":
+            return self._passdb(mailbox, lookup.service)
+        account = mailbox.account
+        if mailbox.state in {"requested", "copying"}:
+            account = await self._account_now(domain, address)
+        if account is None:
+            return Reply("temporary")
+        if account.served.store != self._store:
+            return Reply("refused")
+        return Reply("ok", {"user": str(address)} | userdb_fields(account, self._mail_root))
+
+    def users(self) -> Iterator[str]:
+        """All whose mailbox has moved to this store."""
+        for address, mailbox in self._directory.mailboxes.items():
+            account = mailbox.account
+            if mailbox.state == "local" and account is not None and account.served.store == self._store:
+                yield str(address)
+
+    def _passdb(self, mailbox: Mailbox, service: str) -> Reply:
+        if mailbox.state in {"requested", "copying"}:
+            return Reply("refused")  # the legacy server knows no master user of ours
+        if mailbox.state != "local" or mailbox.account is None:
+            return Reply("temporary")
+        # Dovecot wants a password here, which is compared with nothing but what a mechanism other than PLAIN was sent.
+        fields = {"user": str(mailbox.address), "password": f"{{PLAIN}}{secrets.token_urlsafe(32)}"}
+        return Reply("ok", fields | store_fields(mailbox.account, service, self._store))
+
+    async def _account_now(self, domain: Domain, address: Address) -> Account | None:
+        """Of a mailbox that is being copied: its worker may just have learnt how the legacy server names folders."""
         try:
-            address = Address.parse(request.user)
-        except BadAddress:
-            return Reply("unknown")
+            rows = await self._database.ask(
+                "SELECT password_hash, needs_credential, home, store, login_host, hierarchy_separator, "
+                "namespace_prefix, special_uses FROM bascule.login_mailbox WHERE domain_id = %s AND local_part = %s",
+                domain.id,
+                address.local_part,
+            )
+        except DatabaseUnavailable as error:
+            self._log.warning("mailbox on the move cannot be looked up", address=str(address), reason=error.message)
+            return None
+        return account_of(*rows[0]) if rows else None
+
+    def _place(self, user: str) -> tuple[Domain, Address] | Reply:
+        """The domain and the address that a name means, or the reply if it means none of ours."""
         if not self._directory.loaded:
             return Reply("temporary")
+        try:
+            address = Address.parse(user)
+        except BadAddress:
+            # A name that no address has is nobody's; if it ends in a domain of ours it is not for others to take.
+            return Reply("refused" if user.rpartition("@")[2].lower() in self._directory.domains else "unknown")
         domain = self._directory.domains.get(address.domain)
-        # Before the activation users come to the legacy server this way, too; afterwards it is not asked any more.
-        if domain is None or domain.mode == "closed":
-            return Reply("unknown")
-        reply = await self._decide(domain, address, request)
-        if reply.result == "ok" and request.user != str(address):
+        return Reply("unknown") if domain is None else (domain, address)
+
+    @staticmethod
+    def _no(result: str, domain: Domain) -> Reply:
+        """Until a domain is active, who is not known here may still be a user of the operator's."""
+        return Reply("unknown" if domain.mode == "prepared" or result == "unknown" else "refused")
+
+    # Logins ----------------------------------------------------------------------
+
+    async def log_in(self, login: Login) -> Reply:
+        """The reply to one login."""
+        place = self._place(login.user)
+        if isinstance(place, Reply):
+            return place
+        domain, address = place
+        reply = await self._decide(domain, address, login)
+        if reply.result == "ok" and "user" not in reply.fields:
             return Reply("ok", reply.fields | {"user": str(address)})
         return reply
 
-    async def _decide(self, domain: Domain, address: Address, request: Request) -> Reply:
+    async def _decide(self, domain: Domain, address: Address, login: Login) -> Reply:
         deadline = asyncio.get_running_loop().time() + self._cutover_wait
         while True:
-            standing = await self._standing(address)
-            if standing.state == "local":
-                return await self._check_here(standing, address, request)
-            if standing.state in {"cutover", "returning"}:
-                if not await self._wait_for_change(deadline):
-                    return Reply("temporary")
-                continue
-            reply = await self._check_at_legacy(domain, standing, address, request)
-            # The cutover may have begun while the legacy server was asked: then look again.
-            if reply.result != "ok" or address not in self._directory.mailboxes:
-                return reply
+            mailbox = self._directory.mailboxes.get(address)
+            if mailbox is not None and mailbox.state == "local":
+                reply = await self._check_here(mailbox, login)
+                if self._directory.mailboxes.get(address) == mailbox or reply.result != "ok":
+                    return reply
+                continue  # it changed meanwhile: another password, or sent back
+            if mailbox is None or mailbox.state not in _NOT_AT_LEGACY:
+                if domain.mode == "closed":  # the legacy server is not asked any more
+                    return Reply("refused")
+                reply = await self._check_at_legacy(domain, mailbox, address, login)
+                now = self._directory.mailboxes.get(address)
+                if reply.result != "ok" or now is None or now.state not in _NOT_AT_LEGACY:
+                    return reply
+                # The cutover began while the legacy server was asked: then look again.
             if not await self._wait_for_change(deadline):
                 return Reply("temporary")
 
-    async def _standing(self, address: Address) -> Standing:
-        with contextlib.suppress(psycopg.Error, PoolTimeout, TimeoutError):
-            async with asyncio.timeout(DATABASE_TIMEOUT), self._pool.connection() as connection:
-                cursor = await connection.execute(
-                    "SELECT state, password_hash, store, store_host, wants_credential FROM bascule.login_state(%s)",
-                    (str(address),),
-                )
-                row = await cursor.fetchone()
-                return Standing("legacy") if row is None else Standing(*row)
-        mailbox = self._directory.mailboxes.get(address)
-        return Standing("legacy" if mailbox is None else mailbox.state)
-
-    async def _check_here(self, standing: Standing, address: Address, request: Request) -> Reply:
-        if standing.password_hash is None:  # the database is away; the legacy server is no longer asked
+    async def _check_here(self, mailbox: Mailbox, login: Login) -> Reply:
+        account, address = mailbox.account, mailbox.address
+        if account is None or account.password_hash is None:  # a snapshot of an older version
             return Reply("temporary")
-        if self._barred(address, request.source):
+        hashed = account.password_hash
+        fields = store_fields(account, login.service, self._store)
+        answer = self._attempts.answer(address, login.password, now_held_by=hashed)
+        if answer is not None:
+            metrics.REMEMBERED.inc()
+            return Reply("ok", fields) if answer else Reply("refused")
+        if not await self._admitted(address, login.source) or self._hashes >= MOST_HASHING:
             return Reply("temporary")
-        async with self._hashing:
-            matches = await asyncio.to_thread(request.password.matches, standing.password_hash)
+        self._hashes += 1
+        try:
+            with self._attempts.trying(address, login.source):
+                loop = asyncio.get_running_loop()
+                matches = await loop.run_in_executor(self._hashing, login.password.matches, hashed)
+        finally:
+            self._hashes -= 1
         if not matches:
-            self._attempts.failed(address, request.password, request.source)
+            self._attempts.failed(address, login.password, login.source, now_held_by=hashed)
             return Reply("refused")
-        return Reply("ok", store_fields(standing, request.service, self._store))
+        self._attempts.succeeded(address, login.password, login.source, now_held_by=hashed)
+        return Reply("ok", fields)
 
-    def _barred(self, address: Address, source: str) -> bool:
-        reason = self._attempts.barred(address, source)
-        if reason is not None:
-            metrics.BARRED.inc()
-            self._log.warning("login not tried", address=str(address), source=source, reason=reason)
-        return reason is not None
+    async def _admitted(self, address: Address, source: str) -> bool:
+        """Whether the password is to be looked at, now or after a moment."""
+        reached = self._attempts.reached(address, source)
+        if not reached:
+            return True
+        metrics.BARRED.inc()
+        self._log.warning("login slowed down", address=str(address), source=source, reason=str(reached[0]))
+        return await self._turns.wait(reached, self._attempts.rank(source))
 
     async def _wait_for_change(self, deadline: float) -> bool:
         """Return at the next change of any state, or after a moment; False once ``deadline`` is past."""
@@ -184,39 +279,63 @@ class Authenticator:
                 await self._state_changed.wait()
         return True
 
-    async def _check_at_legacy(self, domain: Domain, standing: Standing, address: Address, request: Request) -> Reply:
-        fields = proxy_fields(domain, request.service, address)
+    async def _check_at_legacy(self, domain: Domain, mailbox: Mailbox | None, address: Address, login: Login) -> Reply:
+        fields = proxy_fields(domain, login.service, address)
         if fields is None:
-            return Reply("unknown")
-        password = request.password
-        answer = self._attempts.answer(address, password)
-        if answer is not None:
+            return self._no("refused", domain)
+        answer = self._attempts.answer(address, login.password)
+        if answer is None:
+            if not await self._admitted(address, login.source):
+                return Reply("temporary")
+            try:
+                with self._attempts.trying(address, login.source):
+                    await self._legacy_logins.check(domain.legacy, address, login.password)
+            except LegacyRefusedLogin:
+                self._attempts.failed(address, login.password, login.source)
+                return self._no("refused", domain)
+            except LegacyUnavailable as error:
+                self._log.warning("login cannot be checked now", address=str(address), reason=error.message)
+                return Reply("temporary")
+            self._attempts.succeeded(address, login.password, login.source)
+        else:
             metrics.REMEMBERED.inc()
-            return Reply("ok", fields) if answer else Reply("refused")
-        if self._barred(address, request.source):
-            return Reply("temporary")
-        try:
-            await self._legacy_logins.check(domain.legacy, address, password)
-        except LegacyRefusedLogin:
-            self._attempts.failed(address, password, request.source)
-            return Reply("refused")
-        except LegacyUnavailable as error:
-            self._log.warning("login cannot be checked now", address=str(address), reason=error.message)
-            return Reply("temporary")
-        if not standing.wants_credential or await self._record(address, password):
-            self._attempts.succeeded(address, password, request.source)
+            if not answer:
+                return self._no("refused", domain)
+        if self._wants_credential(domain, mailbox, login.service):
+            self._record(mailbox, address, login)
         return Reply("ok", fields)
 
-    async def _record(self, address: Address, password: Password) -> bool:
-        """Keep the credential; without the database the login goes on, and the next one is recorded."""
-        try:
-            async with asyncio.timeout(DATABASE_TIMEOUT), self._pool.connection() as connection:
-                await connection.execute(
-                    "SELECT bascule.record_login(%s, %s)", (str(address), self._sealer.seal(password))
+    @staticmethod
+    def _wants_credential(domain: Domain, mailbox: Mailbox | None, service: str) -> bool:
+        if mailbox is None:
+            return domain.mode == "active" and domain.first_login_migrates and service in READING
+        waits = mailbox.account is not None and mailbox.account.needs_credential
+        return waits and mailbox.state in {"requested", "copying"}
+
+    # What logins leave behind ------------------------------------------------------
+
+    def _record(self, mailbox: Mailbox | None, address: Address, login: Login) -> None:
+        """Keep the credential. No login waits for it; without the database, the next one is recorded."""
+        key = (address, mailbox is not None)
+        if key in self._recorded or address in self._recording or len(self._recording) >= MOST_RECORDING:
+            return
+
+        async def record(password: Password) -> None:
+            try:
+                await self._database.ask(
+                    "SELECT bascule.record_login(%s, %s, %s)",
+                    str(address),
+                    self._sealer.seal(password),
+                    login.service,
+                    patience=10,
                 )
-        except (psycopg.Error, PoolTimeout, TimeoutError) as error:
-            self._log.warning(
-                "login not recorded, the next one will be", address=str(address), reason=type(error).__name__
-            )
-            return False
-        return True
+            except DatabaseUnavailable as error:
+                self._log.warning(
+                    "login not recorded, the next one will be", address=str(address), reason=error.message
+                )
+            else:
+                self._recorded[key] = True
+            finally:
+                self._recording.pop(address, None)
+
+        self._recording[address] = asyncio.create_task(record(login.password))

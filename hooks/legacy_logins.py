@@ -14,6 +14,7 @@ from bascule.legacy import LegacySettings, Trust, authenticate
 
 AT_ONCE = 1024  # logins that are checked at the same time; each waits in a thread
 AT_ONE_SERVER = 64  # of them at one legacy server
+DEADLINE = 30.0  # seconds that a login as a whole may take, whatever drips from the server
 
 _Server = tuple[str, int]
 
@@ -24,7 +25,8 @@ class LegacyLogins:
     def __init__(self, trust: Trust) -> None:
         self._trust = trust
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="legacy-login")
-        self._under_way: Counter[_Server] = Counter()
+        self._under_way: Counter[_Server] = Counter()  # threads, also those that nobody waits for any more
+        self._awaited: Counter[_Server] = Counter()
         self._down: set[_Server] = set()
 
     async def check(self, legacy: LegacySettings, address: Address, password: Password) -> None:
@@ -36,21 +38,32 @@ class LegacyLogins:
         """
         server = (legacy.imap_host, legacy.imap.port)
         where = f"{legacy.imap_host}:{legacy.imap.port}"
-        if self._under_way[server] >= (1 if server in self._down else AT_ONE_SERVER):
-            reason = "did not answer lately" if server in self._down else "is slow, too many logins wait for it"
-            raise LegacyUnavailable(f"{where} {reason}")
+        if server in self._down and self._awaited[server]:
+            raise LegacyUnavailable(f"{where} did not answer lately")
+        if self._under_way[server] >= AT_ONE_SERVER:
+            raise LegacyUnavailable(f"{where} is slow, too many logins wait for it")
         self._under_way[server] += 1
+        self._awaited[server] += 1
         loop = asyncio.get_running_loop()
-        answered = True  # also by "no" and by "not now"
+        asked = loop.run_in_executor(self._threads, authenticate, legacy, self._trust, address, password)
+        asked.add_done_callback(lambda done: self._ended(server, done))
         try:
             with metrics.LEGACY_LOGIN.time():
-                await loop.run_in_executor(self._threads, authenticate, legacy, self._trust, address, password)
-        except LegacyUnavailable as error:
-            answered = not isinstance(error.__cause__, OSError)
-            raise
+                await asyncio.wait([asked], timeout=DEADLINE)
         finally:
-            self._under_way[server] -= 1
-            if answered:
-                self._down.discard(server)
-            else:
-                self._down.add(server)
+            self._awaited[server] -= 1
+        if not asked.done():
+            self._down.add(server)
+            raise LegacyUnavailable(f"{where} takes longer than {DEADLINE:g} s for a login")
+        error = asked.exception()
+        if isinstance(error, LegacyUnavailable) and isinstance(error.__cause__, OSError):
+            self._down.add(server)
+        else:
+            self._down.discard(server)  # it answers, be it "no" or "not now"
+        if error is not None:
+            raise error
+
+    def _ended(self, server: _Server, done: asyncio.Future[None]) -> None:
+        self._under_way[server] -= 1
+        if not done.cancelled():
+            done.exception()  # whoever asked has heard it, or has gone

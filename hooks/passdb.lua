@@ -1,28 +1,63 @@
--- Dovecot's Lua passdb (2.3 and 2.4), as a client of the authenticator.
+-- Dovecot's Lua passdb and userdb (2.3 and 2.4), as a client of the authenticator.
 --
 -- Dovecot loads a file of the operator's, in which the global bascule_socket
--- is the path of the authenticator's socket, and which then runs this one (see
--- config_templates/dovecot/passdb.lua.j2). The passdb must run in auth's worker
--- processes, for the authenticator may take a while to answer.
+-- is the path of the authenticator's socket, bascule_domains that of its list of
+-- domains, and which then runs this one (see config_templates/dovecot/passdb.lua.j2).
+-- Both must run in auth's worker processes, for the authenticator may take a while.
 --
--- What is said on the socket is in hooks/protocol.py: netstrings of fields that
--- end at a NUL. The password is written there and nowhere else. A script that
--- fails is an internal failure to Dovecot: a temporary one to the user.
+-- What is said on the socket is in hooks/protocol.py: netstrings of fields
+-- between NULs. The password is written there and nowhere else.
+--
+-- Names that are not in a domain of ours never wait for us: they go to the next
+-- passdb or userdb at once. Those that are never go there, whatever the
+-- operator's databases make of the name without its domain.
 
 local connect = require "socket.unix"
 local sleep = require "socket".sleep
 
-local TIMEOUT = 60 -- seconds; the authenticator answers sooner by itself
+local auth = dovecot.auth
+local ANSWER = 2 -- seconds that the authenticator has to show that it is at work
+local LOGIN = 60 -- seconds for a login from then on; it answers sooner by itself
+local LISTING = 30 -- seconds for the list of all users
 -- Postfix (3.7 to 3.10) tells a client "wrong password" (535) when Dovecot says that it cannot say now, and the
 -- truth (454) when Dovecot says nothing for ten seconds.
 local SILENCE_FOR_POSTFIX = 12 -- seconds
 
-local function ask(...)
+-- The name with its domain. auth_username_format may have taken the domain away (Debian's LMTP does); a master user's
+-- login has the master's name for the original one.
+local function name_of(request)
+  for _, name in ipairs({request.user or "", request.original_user or ""}) do
+    if name:find("@", 1, true) then
+      return name
+    end
+  end
+end
+
+-- Whether a name is in a domain of ours. nil: nobody knows, for there is no list yet.
+local function is_ours(name)
+  if not name then
+    return false
+  end
+  local file = io.open(bascule_domains, "r")
+  if not file then
+    return nil
+  end
+  local domains = file:read("*a")
+  file:close()
+  return domains:find("\n" .. name:match("@([^@]*)$"):lower() .. "\n", 1, true) ~= nil
+end
+
+local function open(...)
   local payload = table.concat({...}, "\0")
   local connection = assert(connect())
-  connection:settimeout(TIMEOUT)
+  connection:settimeout(ANSWER)
   assert(connection:connect(bascule_socket))
   assert(connection:send(#payload .. ":" .. payload .. ","))
+  return connection
+end
+
+local function reply_on(connection, patience)
+  connection:settimeout(patience, "t")
   local answer = assert(connection:receive("*a"))
   connection:close()
   local length, reply = answer:match("^(%d+):(.*),$")
@@ -30,6 +65,32 @@ local function ask(...)
     error("half an answer")
   end
   return reply
+end
+
+-- Lua functions that give the reply to each kind of request.
+local function log_in(...)
+  local connection = open("login", ...)
+  if assert(connection:receive(3)) ~= "0:," then
+    error("not at work")
+  end
+  return reply_on(connection, LOGIN)
+end
+
+local function look_up(...)
+  return reply_on(open(...), ANSWER)
+end
+
+local function list()
+  return reply_on(open("users"), LISTING)
+end
+
+local function asked(ask, ...)
+  local answered, reply = pcall(ask, ...)
+  if answered then
+    return reply
+  end
+  dovecot.i_error("bascule: the authenticator does not answer: " .. tostring(reply))
+  return "temporary"
 end
 
 local function fields_of(reply)
@@ -40,29 +101,69 @@ local function fields_of(reply)
   return fields
 end
 
-local RESULTS = {
-  refused = dovecot.auth.PASSDB_RESULT_PASSWORD_MISMATCH,
-  unknown = dovecot.auth.PASSDB_RESULT_USER_UNKNOWN,
-}
-
-function auth_password_verify(request, password)
-  local service = request.protocol or request.service or ""
-  local answered, reply = pcall(ask, request.user, password, service, request.remote_ip or request.rip or "")
-  if not answered then
-    dovecot.i_error("bascule: the authenticator does not answer: " .. tostring(reply))
-    reply = "temporary"
-  end
+local function passdb_result(reply, service)
   local result = reply:match("^[^%z]*")
   if result == "ok" then
-    return dovecot.auth.PASSDB_RESULT_OK, fields_of(reply)
-  end
-  if not RESULTS[result] and service == "smtp" then
+    return auth.PASSDB_RESULT_OK, fields_of(reply)
+  elseif result == "refused" then
+    return auth.PASSDB_RESULT_PASSWORD_MISMATCH, {}
+  elseif result == "unknown" then
+    return auth.PASSDB_RESULT_NEXT, {}
+  elseif service == "smtp" then
     sleep(SILENCE_FOR_POSTFIX)
   end
-  return RESULTS[result] or dovecot.auth.PASSDB_RESULT_INTERNAL_FAILURE, result
+  return auth.PASSDB_RESULT_INTERNAL_FAILURE, "it cannot be said now"
 end
 
--- A password that is not given cannot be checked at the legacy server.
-function auth_passdb_lookup(_)
-  return dovecot.auth.PASSDB_RESULT_USER_UNKNOWN, "no lookup without a password"
+function auth_password_verify(request, password)
+  local name = name_of(request)
+  if is_ours(name) == false then
+    return auth.PASSDB_RESULT_NEXT, {}
+  end
+  local service = request.protocol or request.service or ""
+  local source = request.remote_ip or request.rip or ""
+  return passdb_result(asked(log_in, name, password, service, source), service)
+end
+
+-- Without a password: a master user's login, or LMTP that asks where to proxy to.
+function auth_passdb_lookup(request)
+  local name = name_of(request)
+  if is_ours(name) == false then
+    return auth.PASSDB_RESULT_NEXT, {}
+  end
+  return passdb_result(asked(look_up, "passdb", name, request.protocol or request.service or ""))
+end
+
+-- A userdb has no "next": unknown is that, and who is ours and not here is a temporary failure, which goes no further.
+function auth_userdb_lookup(request)
+  local name = name_of(request)
+  if is_ours(name) == false then
+    return auth.USERDB_RESULT_USER_UNKNOWN, {}
+  end
+  local reply = asked(look_up, "userdb", name, request.protocol or request.service or "")
+  local result = reply:match("^[^%z]*")
+  if result == "ok" then
+    local fields = fields_of(reply)
+    for field, value in pairs(fields) do
+      if value == "" and not request.protocol then
+        fields[field] = nil -- 2.3 takes an empty value for "yes"
+      end
+    end
+    return auth.USERDB_RESULT_OK, fields
+  elseif result == "unknown" then
+    return auth.USERDB_RESULT_USER_UNKNOWN, {}
+  end
+  return auth.USERDB_RESULT_INTERNAL_FAILURE, result == "refused" and "no mailbox here" or "it cannot be said now"
+end
+
+function auth_userdb_iterate()
+  local users = {}
+  local reply = list()
+  if not reply:match("^ok") then
+    error("the users cannot be listed now")
+  end
+  for user in reply:gmatch("%z([^%z]+)") do
+    users[#users + 1] = user
+  end
+  return users
 end

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import Coroutine
+from datetime import UTC, datetime
+from pathlib import Path
 
 import uvloop
 
@@ -12,14 +15,16 @@ from bascule import log, netstring, program, settings
 from bascule.address import Address
 from bascule.attempts import Attempts
 from bascule.credential import Sealer
-from bascule.database import connect_async
+from bascule.database import AsyncConnection, connect_async
 from bascule.directory import Directory, Mailbox
 from bascule.errors import BasculeError
 from bascule.follower import Follower
 from bascule.hooks import metrics
-from bascule.hooks.authenticator import DATABASE_TIMEOUT, Authenticator, Pool
+from bascule.hooks.authenticator import Authenticator
+from bascule.hooks.database import Database
 from bascule.hooks.legacy_logins import LegacyLogins
-from bascule.hooks.protocol import Reply, Request
+from bascule.hooks.protocol import AT_WORK, Login, Reply, Request, Users, decode, encoded
+from bascule.hooks.sharing import Sharing
 from bascule.legacy import Trust
 from bascule.metrics import serve, watch
 from bascule.serving import Server, read, until_told
@@ -30,6 +35,8 @@ PART = "authenticator"
 SERVICES = ("imap", "pop3", "submission", "sieve", "smtp")
 KICK_ATTEMPTS = 20
 KICK_PAUSE = 0.1  # seconds
+DOVEADM_TIMEOUT = 10.0  # seconds
+NO_SUCH_USER = 68  # doveadm kick: nobody with that name is logged in
 
 
 class Resident:
@@ -48,8 +55,11 @@ class Resident:
             node=configuration.node,
             part=PART,
             on_change=self._changed,
-            on_update=lambda: self._start(self._authenticator.state_changed()),
+            view="login_mailbox",
+            on_update=self._updated,
+            on_beat=self._beat,
         )
+        self._listed: frozenset[str] | None = None
         self._proxied = Shared(self._list)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -57,46 +67,82 @@ class Resident:
         """Serve until SIGTERM or SIGINT; a second signal ends the process at once."""
         mine, legacy = self._settings.authenticator, self._settings.legacy
         self._follower.restore()
+        self._list_domains()
         watch(self._directory, self._follower)
         serve(mine.metrics)
-        async with Pool(
-            self._dsn,
-            min_size=1,
-            max_size=4,
-            kwargs={"autocommit": True},
-            timeout=DATABASE_TIMEOUT,
-            open=False,
-        ) as pool:
-            self._authenticator = Authenticator(
-                self._directory,
-                pool,
-                sealer=Sealer(self._settings.keys.public),
-                legacy_logins=LegacyLogins(Trust(legacy.ca_file, legacy.timeout)),
-                attempts=Attempts(self._settings.trusted_sources),
-                store=self._settings.worker.store,
-                cutover_wait=mine.cutover_wait,
-            )
-            server = Server(f"unix:{mine.socket}", self._answer)
-            await server.start()
-            await until_told(self._follower.run())
-            await server.stop()
+        database = Database(self._dsn)
+        await database.open()
+        attempts = Attempts(self._settings.trusted_sources)
+        self._authenticator = Authenticator(
+            self._directory,
+            database,
+            sealer=Sealer(self._settings.keys.public),
+            legacy_logins=LegacyLogins(Trust(legacy.ca_file, legacy.timeout)),
+            attempts=attempts,
+            store=self._settings.worker.store,
+            mail_root=self._settings.worker.mail_root,
+            cutover_wait=mine.cutover_wait,
+        )
+        server = Server(f"unix:{mine.socket}", self._answer)
+        await server.start()
+        sharing = Sharing(attempts, database, instance=f"{self._settings.node}/{secrets.token_hex(8)}")
+        await until_told(self._follow(sharing))
+        await server.stop()
+        await sharing.once()
+        await database.close()
         with contextlib.suppress(BasculeError):  # silence is noticed as well, only later
             async with connect_async(self._dsn) as connection:
                 await self._follower.sign_off(connection)
+
+    async def _follow(self, sharing: Sharing) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follower.run())
+            group.create_task(sharing.run())
+
+    async def _beat(self, connection: AsyncConnection) -> None:
+        await connection.execute("SELECT bascule.request_due_first_logins()")
+
+    def _updated(self) -> None:
+        self._list_domains()
+        self._start(self._authenticator.state_changed())
+
+    def _list_domains(self) -> None:
+        """Say which domains are ours, for hooks that decide without us."""
+        domains = frozenset(self._directory.domains)
+        if not self._directory.loaded or domains == self._listed:
+            return
+        path = self._settings.authenticator.domains
+        try:
+            write_domains(path, domains)
+        except OSError as error:
+            self._log.error("the list of domains cannot be written", path=str(path), reason=error.strerror)
+        else:
+            self._listed = domains
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One request, one reply."""
         parser = netstring.Parser()
         while data := await read(reader, pending=True):
             for payload in parser.feed(data)[:1]:
-                reply = await self._decide(Request.decode(payload))
-                writer.write(reply.encode())
+                request = decode(payload)
+                if isinstance(request, Login) and request.wants_sign:
+                    writer.write(AT_WORK)
+                writer.write(await self._reply(request))
                 await writer.drain()
                 return
 
-    async def _decide(self, request: Request) -> Reply:
+    async def _reply(self, request: Request) -> bytes:
+        if isinstance(request, Users):
+            if not self._directory.loaded:
+                return Reply("temporary").encode()
+            return encoded("ok", self._authenticator.users())
+        if isinstance(request, Login):
+            return (await self._log_in(request)).encode()
+        return (await self._authenticator.look_up(request)).encode()
+
+    async def _log_in(self, request: Login) -> Reply:
         try:
-            reply = await self._authenticator.decide(request)
+            reply = await self._authenticator.log_in(request)
         except Exception as error:  # noqa: BLE001 (a login must be answered, and never by "wrong password")
             self._log.error("login could not be decided", error=type(error).__name__, exc_info=error)
             reply = Reply("temporary")
@@ -106,9 +152,19 @@ class Resident:
 
     # Changes of state -----------------------------------------------------------
 
-    def _changed(self, _before: Mailbox | None, after: Mailbox | None) -> None:
-        if after is not None and after.state in {"cutover", "local", "returning"}:
+    def _changed(self, before: Mailbox | None, after: Mailbox | None) -> None:
+        if after is None:
+            return
+        if has_new_password(before, after):
+            self._start(self._end_sessions(after.address))
+        elif after.state in {"cutover", "local", "returning"} and (before is None or before.epoch != after.epoch):
             self._start(self._put_into_force(after))
+
+    async def _end_sessions(self, address: Address) -> None:
+        """Put out whoever logged in with the former password."""
+        await self._doveadm("kick", str(address), good=(0, NO_SUCH_USER))
+        await self._kick(address)
+        self._log.info("the password has changed, sessions are ended", address=str(address))
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -135,33 +191,56 @@ class Resident:
         """End the proxied sessions of ``address``; whether there were any."""
         if str(address) not in await self._proxied():
             return False
-        await self._doveadm("kick", str(address))
+        await self._doveadm("proxy", "kick", str(address))
         return True
 
     async def _list(self) -> set[str]:
         """The users who have proxied sessions."""
-        listing = await self._doveadm("list")
+        listing = await self._doveadm("proxy", "list")
         return {line.split()[0] for line in listing.splitlines() if line.strip()}
 
-    async def _doveadm(self, *arguments: str) -> str:
+    async def _doveadm(self, *arguments: str, good: tuple[int, ...] = (0,)) -> str:
         process = await asyncio.create_subprocess_exec(
             "doveadm",
             "-c",
             str(self._settings.dovecot.config_file),
-            "proxy",
             *arguments,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        output, errors = await process.communicate()
-        if process.returncode != 0:
-            raise BasculeError(f"doveadm proxy failed: {errors.decode(errors='replace').strip()}")
+        try:
+            async with asyncio.timeout(DOVEADM_TIMEOUT):
+                output, errors = await process.communicate()
+        except BaseException as error:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            if isinstance(error, TimeoutError):
+                raise BasculeError(f"doveadm {arguments[0]} did not end in {DOVEADM_TIMEOUT:g} s") from error
+            raise
+        if process.returncode not in good:
+            raise BasculeError(f"doveadm {arguments[0]} failed: {errors.decode(errors='replace').strip()}")
         return output.decode(errors="replace")
+
+
+def has_new_password(before: Mailbox | None, after: Mailbox) -> bool:
+    """Whether it has moved, before as after, and another password is good now."""
+    if before is None or before.account is None or after.account is None:
+        return False
+    return before.state == after.state == "local" and before.account.password_hash != after.account.password_hash
+
+
+def write_domains(path: Path, domains: frozenset[str]) -> None:
+    """A list that passdb.lua and bascule-checkpassword look into, whole or not at all; for every user to read."""
+    lines = "".join(f"{name}\n" for name in sorted(domains))
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(f"# Domains in migration, by bascule-authenticator, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC\n{lines}")
+    new.chmod(0o644)
+    new.replace(path)
 
 
 def _run(configuration: settings.Settings) -> None:
     uvloop.run(Resident(configuration).run())
 
 
-main = program.command(PART, "Decide the logins of users who have not moved.", _run)
+main = program.command(PART, "Decide who may log in where, and where mailboxes are.", _run)

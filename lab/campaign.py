@@ -1,18 +1,21 @@
-"""The fault campaign: users move, and some go back, while anything is killed and mail comes from all sides.
+"""The fault campaign: users move, and some go back, while anything is killed or frozen and mail comes from all sides.
 
     python -m bascule.lab.campaign --rounds 100 --seed 1
 
 Each round moves a few users while mail comes from outside, from a colleague
 inside the legacy server and from each user's own client, which appends, flags,
-moves and expunges; meanwhile a schedule of faults, made from the round's seed,
-kills processes with -9, stops PostgreSQL and the legacy server, cuts sessions,
-fills the disk, freezes the worker until another takes its mailbox over, starts
-a second worker. Then everything that was sent is compared with what is stored:
-each message once, in the right mailbox, with its bytes.
+moves, expunges, renames folders and makes them anew; meanwhile a schedule of
+faults, made from the round's seed, kills processes with -9, freezes them, stops
+PostgreSQL and the legacy server, cuts sessions, fills the disk, starts a second
+worker. Some messages end every session that asks for them, until the
+administrator mends or waives them. Then everything that was sent is compared
+with what is stored: each message once, in the right mailbox, with its bytes.
 
-``--seed S --rounds 1`` replays the round with seed S. Where a process died
-between doing and saying so, IMAP itself leaves open whether it was done: what
-a client asked for in such a moment is counted as *unsure* and may be found or not.
+The seed also says between which servers (:data:`FIELDS`). ``--seed S --rounds 1``
+replays the round with seed S. A round that fails is reported, with its seed, and
+the next one is played in a fresh lab. Where a process died between doing and
+saying so, IMAP itself leaves open whether it was done: what a client asked for
+in such a moment is counted as *unsure* and may be found or not.
 
 Not killed are the processes that hand a message over (smtpd, smtp, lmtp on
 either side): between taking a message and saying so, SMTP itself doubles it
@@ -25,13 +28,14 @@ import argparse
 import hashlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,13 +47,34 @@ from imapclient import IMAPClient
 from imapclient.exceptions import IMAPClientError
 
 from bascule.lab.mail import Ledger, legacy_maildir, message, read_mailbox, send
-from bascule.lab.process import VMAIL, Daemon, LabError, program, run
-from bascule.lab.sites import DOMAIN, Lab, eventually
+from bascule.lab.process import VMAIL, Daemon, LabError, children, program, run, title
+from bascule.lab.sites import DOMAIN, CourierSite, Lab, LegacySite, PrefixedSite, eventually
 
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """Between which servers a round is played."""
+
+    name: str
+    legacy: type[LegacySite]
+    mail_location: str
+
+
+MAILDIR = "maildir:~/Maildir:LAYOUT=fs"
+FIELDS = (
+    Field("Dovecot to Maildir", LegacySite, MAILDIR),
+    Field("Dovecot with INBOX. to sdbox", PrefixedSite, "sdbox:~/sdbox"),
+    Field("Courier to Maildir", CourierSite, MAILDIR),
+    Field("Dovecot to mdbox", LegacySite, "mdbox:~/mdbox"),
+    Field("Dovecot with INBOX. to Maildir", PrefixedSite, MAILDIR),
+    Field("Courier to mdbox", CourierSite, "mdbox:~/mdbox"),
+)
 USERS = 3  # that move at the same time
 ROUNDS_A_LAB = 8  # before a fresh one is made: every user who has moved is swept until the end
 DISK = "192m"  # the size of the file system that holds the mail here
 FROZEN = 9.0  # seconds: longer than a worker may be silent
+MAX_RENAMED = 5  # folders of one user
+UNREADABLE = 0.3  # how often a mailbox has messages that the legacy server cannot read
 
 
 @dataclass
@@ -60,7 +85,34 @@ class Tally:
     messages: int = 0
     unsure: int = 0
     faults: Counter[str] = field(default_factory=Counter)
+    #: Rounds by field.
+    fields: Counter[str] = field(default_factory=Counter)
     failed: list[str] = field(default_factory=list)
+
+    def report(self) -> str:
+        """All of it, for people."""
+        lines = [*(f"{times:6} rounds, {name}" for name, times in sorted(self.fields.items()))]
+        lines += [f"{times:6} x {name}" for name, times in sorted(self.faults.items())]
+        lines += self.failed
+        lines.append(
+            f"{self.rounds} rounds, {self.rounds * USERS} users, {self.messages} messages, {self.unsure} unsure, "
+            f"{sum(self.faults.values())} faults, {len(self.failed)} failed"
+        )
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A message at the end of a round."""
+
+    identity: str
+    digest: str
+    mailbox: str
+    folder: str
+    uid: int
+
+    def __str__(self) -> str:
+        return f"{self.mailbox}:{self.folder}:{self.uid}"
 
 
 class Everything:
@@ -87,26 +139,26 @@ class Everything:
     def unsure(self) -> int:
         return len(self._unsure)
 
-    def complaints(self, found: dict[str, list[tuple[str, str]]]) -> list[str]:
-        """What is lost, doubled, changed or in the wrong mailbox; ``found``: Message-ID and digest by mailbox."""
+    def complaints(self, found: Mapping[str, Sequence[Found]]) -> list[str]:
+        """What is lost, doubled, changed or in the wrong mailbox; ``found``: what each mailbox has."""
         expected = self.ledger.expected
-        where: dict[str, list[str]] = {}
+        where: dict[str, list[Found]] = {}
         said = []
         for name, messages in found.items():
-            for identity, digest in messages:
-                where.setdefault(identity, []).append(name)
-                if self._digests.get(identity, digest) != digest:
-                    said.append(f"changed: {identity} of {name}")
+            for each in messages:
+                where.setdefault(each.identity, []).append(each)
+                if self._digests.get(each.identity, each.digest) != each.digest:
+                    said.append(f"changed: {each.identity} of {name}, {each}")
         for identity, name in expected.items():
             if identity in self._unsure:
                 continue
             places = where.get(identity, [])
-            if name not in places:
+            if name not in {place.mailbox for place in places}:
                 said.append(f"lost: {identity} of {name}")
             elif len(places) > 1:
-                said.append(f"doubled: {identity} of {name}, in {places}")
+                said.append(f"doubled: {identity} of {name}, {' and '.join(map(str, places))}")
         said += [
-            f"unknown: {identity} in {places}"
+            f"unknown: {identity}, {' and '.join(map(str, places))}"
             for identity, places in where.items()
             if identity not in expected and identity not in self._unsure and not identity.startswith("bascule-last-")
         ]
@@ -116,13 +168,14 @@ class Everything:
 class Client(threading.Thread):
     """A user's mail client: logs in to the new server, works, and comes back when it is thrown out."""
 
-    def __init__(self, port: int, name: str, password: str, everything: Everything, seed: int) -> None:
+    def __init__(self, port: int, name: str, password: str, prefix: str, everything: Everything, seed: int) -> None:
         super().__init__(daemon=True)
-        self._port, self._name, self._password = port, name, password
+        self._port, self._name, self._password, self._prefix = port, name, password, prefix
         self._everything = everything
         self._random = Random(seed)  # noqa: S311 (mail, not keys)
         self.ended = threading.Event()
-        self._number = 0
+        self._number = self._renamed = 0
+        self._in_project = ""
         self.failure: BaseException | None = None
 
     def run(self) -> None:
@@ -146,15 +199,16 @@ class Client(threading.Thread):
             raise
 
     def _work(self, client: IMAPClient) -> None:
-        act = self._random.choice(["append", "append", "flag", "move", "expunge"])
-        folder = self._random.choice(["INBOX", "Sent", "Archive"])
+        act = self._random.choice(["append"] * 6 + ["flag"] * 3 + ["move"] * 3 + ["expunge"] * 3 + ["rename", "anew"])
+        folder = self._random.choice(["INBOX", f"{self._prefix}Sent", f"{self._prefix}Archive"])
         if act == "append":
-            self._number += 1
-            identity = f"client-{self._number}-{self._name}@client.test"
-            body = message(identity, f"{self._name}@{DOMAIN}", self._random, size=self._random.choice([0, 30_000]))
-            self._everything.give(identity, self._name, body)
-            with self._doubtful(identity):
-                client.append(folder, body, ["\\Seen"])
+            self._append(client, folder)
+            return
+        if act == "rename":
+            self._rename(client)
+            return
+        if act == "anew":
+            self._make_anew(client)
             return
         client.select_folder(folder)
         uids = client.search()
@@ -164,26 +218,74 @@ class Client(threading.Thread):
         if act == "flag":
             client.add_flags([uid], [self._random.choice(["\\Flagged", "\\Answered", "$Label1", "todo"])])
             return
-        envelope = client.fetch([uid], ["ENVELOPE"]).get(uid, {}).get(b"ENVELOPE")
-        if envelope is None or envelope.message_id is None:
-            return
-        identity = envelope.message_id.decode().strip("<>")
-        if identity.startswith("bascule-last-"):
+        identity = self._identity(client, uid)
+        if not identity or identity.startswith("bascule-last-"):
             return
         with self._doubtful(identity):
             if act == "move":
-                client.move([uid], "Archive" if folder != "Archive" else "Sent")
+                self._move(client, uid, f"{self._prefix}{'Archive' if not folder.endswith('Archive') else 'Sent'}")
             else:
                 client.delete_messages([uid])
                 client.uid_expunge([uid])
                 self._everything.ledger.take_back(identity)
 
+    def _append(self, client: IMAPClient, folder: str) -> str:
+        """Put a message into a folder; its Message-ID."""
+        self._number += 1
+        identity = f"client-{self._number}-{self._name}@client.test"
+        body = message(identity, f"{self._name}@{DOMAIN}", self._random, size=self._random.choice([0, 30_000]))
+        self._everything.give(identity, self._name, body)
+        with self._doubtful(identity):
+            client.append(folder, body, ["\\Seen"])
+        return identity
+
+    def _move(self, client: IMAPClient, uid: int, to: str) -> None:
+        if client.has_capability("MOVE"):
+            client.move([uid], to)
+            return
+        client.copy([uid], to)
+        client.delete_messages([uid])
+        client.uid_expunge([uid])
+
+    def _rename(self, client: IMAPClient) -> None:
+        """A folder with a message in it gets another name; the old name is free for the next one."""
+        project = f"{self._prefix}Project"
+        if not client.folder_exists(project):
+            client.create_folder(project)
+            self._in_project = self._append(client, project)
+            return
+        if self._renamed == MAX_RENAMED:
+            return
+        self._renamed += 1
+        with self._doubtful(self._in_project):
+            client.rename_folder(project, f"{self._prefix}Done {self._renamed}-{self._random.randrange(10**6)}")
+
+    def _make_anew(self, client: IMAPClient) -> None:
+        """A folder is emptied as webmail does it: deleted and made again, with another UIDVALIDITY."""
+        folder = f"{self._prefix}Fleeting"
+        if client.folder_exists(folder):
+            client.select_folder(folder)
+            gone = [identity for uid in client.search() if (identity := self._identity(client, uid))]
+            client.select_folder("INBOX")
+            with self._doubtful(*gone):
+                client.delete_folder(folder)
+                for identity in gone:
+                    self._everything.ledger.take_back(identity)
+        client.create_folder(folder)
+        self._append(client, folder)
+
+    def _identity(self, client: IMAPClient, uid: int) -> str:
+        """A message's Message-ID; nothing if it is gone."""
+        envelope = client.fetch([uid], ["ENVELOPE"]).get(uid, {}).get(b"ENVELOPE")
+        return envelope.message_id.decode().strip("<>") if envelope and envelope.message_id else ""
+
     @contextmanager
-    def _doubtful(self, identity: str) -> Iterator[None]:
+    def _doubtful(self, *identities: str) -> Iterator[None]:
         try:
             yield
         except (OSError, IMAPClientError):
-            self._everything.doubt(identity)
+            for identity in identities:
+                self._everything.doubt(identity)
             raise
 
 
@@ -195,7 +297,11 @@ def _shut(client: IMAPClient) -> None:
 
 
 class Senders:
-    """Mail from outside, and from a colleague inside the legacy server."""
+    """Mail from outside, and from a colleague inside the legacy server.
+
+    Where the legacy server orders messages by the names of their files (Courier), also from a program
+    that delivers each of them before those that are there.
+    """
 
     def __init__(self, lab: Lab, names: list[str], everything: Everything, seed: int) -> None:
         self._lab, self._names, self._everything = lab, names, everything
@@ -206,7 +312,27 @@ class Senders:
                 [(lab.new.smtp_port, "outside", 0.08), (lab.legacy.smtp_port, "colleague", 0.4)]
             )
         ]
+        if isinstance(lab.legacy, CourierSite):
+            self._threads.append(threading.Thread(target=self._file, args=(Random(seed + 9),), daemon=True))  # noqa: S311
         self.failure: BaseException | None = None
+
+    def _file(self, random: Random) -> None:
+        number = 0
+        try:
+            while not self.ended.wait(random.uniform(0, 1)):
+                name = random.choice(self._names)
+                identity = f"filed-{number}-{name}@colleague.test"
+                number += 1
+                body = message(identity, f"{name}@{DOMAIN}", random)
+                self._everything.give(identity, name, body)
+                maildir = self._lab.legacy.maildir(name)
+                file = maildir / "tmp" / f"1600000000.M{999_999 - number}P{number}.behind"
+                file.write_bytes(_as_file(body))
+                os.chown(file, VMAIL, VMAIL)
+                file.rename(maildir / "new" / file.name)
+        except BaseException as error:
+            self.failure = error
+            raise
 
     def _send(self, port: int, kind: str, pause: float, random: Random) -> None:
         number = 0
@@ -250,6 +376,12 @@ class Faults:
             "kill worker": lambda: self._restart(lab.new.worker),
             "kill worker again": lambda: self._restart(lab.new.worker),
             "freeze worker": self._freeze_worker,
+            "freeze policy daemon": lambda: self._freeze([lab.new.policy_daemon.pid]),
+            "freeze authenticator": lambda: self._freeze([lab.new.authenticator.pid]),
+            "freeze milter": lambda: self._freeze([lab.new.milter.pid]),
+            "freeze PostgreSQL": lambda: self._freeze(_postgres(lab)),
+            "freeze the new Dovecot": lambda: self._freeze(lab.new.dovecot.processes()),
+            "freeze the legacy server": lambda: self._freeze(lab.legacy.processes()),
             "second worker": self._second_worker,
             "kill PostgreSQL": self._kill_postgres,
             "kill a PostgreSQL backend": lambda: self._kill_one(r"bascule_worker"),
@@ -284,6 +416,18 @@ class Faults:
         time.sleep(1)
         second.stop()
 
+    def _freeze(self, pids: list[int]) -> None:
+        """Have them stand still and go on, as when the host of a virtual machine is busy."""
+        try:
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+            time.sleep(self._random.uniform(1, FROZEN))
+        finally:
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
     def _second_worker(self) -> None:
         second = self._lab.new.another_worker()
         second.start()
@@ -308,22 +452,25 @@ class Faults:
             os.kill(pid, signal.SIGKILL)
 
     def _kill_one(self, pattern: str) -> None:
-        ours = _descendants(self._lab)
-        victims = [pid for pid, title in ours.items() if re.search(pattern, title)]
+        ours = [*self._lab.new.dovecot.processes(), *_postgres(self._lab)]
+        victims = [pid for pid in ours if re.search(pattern, title(pid))]
         if victims:
-            os.kill(self._random.choice(victims), signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(self._random.choice(victims), signal.SIGKILL)
 
     def _stop_legacy(self) -> None:
         legacy = self._lab.legacy
-        legacy.postfix.stop()  # first, so that it hands nothing over while Dovecot goes
-        legacy.dovecot.stop()
+        legacy.postfix.stop()  # first, so that it hands nothing over while the store goes
+        legacy.stop_store()
         time.sleep(self._random.uniform(0.2, 3))
         legacy.start()
 
     def _cut_sessions(self) -> None:
-        for pid, title in _descendants(self._lab).items():
-            if title.startswith("dovecot/imap-login") and self._random.random() < 0.5:
-                os.kill(pid, signal.SIGKILL)
+        proxied = [pid for pid in self._lab.new.dovecot.processes() if title(pid).startswith("dovecot/imap-login")]
+        for pid in [*proxied, *self._lab.legacy.sessions()]:
+            if self._random.random() < 0.5:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def _fill_disk(self) -> None:
         ballast = self._lab.new.folder / "mail" / "ballast"
@@ -352,23 +499,18 @@ def _processes_in(directory: str, name: str) -> list[int]:
     return found
 
 
-def _descendants(lab: Lab) -> dict[int, str]:
-    """Title of the lab's Dovecot and PostgreSQL processes by id; others' are left out."""
-    masters = set()
-    for path in (lab.new.dovecot.folder / "run" / "master.pid", lab.new.postgres.folder / "data" / "postmaster.pid"):
-        if path.exists():
-            masters.add(int(path.read_text().split()[0]))
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent in masters:
-                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-    return found
+def _postgres(lab: Lab) -> list[int]:
+    """PostgreSQL's processes."""
+    try:
+        postmaster = int((lab.new.postgres.folder / "data" / "postmaster.pid").read_text().split()[0])
+    except (FileNotFoundError, ValueError, IndexError):
+        return []
+    return [postmaster, *children(postmaster)]
+
+
+def _as_file(body: bytes) -> bytes:
+    """A message as delivering programs write it; Courier makes every LF of a file CRLF, also one after a CR."""
+    return body.replace(b"\r\n", b"\n")
 
 
 def fill(lab: Lab, name: str, everything: Everything, random: Random) -> None:
@@ -383,8 +525,59 @@ def fill(lab: Lab, name: str, everything: Everything, random: Random) -> None:
         everything.give(identity, name, body)
         folder = random.choice(["", ".Sent", ".Archive"])
         flags = random.choice(["", "S", "RS", "F"])
-        (inbox / folder / "cur" / f"{1_200_000_000 + number}.{number}.lab:2,{flags}").write_bytes(body)
+        (inbox / folder / "cur" / f"{1_200_000_000 + number}.{number}.lab:2,{flags}").write_bytes(_as_file(body))
     run(program("chown"), "-R", f"{VMAIL}:{VMAIL}", str(inbox))
+
+
+class Unreadable:
+    """Messages of one mailbox that the legacy server may not read: Dovecot ends every session that asks for one.
+
+    They are not in the ledger before they are mended.
+    """
+
+    def __init__(self, lab: Lab, name: str, everything: Everything, random: Random) -> None:
+        self._lab, self._name, self._everything, self._random = lab, name, everything, random
+        self._files: dict[str, Path] = {}
+        self._attended = False
+        if random.random() >= UNREADABLE or isinstance(lab.legacy, CourierSite):
+            return
+        inbox = lab.legacy.maildir(name)
+        for number in range(random.randint(1, 3)):
+            identity = f"unreadable-{number}-{name}@old.test"
+            body = message(identity, f"{name}@{DOMAIN}", random)
+            stamp = 1_200_000_000 + random.randrange(400)
+            path = inbox / random.choice(["", ".Sent", ".Archive"]) / "cur" / f"{stamp}.unreadable{number}.lab:2,S"
+            path.write_bytes(_as_file(body))
+            path.chmod(0)  # root's: Dovecot's process is not root
+            self._files[identity] = path
+
+    def attend(self) -> list[str]:
+        """Mend or waive what is named, as an administrator does; what is wrong with it."""
+        rows = self._lab.new.sql(
+            "SELECT folder, uid FROM bascule.unreadable WHERE address = %s AND waived_at IS NULL",
+            f"{self._name}@{DOMAIN}",
+        )
+        if self._attended or len(rows) < len(self._files) or not rows:
+            return []
+        self._attended = True
+        said = []
+        if len(rows) > len(self._files):
+            said = [f"named as unreadable: {rows} of {self._name}, who has {len(self._files)} such messages"]
+        if self._random.random() < 0.5:
+            for identity, path in self._files.items():
+                body = path.read_bytes()  # as root
+                self._everything.give(identity, self._name, body.replace(b"\n", b"\r\n"))
+                path.chmod(0o600)
+                os.chown(path, VMAIL, VMAIL)
+        else:
+            self._lab.new.cli("waive-messages", f"{self._name}@{DOMAIN}", "--reason", "the campaign")
+        return said
+
+    def remove(self) -> None:
+        """Have the legacy server forget those that are still unreadable, or nobody could read its mailbox whole."""
+        for path in self._lab.legacy.maildir(self._name).rglob("*.unreadable*"):
+            if path.is_file() and path.stat().st_uid == 0:
+                path.unlink()
 
 
 def play(lab: Lab, seed: int, tally: Tally) -> list[str]:
@@ -393,68 +586,92 @@ def play(lab: Lab, seed: int, tally: Tally) -> list[str]:
     everything = Everything()
     names = [f"u{seed}-{number}" for number in range(USERS)]
     lab.legacy.set_users({**lab.legacy.users, **{name: f"pw {name}" for name in names}}, lab.legacy.aliases)
+    unreadable = {}
     for name in names:
         fill(lab, name, everything, random)
+        unreadable[name] = Unreadable(lab, name, everything, random)
         eventually(f"{name} can log in", partial(_can_log_in, lab, name), 30)
     clients = [
-        Client(lab.new.dovecot.ports.imap, name, lab.legacy.users[name], everything, seed * 10 + number)
+        Client(
+            lab.new.dovecot.ports.imap,
+            name,
+            lab.legacy.users[name],
+            lab.legacy.prefix,
+            everything,
+            seed * 10 + number,
+        )
         for number, name in enumerate(names)
     ]
     senders = Senders(lab, names, everything, seed)
     faults = Faults(lab, random)
-    senders.start()
-    for client in clients:
-        client.start()
-    for name in names:
-        done = lab.new.cli("request", f"{name}@{DOMAIN}", "--password-file", "-", stdin=lab.legacy.users[name] + "\n")
-        if done.returncode != 0:
-            raise LabError(done.stdout)
-    for _ in range(random.randint(2, 5)):
-        time.sleep(random.uniform(0, 1.2))
-        tally.faults[faults.one()] += 1
-    _arrive(lab, names, "local")
-    back = [name for name in names if random.random() < 0.25]
-    for name in back:
-        eventually(
-            f"{name} is asked to return",
-            partial(_ask_to_return, lab, name),
-        )
-    if back:
-        time.sleep(random.uniform(0, 1))
-        tally.faults[faults.one()] += 1
-        _arrive(lab, back, "legacy")
-    for client in clients:
-        client.ended.set()
+    said: list[str] = []
+    try:
+        senders.start()
+        for client in clients:
+            client.start()
+        for name in names:
+            user = f"{name}@{DOMAIN}"
+            done = lab.new.cli("request", user, "--password-file", "-", stdin=lab.legacy.users[name] + "\n")
+            if done.returncode != 0:
+                raise LabError(done.stdout)
+        for _ in range(random.randint(2, 5)):
+            time.sleep(random.uniform(0, 1.2))
+            tally.faults[faults.one()] += 1
+        said += _arrive(lab, names, "local", unreadable)
+        back = [name for name in names if random.random() < 0.25]
+        for name in back:
+            eventually(f"{name} is asked to return", partial(_ask_to_return, lab, name))
+        if back:
+            time.sleep(random.uniform(0, 1))
+            tally.faults[faults.one()] += 1
+            said += _arrive(lab, back, "legacy", {})
+    finally:
+        for client in clients:
+            client.ended.set()
+        senders.ended.set()
     for client in clients:
         client.join(60)
         if client.failure is not None:
             raise LabError(f"the client failed: {client.failure!r}") from client.failure
     senders.stop()
     eventually("no mail is under way", lambda: lab.new.postfix.is_empty() and lab.legacy.postfix.is_empty(), 180)
+    for name in back:
+        unreadable[name].remove()
     # Late messages are swept within the interval; what is still missing then is lost.
-    said: list[str] = []
+    missing: list[str] = []
 
     def complete() -> bool:
-        said[:] = everything.complaints({name: _content(lab, name, here=name not in back) for name in names})
-        return not said
+        missing[:] = everything.complaints({name: _content(lab, name, here=name not in back) for name in names})
+        return not missing
 
-    with suppress(LabError):  # what is wrong is in ``said``
+    with suppress(LabError):  # what is wrong is in ``missing``
         eventually("all is found", complete, 45)
     tally.messages += len(everything.ledger.expected)
     tally.unsure += everything.unsure
-    return said
+    return said + missing
 
 
-def _arrive(lab: Lab, names: list[str], state: str) -> None:
-    """Wait until all are in a state, without waiting out the pauses between attempts."""
+def _arrive(lab: Lab, names: list[str], state: str, unreadable: Mapping[str, Unreadable]) -> list[str]:
+    """Wait until all are in a state, without waiting out the pauses between attempts; what was wrong on the way."""
+    said: list[str] = []
     deadline = time.monotonic() + 240
     while waiting := [name for name in names if _state(lab, name) != state]:
         if time.monotonic() > deadline:
-            raise LabError(f"{waiting} do not come to {state}:\n{lab.new.worker.tail(60)}")
+            raise LabError(f"{waiting} do not come to {state}: {_problems(lab)}\n{lab.new.worker.tail(30)}")
         for name in waiting:
             if state == "local":
+                with suppress(psycopg.OperationalError):
+                    said += unreadable[name].attend()
                 lab.new.cli("retry", f"{name}@{DOMAIN}")
         time.sleep(1)
+    return said
+
+
+def _problems(lab: Lab) -> list[tuple[object, ...]]:
+    try:
+        return list(lab.new.sql("SELECT address, state, problem FROM bascule.mailboxes WHERE problem IS NOT NULL"))
+    except psycopg.Error as error:
+        return [(str(error),)]
 
 
 def _ask_to_return(lab: Lab, name: str) -> bool:
@@ -476,13 +693,13 @@ def _can_log_in(lab: Lab, name: str) -> bool:
         return False
 
 
-def _content(lab: Lab, name: str, *, here: bool) -> list[tuple[str, str]]:
+def _content(lab: Lab, name: str, *, here: bool) -> list[Found]:
     client = lab.new.client(name, lab.legacy.users[name]) if here else lab.legacy.client(name)
     with client as session:
         return [
-            (each.message_id, each.digest)
-            for folder in read_mailbox(session).values()
-            for each in folder.messages.values()
+            Found(each.message_id, each.digest, name, folder, uid)
+            for folder, seen in read_mailbox(session).items()
+            for uid, each in seen.messages.items()
         ]
 
 
@@ -499,9 +716,12 @@ def small_disk(lab: Lab) -> Iterator[None]:
 
 
 @contextmanager
-def running_lab() -> Iterator[Lab]:
+def running_lab(played: Field) -> Iterator[Lab]:
     """Both sites, the domain active, the mail here on its small disk."""
-    with Lab() as lab:
+    with Lab(played.legacy) as lab:
+        settings = lab.new.settings
+        worker = settings.worker.model_copy(update={"mail_location": played.mail_location})
+        lab.new.settings = settings.model_copy(update={"worker": worker})
         lab.create({"nobody": "x"}, {})
         lab.prepare("--no-first-login", "--cutover-budget", "20 seconds")
         activated = lab.new.cli("activate", DOMAIN)
@@ -514,40 +734,88 @@ def running_lab() -> Iterator[Lab]:
             lab.new.worker.stop()
 
 
-def campaign(rounds: int, seed: int, show: Callable[[str], None]) -> Tally:
-    """Play rounds with the seeds from ``seed`` on, until one fails; its seed replays it."""
-    tally = Tally()
-    seeds = range(seed, seed + rounds)
-    for start in range(0, rounds, ROUNDS_A_LAB):
-        with running_lab() as lab:
-            for each in seeds[start : start + ROUNDS_A_LAB]:
-                began = time.monotonic()
-                try:
-                    said = play(lab, each, tally)
-                except LabError as error:
-                    said = [str(error)]
-                tally.rounds += 1
-                if said:
-                    tally.failed.append(f"seed {each}:\n  " + "\n  ".join(said[:20]))
-                    show(tally.failed[-1])
-                    return tally
-                show(
-                    f"seed {each}: {tally.messages} messages so far, none lost, doubled or changed; "
-                    f"{tally.unsure} unsure; {sum(tally.faults.values())} faults; {time.monotonic() - began:.0f} s"
-                )
-    return tally
+def field_of(seed: int) -> Field:
+    """The field that a round is played on; the rounds of one lab have the same."""
+    return FIELDS[seed // ROUNDS_A_LAB % len(FIELDS)]
+
+
+def campaign(
+    seeds: Sequence[int], show: Callable[[str], None], tally: Tally, *, logs: Path | None = None, minutes: float = 1e9
+) -> None:
+    """Play the rounds with these seeds, in ``tally``; a round that fails ends its lab and not the campaign.
+
+    No lab is made when ``minutes`` have passed. ``logs`` is where those of a lab with a round that failed are kept.
+    """
+    ends = time.monotonic() + 60 * minutes
+    waiting = list(seeds)
+    while waiting and time.monotonic() < ends:
+        played = field_of(waiting[0])
+        seed = waiting.pop(0)
+        try:
+            with running_lab(played) as lab:
+                while _round(lab, seed, played, tally, show):
+                    if not waiting or waiting[0] // ROUNDS_A_LAB != seed // ROUNDS_A_LAB or time.monotonic() > ends:
+                        break
+                    seed = waiting.pop(0)
+                else:
+                    _keep_logs(lab, logs, seed)
+        except (LabError, OSError, subprocess.SubprocessError, psycopg.Error) as error:
+            tally.failed.append(f"seed {seed} ({played.name}): the lab itself: {error!r}"[:2000])
+            show(tally.failed[-1])
+
+
+def _round(lab: Lab, seed: int, played: Field, tally: Tally, show: Callable[[str], None]) -> bool:
+    """Play one and report it; False if the lab is not to be trusted any more."""
+    began = time.monotonic()
+    try:
+        said = play(lab, seed, tally)
+    except Exception as error:  # noqa: BLE001 (whatever it is, it is reported and the next round played)
+        said = [str(error) if isinstance(error, LabError) else repr(error)]
+    tally.rounds += 1
+    tally.fields[played.name] += 1
+    if said:
+        head = f"seed {seed} ({played.name}) after {time.monotonic() - began:.0f} s:\n  "
+        show(head + "\n  ".join(said[:20]))
+        tally.failed.append(head + "\n  ".join(each.partition("\n")[0][:400] for each in said[:5]))
+        return False
+    show(
+        f"seed {seed} ({played.name}): {tally.messages} messages so far, none of this round lost, doubled or changed; "
+        f"{tally.unsure} unsure; {sum(tally.faults.values())} faults; {time.monotonic() - began:.0f} s"
+    )
+    return True
+
+
+def _keep_logs(lab: Lab, where: Path | None, seed: int) -> None:
+    if where is None:
+        return
+    kept = where / f"seed-{seed}"
+    kept.mkdir(parents=True, exist_ok=True)
+    logs = (
+        "new/log/*.log",
+        "*/dovecot/dovecot.log",
+        "*/courier/courier.log",
+        "*/postfix/log/mail.log",
+        "*/*/postgres.log",
+    )
+    for path in [path for pattern in logs for path in lab.folder.glob(pattern)]:
+        shutil.copy(path, kept / str(path.relative_to(lab.folder)).replace("/", "-"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no round after so long")
+    parser.add_argument("--logs", type=Path, help="keep the logs of rounds that fail in this directory")
     options = parser.parse_args()
-    tally = campaign(options.rounds, options.seed, lambda text: print(text, flush=True))
-    for name, times in sorted(tally.faults.items()):
-        print(f"{times:6} x {name}")
-    print(f"{tally.rounds} rounds, {tally.rounds * USERS} users, {tally.messages} messages, {len(tally.failed)} failed")
-    sys.exit(1 if tally.failed else 0)
+    tally = Tally()
+    try:
+        seeds = range(options.seed, options.seed + options.rounds)
+        campaign(seeds, partial(print, flush=True), tally, logs=options.logs, minutes=options.minutes)
+    except KeyboardInterrupt:
+        print("ended from outside", flush=True)
+    print(tally.report(), flush=True)
+    sys.exit(1 if tally.failed or not tally.rounds else 0)
 
 
 if __name__ == "__main__":

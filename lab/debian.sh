@@ -1,14 +1,30 @@
 # For lab/setup.sh and lab/trees.sh, which read it: Debian in a directory, made and entered by root.
 
-mirror=$(sed -n 's/^URIs: *//p; s/^deb *\(\[[^]]*\] *\)\?\(http[^ ]*\).*/\2/p' \
-    /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | grep -v security | head -n 1)
+# Whether this machine lets us mount in a namespace of our own; a plain container does not, nor does a root that is no
+# mount point.
+may_mount() {
+    unshare --mount --propagation private mount -t tmpfs tmpfs /tmp 2> /dev/null
+}
+
+# Where apt is told to find Debian.
+mirror() {
+    apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -v security | head -n 1 | sed 's#/$##'
+}
 
 # $1: a release. $2: the directory. $3: packages, by commas. It reaches what this machine reaches, and starts no service.
 make_tree() {
+    from=$(mirror)
+    case $from in
+    http*:* | file:*) ;;
+    *)
+        echo "lab/debian.sh: apt finds Debian at '$from', which debootstrap cannot read" >&2
+        return 1
+        ;;
+    esac
     rm -rf --one-file-system "$2"
     # What it mounts is gone with it, should it be ended from outside.
     unshare --mount --propagation private \
-        debootstrap --variant=minbase --include="$3" "$1" "$2" "${mirror:-http://deb.debian.org/debian}" >&2
+        debootstrap --variant=minbase --include="$3" "$1" "$2" "$from" >&2
     printf '#!/bin/sh\nexit 101\n' > "$2/usr/sbin/policy-rc.d"
     chmod 755 "$2/usr/sbin/policy-rc.d"
     rm -f "$2/etc/resolv.conf"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
-
-from psycopg.conninfo import conninfo_to_dict
 
 from bascule import hooks
 from bascule.config_templates import render
@@ -23,9 +22,14 @@ TRIXIE = Path("/var/cache/bascule/trixie")
 class Front:
     """A Dovecot, and an authenticator of its own that ends its proxied sessions; use it in a ``with`` statement."""
 
-    def __init__(self, new: NewSite, version: str) -> None:
+    def __init__(
+        self, new: NewSite, version: str, *, own_users: dict[str, str] | None = None, auth_cache_size: str = ""
+    ) -> None:
+        """``own_users`` are the operator's own, by local part, with their passwords."""
         self._new = new
-        self.folder = new.folder / f"front-{version}"
+        self._own_users = own_users
+        self._auth_cache_size = auth_cache_size
+        self.folder = new.folder / f"front-{version}{'-own' if own_users else ''}{'-cache' if auth_cache_size else ''}"
         self._tree = Tree(TRIXIE, new.folder.parent) if version == "2.4" else None
         self.version = version
         self.dovecot = Dovecot(self.folder / "dovecot", "new", self._tree)
@@ -39,10 +43,12 @@ class Front:
         new = self._new
         settings = new.settings.model_copy(
             update={
-                "node": f"front-{self.version}",
+                "node": self.folder.name,
                 "dovecot": new.settings.dovecot.model_copy(update={"config_file": self.dovecot.config}),
                 "authenticator": Authenticator(
-                    socket=self.folder / "authenticator", snapshot=self.folder / "logins.sqlite"
+                    socket=self.folder / "authenticator",
+                    snapshot=self.folder / "logins.sqlite",
+                    domains=self.folder / "domains",
                 ),
             }
         )
@@ -54,14 +60,23 @@ class Front:
             new.certificate,
             new.smtp_port,
             template="new-dovecot.conf.j2" if self._tree is None else "new-dovecot-2.4.conf.j2",
-            dovecot_sql=new.folder / "etc" / "dovecot-sql.conf.ext",
             passdb_lua_stub=stub,
-            database_parameters=conninfo_to_dict(settings.database),
             vmail_uid=VMAIL,
             vmail_gid=VMAIL,
             before_static=False,
             mail_by_userdb=False,
+            own_users=bool(self._own_users),
+            auth_cache_size=self._auth_cache_size,
             **values,
+        )
+        homes = self.folder / "own"
+        homes.mkdir()
+        os.chown(homes, VMAIL, VMAIL)
+        (self.dovecot.folder / "own").write_text(
+            "".join(
+                f"{name}:{{PLAIN}}{password}:{VMAIL}:{VMAIL}::{homes}/{name}::\n"
+                for name, password in (self._own_users or {}).items()
+            )
         )
         # As root: it has to use the doveadm of another tree.
         programs = self.folder / "bin"

@@ -99,14 +99,15 @@ class Hosts(Telling):
         self._stack.close()
         self.network.close()
 
-    def serve_packages(self, machine: Machine) -> None:
-        """Have a machine install Python packages from an index, not from a wheelhouse."""
+    def serve_packages(self, machine: Machine) -> Path:
+        """Have a machine install Python packages from an index, not from a wheelhouse; the digests to hold it to."""
         folder = self.folder / "index"
         folder.mkdir()
         self._index = PackageIndex(folder, self.network.hub)
         self._stack.callback(self._index.stop)
         self._index.start(machine.wheels)
         machine.write("etc/pip.conf", self._index.configuration)
+        return self._index.requirements
 
     # What an administrator does -------------------------------------------------
 
@@ -213,6 +214,12 @@ class Hosts(Telling):
         if (done.returncode != 0) != fails:
             raise LabError(f"{playbook} ended with {done.returncode}:\n{done.stdout[-6000:]}")
         return done.stdout
+
+    def insist_said(self, output: str, *words: str) -> None:
+        """Whether a playbook said this; if not, all that it said is kept in the error."""
+        spaced = " ".join(output.split())
+        for each in words:
+            self.insist(each in spaced, f"the playbook says {each!r}; it said:\n{output[-20000:]}")
 
     def insist_unchanged(self, output: str) -> None:
         """Whether a run of a playbook changed nothing."""

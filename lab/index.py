@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 from bascule.lab.process import Host, run
@@ -12,6 +13,8 @@ from bascule.lab.servers import listens
 from bascule.lab.sites import eventually
 
 PORT = 8080
+#: What pip builds pymilter with; bascule does not ask for it.
+BUILDERS = ("setuptools", "wheel")
 
 
 class PackageIndex:
@@ -21,6 +24,8 @@ class PackageIndex:
         self._folder = folder
         self._host = host
         self._process: subprocess.Popen[bytes] | None = None
+        #: The version and the digest of each package that bascule asks for.
+        self.requirements = folder / "requirements.txt"
 
     @property
     def configuration(self) -> str:
@@ -33,13 +38,18 @@ class PackageIndex:
         unpacked = self._folder / "wheels"
         unpacked.mkdir()
         run("tar", "-C", str(unpacked), "-xf", str(wheels))
-        for file in unpacked.iterdir():
+        held = []
+        for file in sorted(unpacked.iterdir()):
             name, _, rest = file.name.partition("-")
             if name == "pymilter" and rest.endswith(".whl"):
                 continue
+            if name not in BUILDERS:
+                version = rest.removesuffix(".tar.gz").partition("-")[0]
+                held.append(f"{name}=={version} --hash=sha256:{sha256(file.read_bytes()).hexdigest()}\n")
             project = self._folder / "simple" / re.sub(r"[-_.]+", "-", name).lower()
             project.mkdir(parents=True, exist_ok=True)
             file.rename(project / file.name)
+        self.requirements.write_text("".join(held))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "http.server", "--bind", self._host.address, str(PORT)],
             cwd=self._folder,

@@ -143,14 +143,14 @@ class SeenFolder:
     messages: dict[int, Seen]
 
 
-def read_mailbox(client: IMAPClient) -> dict[str, SeenFolder]:
+def read_mailbox(client: IMAPClient, *, readonly: bool = True) -> dict[str, SeenFolder]:
     """Everything in a mailbox, by folder."""
     client.normalise_times = False
     folders = {}
     for flags, _, name in client.list_folders():
         if b"\\Noselect" in flags or b"\\NonExistent" in flags:
             continue
-        selected = client.select_folder(name, readonly=True)
+        selected = client.select_folder(name, readonly=readonly)
         uids = client.search()
         messages = {}
         for start in range(0, len(uids), 50):
@@ -235,7 +235,7 @@ def put_large_message(legacy: LegacySite, name: str, ledger: Ledger, random: Ran
 
 def legacy_maildir(legacy: LegacySite, name: str) -> Path:
     """The INBOX of a user on the legacy side, made if need be, for files that no client could put there."""
-    maildir = legacy.dovecot.folder / "mail" / name / "Maildir"
+    maildir = legacy.maildir(name)
     for folder in (maildir.parent, maildir, maildir / "cur", maildir / "new", maildir / "tmp"):
         folder.mkdir(exist_ok=True)
         os.chown(folder, VMAIL, VMAIL)

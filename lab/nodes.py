@@ -21,6 +21,7 @@ from itertools import count
 from pathlib import Path
 from random import Random
 
+import psycopg
 from imapclient import IMAPClient
 from imapclient.exceptions import LoginError
 
@@ -272,11 +273,26 @@ class Nodes:
         self._await_delivery(*self._send("anna", first))
         self._await_delivery(*self._send("cora", first))
         self.stores["store2"].come_back(self.network)
-        self.tell("dora moves meanwhile: who is dead is not waited for")
+        self.tell("dora moves meanwhile: mx2 is waited for until an administrator says that it is dead")
+        self._forget(second)
         self.move("dora")
         second.come_back(self.network)
         self._await_delivery(*waiting)
         self._await_delivery(*self._send("dora", second))
+
+    def _forget(self, mx: Mx) -> None:
+        """Have moves not wait for an MX that gives no sign of life, once nothing is heard of it."""
+        act = "SELECT bascule.forget_node(%s, 'policy_daemon', 'the power is lost')"
+
+        def done() -> bool:
+            try:
+                self.admin.sql(act, mx.host.name)
+            except psycopg.Error as error:
+                self._insist("is alive" in str(error), f"only who is silent is forgotten: {error}")
+                return False
+            return True
+
+        eventually("it is forgotten", done)
 
     def lose_a_store(self) -> None:
         self.tell("store1 loses its power: anna cannot log in for now, all others can; her mail waits")
@@ -307,6 +323,7 @@ class Nodes:
         self.network.hide(second.host, self.postgres.host)
         stale = "SELECT 1 FROM bascule.node WHERE name = %s AND heartbeat_at < now() - interval '15 seconds'"
         eventually("mx2 is silent", lambda: self.admin.sql(stale, second.host.name))
+        self._forget(second)
         self.move("emil")
         name, identity = self._send("emil", second)
         eventually("it went to the legacy server, by the old route", lambda: self._is_at_legacy(name, identity))

@@ -21,12 +21,15 @@ def _bin(name: str) -> str:
 class Postgres:
     """One cluster. ``dsn(role)`` connects to its database ``bascule``."""
 
-    def __init__(self, folder: Path, host: Host = LOCALHOST) -> None:
+    def __init__(self, folder: Path, host: Host = LOCALHOST, *, port: int | None = None) -> None:
+        """With ``port``, it also listens there on loopback."""
         self.folder = folder
         self.host = host
+        self.port = port
+        self._at_port = "" if port is None else f" port={port}"
         self._data = folder / "data"
         #: libpq's connection string, without the role.
-        self.conninfo = f"host={host.address if host.enter else folder} dbname=bascule"
+        self.conninfo = f"host={host.address if host.enter else folder} dbname=bascule" + self._at_port
 
     def create(self) -> None:
         """Make the cluster, start it and install the schema."""
@@ -55,11 +58,19 @@ class Postgres:
         upgrade(self.dsn("postgres"))
 
     def dsn(self, role: str, database: str = "bascule") -> str:
-        return f"host={self.folder} dbname={database} user={role}"
+        return f"host={self.folder} dbname={database} user={role}{self._at_port}"
+
+    def tcp_dsn(self, role: str) -> str:
+        """As :meth:`dsn`, by TCP; for a cluster that has a port."""
+        return f"host=127.0.0.1 dbname=bascule user={role}{self._at_port}"
 
     def start(self) -> None:
         listen = self.host.address if self.host.enter else ""
+        if self.port is not None:
+            listen = "127.0.0.1"
         options = f"-c listen_addresses={listen} -c unix_socket_directories={self.folder} -c max_connections=200"
+        if self.port is not None:
+            options += f" -c port={self.port}"
         self._run(
             _bin("pg_ctl"),
             "-D",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import shutil
@@ -104,6 +105,37 @@ def run(*command: str, cwd: Path | None = None, timeout: float = 60) -> str:
         if done.returncode != 0:
             raise LabError(f"{command} ended with {done.returncode}:\n{text}{errors.read().decode(errors='replace')}")
     return text
+
+
+@functools.cache
+def may_mount() -> bool:
+    """Whether this machine lets us mount in a namespace of our own: a plain container does not."""
+    tried = ("unshare", "--mount", "--propagation", "private", "mount", "-t", "tmpfs", "tmpfs", "/tmp")  # noqa: S108
+    return subprocess.run(tried, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that are its own still."""
+    try:
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:  # it has ended
+        return []
+
+
+def title(pid: int) -> str:
+    """The command line of a process, which may be what it says of itself; nothing when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except OSError:
+        return False
 
 
 class Daemon:

@@ -4,7 +4,8 @@
 ``build-trixie``: one host from nothing with the former version of bascule,
 upgraded while mail comes in, and whatever an administrator does later;
 ``plug-bookworm`` and ``plug-trixie``: into a Postfix and a Dovecot that somebody
-runs already, and out again; ``several``: database, two MX, a store and the page,
+runs already, and out again; ``system-bookworm`` and ``system-trixie``: the same
+where users are the system's own; ``several``: database, two MX, a store and the page,
 each on a host of its own.
 """
 
@@ -34,7 +35,10 @@ from bascule.lab.sites import DOMAIN, eventually
 SHOP = "anna@shop.test"
 SHOP_PASSWORD = "sells everything"
 #: Configuration that plug may touch, and unplug must restore.
-CONFIGURATION = ("/etc/postfix", "/etc/dovecot", "/etc/postgresql", "/etc/nginx")
+CONFIGURATION = ("/etc/postfix", "/etc/dovecot", "/etc/postgresql", "/etc/nginx", "/etc/apache2")
+MAIL_ROOT = "/var/vmail"
+#: The operator's, of which neither owner nor mode may change; what is in it is mail.
+MAIL = (MAIL_ROOT, "/var/mail", "/var/mail/*", "/home", "/home/*")
 ONE_HOST = {group: ["mail"] for group in ("database", "mx", "store", "portal")}
 #: What a later version of bascule changes in its schema.
 ADD_COLUMN = "ALTER TABLE bascule.mailbox ADD COLUMN lab_note text NOT NULL DEFAULT 'as it was'"
@@ -158,7 +162,7 @@ def changes_the_schema_or_nothing(hosts: Hosts, inventory: Path, present: Path, 
     running = mail.run("readlink /opt/bascule/current")
     failing = hosts.altered(present, "failing", partial(add_revision, statement=f"{ADD_COLUMN}; SELECT 1 / 0"))
     text = hosts.play("build", inventory, "--extra-vars", f"base__wheel={failing}", fails=True)
-    hosts.insist("It is as it was, and so is everything else" in text and "division by zero" in text, "it says so")
+    hosts.insist_said(text, "It is as it was, and so is everything else", "division by zero")
     hosts.insist(columns() == "", "the schema is as it was")
     hosts.insist(mail.run("readlink /opt/bascule/current") == running, "the former version goes on")
 
@@ -202,7 +206,7 @@ def rejects_what_does_not_start(hosts: Hosts, inventory: Path, present: Path) ->
     bad = broken_milter(hosts, present)
     before = mail.run("readlink /opt/bascule/current; cat /etc/bascule/bascule.toml")
     text = hosts.play("build", inventory, "--extra-vars", f"base__wheel={bad}", fails=True)
-    hosts.insist("does not start here" in text and "runs again" in text, "it says what happened")
+    hosts.insist_said(text, "does not start here", "The former version serves again")
     hosts.insist("running" in mail.run("systemctl is-system-running || true"), "the former version serves")
     hosts.insist(mail.run("readlink /opt/bascule/current; cat /etc/bascule/bascule.toml") == before, "as before")
     hosts.insist_current(mail)
@@ -214,8 +218,12 @@ class Shop:
     """An operator's own Postfix and Dovecot, and how bascule is plugged into them."""
 
     release: str
-    #: Dovecot's configuration of the operator's own, a template of the lab's.
-    dovecot: str
+    #: How the operator has set it up.
+    set_up: Callable[[Machine], None]
+    #: Packages of the operator's besides Postfix and Dovecot, the web server among them.
+    packages: str
+    #: How SHOP logs in.
+    login: str
     #: What else the operator says in the inventory.
     variables: Mapping[str, object]
     #: Settings of bascule's.
@@ -228,20 +236,23 @@ def plug(hosts: Hosts, *, shop: Shop) -> None:
     """Into a Postfix and Dovecot with settings of their own; out again, byte for byte."""
     hosts.start({"mail": shop.release})
     mail = hosts.machines["mail"]
-    the_operators_own(mail, shop.dovecot)
+    the_operators_own(mail, shop)
+    held: dict[str, object] = {}
     if shop.index:
-        hosts.serve_packages(mail)
+        held["base__requirements"] = str(hosts.serve_packages(mail))
     wheel = hosts.wheel()
 
     def inventory_with(password: str) -> Path:
-        probe = {"probe__recipient": SHOP, "probe__password": password}
-        return hosts.inventory(ONE_HOST, wheel, shop.settings, **probe, **shop.variables)
+        probe = {"probe__recipient": SHOP, "probe__password": password, "probe__user": shop.login}
+        return hosts.inventory(ONE_HOST, wheel, shop.settings, **probe, **shop.variables, **held)
 
     inventory = inventory_with(SHOP_PASSWORD)
     before = fingerprint(mail)
 
+    refuses_what_is_not_read(hosts, inventory)
     hosts.tell("check mode shows what would be changed, and changes nothing")
     shown = hosts.play("plug", inventory, "--check", "--diff")
+    hosts.insist_said(shown, "+++ after: /etc/dovecot/conf.d/", "+++ after: /etc/postfix/main.cf")
     hosts.show(
         "\n".join(
             line
@@ -254,15 +265,14 @@ def plug(hosts: Hosts, *, shop: Shop) -> None:
     hosts.tell("a wrong password for the probe: nothing is begun")
     text = hosts.play("plug", inventory_with("wrong"), fails=True)
     hosts.insist(fingerprint(mail) == before, "nothing was changed")
-    hosts.insist("does not let" in text, "it says so")
+    hosts.insist_said(text, "does not let")
 
     hosts.tell("plugged in, but Postfix may not reach a socket: mail does not come through, and all is taken back")
     fault = "etc/systemd/system/bascule-policy-daemon.socket.d/fault.conf"
     mail.write(fault, "[Socket]\nSocketMode=0600\n")
     text = hosts.play("plug", inventory_with(SHOP_PASSWORD), fails=True)
     mail.run(f"rm /{fault} && systemctl daemon-reload")
-    hosts.insist("was not plugged in, and is configured as before" in text, "it says what happened")
-    hosts.insist("does not take a message" in text, "it says what the probe said")
+    hosts.insist_said(text, "was not plugged in, and is configured as before", "does not take a message")
     hosts.insist(only(fingerprint(mail), "/etc/postfix") == only(before, "/etc/postfix"), "Postfix is as before")
 
     hosts.play("plug", inventory)
@@ -275,12 +285,26 @@ def plug(hosts: Hosts, *, shop: Shop) -> None:
         hosts.goes_back_and_moves_again(mail, mail, "bob")
         stays_plugged_in(hosts, inventory, wheel, traffic)
         mail.run("echo from-the-shop | sendmail -f x@outside.test " + SHOP)
-        with hosts.client(mail, SHOP, SHOP_PASSWORD) as anna:
+        with hosts.client(mail, shop.login, SHOP_PASSWORD) as anna:
             anna.select_folder("INBOX")
             eventually("the operator's own mail is delivered as before", lambda: anna.noop() and anna.search("ALL"))
         hosts.close(mail)
     ends(hosts, mail)
-    restores_byte_for_byte(hosts, inventory, before)
+    restores_byte_for_byte(hosts, inventory, before, shop.login)
+
+
+def refuses_what_is_not_read(hosts: Hosts, inventory: Path) -> None:
+    """A dovecot.conf in one file, as PostfixAdmin's documentation has it: refused before anything else is done."""
+    mail = hosts.machines["mail"]
+    hosts.tell("a dovecot.conf that does not read conf.d is refused first of all, with the line to add")
+    mail.run("sed -i.kept 's/^!include conf.d/#&/' /etc/dovecot/dovecot.conf")
+    before, packages = fingerprint(mail), mail.run("dpkg -l; ls -A /opt /etc /var/lib")
+    for options in (("--check",), ()):
+        text = hosts.play("plug", inventory, *options, fails=True)
+        hosts.insist_said(text, "!include_try conf.d/", "Nothing was changed")
+        hosts.insist(fingerprint(mail) == before, "the configuration is as it was")
+        hosts.insist(mail.run("dpkg -l; ls -A /opt /etc /var/lib") == packages, "nothing was installed")
+    mail.run("mv /etc/dovecot/dovecot.conf.kept /etc/dovecot/dovecot.conf")
 
 
 def stays_plugged_in(hosts: Hosts, inventory: Path, present: Path, traffic: Traffic) -> None:
@@ -292,19 +316,36 @@ def stays_plugged_in(hosts: Hosts, inventory: Path, present: Path, traffic: Traf
     def upgrade() -> None:
         bad = broken_milter(hosts, present)
         text = hosts.play("plug", inventory, "--extra-vars", f"base__wheel={bad}", fails=True)
-        hosts.insist("goes on as it was plugged in before" in text, "it says so")
+        hosts.insist_said(text, "goes on as it was plugged in before")
 
     puts_nothing_off(hosts, traffic, upgrade)
     hosts.insist(fingerprint(mail) == before, "the configuration is as it was")
     hosts.insist_current(mail)
     hosts.insist_unchanged(hosts.play("plug", inventory))
+    takes_up_what_was_interrupted(hosts, inventory)
     hosts.tell("unplugging is refused, for mail comes here")
     text = hosts.play("unplug", inventory, fails=True)
-    hosts.insist(f"{DOMAIN}: bascule takes this mail here" in text, "it says which domain")
+    hosts.insist_said(text, f"{DOMAIN}: bascule takes this mail here")
     hosts.insist(fingerprint(mail) == before, "nothing was changed")
 
 
-def restores_byte_for_byte(hosts: Hosts, inventory: Path, before: dict[str, str]) -> None:
+def takes_up_what_was_interrupted(hosts: Hosts, inventory: Path) -> None:
+    """A run that ended after it had written its files, and before anybody had read them."""
+    mail = hosts.machines["mail"]
+    hosts.tell("what an interrupted run has written is taken up by the next one")
+    mail.run(
+        "touch /etc/postfix/master.cf /etc/dovecot/conf.d/*-bascule.conf; "
+        "for site in /etc/nginx/sites-enabled/zz-bascule.conf /etc/apache2/sites-enabled/zz-bascule.conf; do "
+        'if [ -e "$site" ]; then touch "$site"; fi; done'
+    )
+    text = hosts.play("plug", inventory)
+    for server in ("dovecot", "postfix", "apache2" if "apache2" in text else "nginx"):
+        taken = re.search(rf"Have its configuration taken up by {server}\].*\nchanged:", text)
+        hosts.insist(taken, f"{server} has taken it up:\n{text[-20000:]}")
+    hosts.insist_unchanged(hosts.play("plug", inventory))
+
+
+def restores_byte_for_byte(hosts: Hosts, inventory: Path, before: dict[str, str], login: str) -> None:
     """Out again, after the operator has edited what was plugged into."""
     mail = hosts.machines["mail"]
     hosts.tell("unplugged, after the operator has edited main.cf; everything but that is as it was, byte for byte")
@@ -312,34 +353,68 @@ def restores_byte_for_byte(hosts: Hosts, inventory: Path, before: dict[str, str]
     # The messages are counted; nobody's mail comes here any more.
     elsewhere = ("--extra-vars", json.dumps({"database__served_elsewhere": [DOMAIN]}))
     hosts.play("unplug", inventory, *elsewhere)
-    mail.run("sed -i '$d' /etc/postfix/main.cf")
+    mail.run("sed -i '$d' /etc/postfix/main.cf && systemctl reload postfix")
     after = fingerprint(mail)
     different = sorted(set(before.items()) ^ set(after.items()))
     hosts.insist(not different, f"the configuration is what it was: {different}")
     hosts.tell(f"{len(after)} files under {', '.join(CONFIGURATION)} are the same, byte for byte")
-    with hosts.client(mail, SHOP, SHOP_PASSWORD) as anna:
+    with hosts.client(mail, login, SHOP_PASSWORD) as anna:
         hosts.insist(anna.folder_exists("INBOX"), "the operator's own users log in as before")
     hosts.insist_unchanged(hosts.play("unplug", inventory, *elsewhere))
 
 
-def the_operators_own(mail: Machine, dovecot: str) -> None:
+def the_operators_own(mail: Machine, shop: Shop) -> None:
     """A Postfix and a Dovecot that somebody has set up by hand, and nothing of ours."""
     mail.run(
-        "DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql postfix nginx-light "
-        "dovecot-core dovecot-imapd dovecot-lmtpd dovecot-pop3d 2>&1"
+        "DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql postfix "
+        f"dovecot-core dovecot-imapd dovecot-lmtpd dovecot-pop3d {shop.packages} 2>&1"
     )
+    shop.set_up(mail)
+    mail.run("systemctl restart dovecot postfix")
+
+
+def virtual_users(mail: Machine, *, dovecot: str, owner: str, mode: str) -> None:
+    """In a password file, with one owner of all mailboxes, who has a root of a mode of its own."""
     mail.write("etc/postfix/main.cf", (TEMPLATES / "shop-main.cf.j2").read_text())
     mail.write("etc/dovecot/shop.users", f"{SHOP}:{{PLAIN}}{SHOP_PASSWORD}::::::\n")
-    mail.run("useradd --system --create-home --home-dir /var/shop shop")
+    mail.run(
+        f"useradd --system --no-create-home --home-dir {MAIL_ROOT} {owner} && "
+        f"install -d -o {owner} -g {owner} -m {mode} {MAIL_ROOT}"
+    )
     mail.write("etc/dovecot/conf.d/95-shop.conf", (TEMPLATES / dovecot).read_text())
-    mail.run("sed -i 's/^!include auth-system/#&/' /etc/dovecot/conf.d/10-auth.conf; systemctl restart dovecot postfix")
+    mail.run("sed -i 's/^!include auth-system/#&/' /etc/dovecot/conf.d/10-auth.conf")
+
+
+def system_users(mail: Machine) -> None:
+    """As Debian installs Dovecot: people of the system's own, PAM, an mbox for each; Postfix delivers there."""
+    mail.write("etc/postfix/main.cf", (TEMPLATES / "system-main.cf.j2").read_text())
+    name = SHOP.partition("@")[0]
+    mail.run(
+        f"useradd --create-home --shell /bin/bash {name}; install -o {name} -g mail -m 660 /dev/null /var/mail/{name}; "
+        "chpasswd; "
+        f"echo 'sales: {name}' >> /etc/aliases; newaliases",
+        stdin=f"{name}:{SHOP_PASSWORD}\n",
+    )
+    # Debian's dovecot.conf(5): the certificate is the package's, which is the lab's here.
+    version = mail.run("dovecot --version")
+    kind = (
+        ("ssl_server_cert_file = ", "ssl_server_key_file = ")
+        if version.startswith("2.4")
+        else ("ssl_cert = <", "ssl_key = <")
+    )
+    mail.write(
+        "etc/dovecot/conf.d/95-shop.conf",
+        f"{kind[0]}/etc/ssl/lab/chain.pem\n{kind[1]}/etc/ssl/lab/key.pem\n",
+    )
 
 
 def fingerprint(machine: Machine) -> dict[str, str]:
-    """Every file of the configuration that bascule may touch: digest, owner and mode, by path."""
+    """Every file of the configuration that bascule may touch: digest, owner and mode, by path; and the mail root."""
     listing = machine.run(
-        f"find {' '.join(CONFIGURATION)} -type f ! -name '*.db' -exec sh -c 'for f; do echo \"$f "
-        '$(sha256sum < "$f" | cut -c 1-64) $(stat -c %U:%G:%a "$f")"; done\' sh {} +'
+        f"find $(ls -d {' '.join(CONFIGURATION)} 2> /dev/null) -type f ! -name '*.db' -exec sh -c 'for f; do echo \"$f "
+        '$(sha256sum < "$f" | cut -c 1-64) $(stat -c %U:%G:%a "$f")"; done\' sh {} +;'
+        "find /etc/apache2 /etc/nginx -type l -printf '%p %l\\n' 2> /dev/null;"
+        f"stat -c '%n %U:%G:%a' $(ls -d {' '.join(MAIL)} 2> /dev/null | grep -Fvx /home/bascule)"
     )
     return dict(line.split(" ", 1) for line in listing.splitlines())
 
@@ -402,7 +477,9 @@ SCENARIOS: dict[str, Callable[[Hosts], None]] = {
         plug,
         shop=Shop(
             release="bookworm",
-            dovecot="shop-dovecot-2.3.conf.j2",
+            set_up=partial(virtual_users, dovecot="shop-dovecot-2.3.conf.j2", owner="vmail", mode="2770"),
+            packages="apache2",
+            login=SHOP,
             variables={"store__before_static": True, "store__hook": "lua"},
             settings={},
             index=False,
@@ -413,10 +490,38 @@ SCENARIOS: dict[str, Callable[[Hosts], None]] = {
         plug,
         shop=Shop(
             release="trixie",
-            dovecot="shop-dovecot-2.4.conf.j2",
+            set_up=partial(virtual_users, dovecot="shop-dovecot-2.4.conf.j2", owner="virtual", mode="0755"),
+            packages="nginx-light",
+            login=SHOP,
             variables={},
             settings={"worker": {"mail_location": "mdbox:~/mdbox"}},
             index=True,
+        ),
+    ),
+    # People of the system's own, as Debian installs Dovecot; no web server before.
+    "system-bookworm": partial(
+        plug,
+        shop=Shop(
+            release="bookworm",
+            set_up=system_users,
+            packages="",
+            login="anna",
+            variables={},
+            settings={"worker": {"mail_root": "/var/bascule-mail"}},
+            index=False,
+        ),
+    ),
+    # And mailboxes that move to below /home.
+    "system-trixie": partial(
+        plug,
+        shop=Shop(
+            release="trixie",
+            set_up=system_users,
+            packages="",
+            login="anna",
+            variables={},
+            settings={"worker": {"mail_root": "/home/bascule"}},
+            index=False,
         ),
     ),
     "several": several,

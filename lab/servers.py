@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bascule.config_templates import environment
-from bascule.lab.process import LOCALHOST, VMAIL, Host, LabError, free_ports, program, run
+from bascule.lab.process import LOCALHOST, VMAIL, Host, LabError, children, free_ports, is_alive, program, run, title
 
+MOURNING = 15.0  # seconds that the processes of a Dovecot whose master was killed have to end by themselves
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
@@ -28,6 +30,12 @@ def listens(address: str, where: int | Path) -> bool:
     """Whether somebody accepts connections at a port of an address, or a Unix socket."""
     with socket.socket(socket.AF_INET if isinstance(where, int) else socket.AF_UNIX) as probe:
         return probe.connect_ex((address, where) if isinstance(where, int) else str(where)) == 0
+
+
+@functools.cache
+def dovecot_version() -> str:
+    """2.3 or 2.4: whose configuration this machine's Dovecot reads."""
+    return run(program("dovecot"), "--version")[:3]
 
 
 class Postfix:
@@ -168,7 +176,7 @@ class Dovecot:
         os.chown(self.folder / "mail", VMAIL, VMAIL)
         write(
             self.config,
-            template or f"{self._kind}-dovecot.conf.j2",
+            template or f"{self._kind}-dovecot{'-2.4' if dovecot_version() == '2.4' else ''}.conf.j2",
             name=f"bascule-lab-{self._kind}",
             folder=self.folder,
             address=self.host.address,
@@ -195,17 +203,45 @@ class Dovecot:
         if pid.exists():
             self._run("doveadm", "stop")
 
+    def processes(self) -> list[int]:
+        """The master, and what it has started."""
+        try:
+            master = int((self.folder / "run" / "master.pid").read_text())
+        except (FileNotFoundError, ValueError):
+            return []
+        return [master, *children(master)]
+
     def kill(self) -> None:
-        """End the master as a power loss would; return when its children have noticed and are gone."""
-        pid = self.folder / "run" / "master.pid"
-        os.kill(int(pid.read_text()), signal.SIGKILL)
-        pid.unlink()  # the dead master stays a zombie for as long as init pleases
-        doors = (self.ports.imap, self.ports.imaps, self.ports.pop3, self.ports.submission, self.lmtp_socket)
-        deadline = time.monotonic() + 30
-        while any(listens(self.host.address, door) for door in doors):
-            if time.monotonic() > deadline:
+        """End the master as a power loss would; return when its children have noticed and another one can be started.
+
+        A session may outlive it as long as its client likes, and holds the sockets that it was
+        started with open: what is still there after a while is ended as the service manager does it.
+        """
+        master, *started = self.processes()
+        os.kill(master, signal.SIGKILL)
+        # The dead master stays a zombie for as long as init pleases.
+        (self.folder / "run" / "master.pid").unlink()
+        began = time.monotonic()
+        while self._is_open() or any(is_alive(pid) and "dovecot/imap" not in title(pid) for pid in started):
+            elapsed = time.monotonic() - began
+            if elapsed > MOURNING:
+                for pid in started:
+                    if is_alive(pid):
+                        os.kill(pid, signal.SIGKILL)
+            if elapsed > 2 * MOURNING:
                 raise LabError("Dovecot's processes outlive their master")
             time.sleep(0.05)
+        for path in self._sockets():
+            path.unlink(missing_ok=True)
+
+    def _sockets(self) -> list[Path]:
+        return [path for path in [*(self.folder / "run").rglob("*"), self.lmtp_socket] if path.is_socket()]
+
+    def _is_open(self) -> bool:
+        """Whether somebody listens, at a port or at one of the sockets that Dovecot's parts have for each other."""
+        ports = self.ports
+        doors: list[int | Path] = [ports.imap, ports.imaps, ports.pop3, ports.submission, ports.sieve]
+        return any(listens(self.host.address, door) for door in doors + self._sockets())
 
     def doveadm(self, *arguments: str) -> str:
         return self._run("doveadm", *arguments)

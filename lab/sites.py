@@ -24,15 +24,18 @@ from typing import TypeVar
 import psycopg
 import trustme
 from imapclient import IMAPClient
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
+from bascule import hooks
 from bascule.config_templates import render
 from bascule.credential import create_keys
+from bascule.lab.courier import Courier
 from bascule.lab.cyrus import Cyrus
 from bascule.lab.dns import NameServer
 from bascule.lab.postgres import Postgres
-from bascule.lab.process import LOCALHOST, VMAIL, Daemon, Host, LabError, free_ports
-from bascule.lab.servers import Certificate, Dovecot, Ports, Postfix, write
+from bascule.lab.process import LOCALHOST, VMAIL, Daemon, Host, LabError, free_ports, title
+from bascule.lab.servers import Certificate, Dovecot, Ports, Postfix, dovecot_version, write
 from bascule.settings import (
     Authenticator,
     Dns,
@@ -113,6 +116,12 @@ def make_certificate(folder: Path, *names: str) -> Certificate:
 class LegacySite:
     """The old mail server: Postfix and Dovecot with plain Maildir++ and a password file."""
 
+    #: Which of the optional services it offers.
+    services: tuple[str, ...] = ("pop3", "submission", "sieve")
+    #: What every folder but INBOX has before its name, and what stands between the parts of a name.
+    prefix = ""
+    separator = "/"
+
     def __init__(self, folder: Path, certificate: Certificate, host: Host = LOCALHOST) -> None:
         self.folder = folder
         self.host = host
@@ -129,19 +138,26 @@ class LegacySite:
         """Users and aliases by local part."""
         self.folder.mkdir()
         self.folder.chmod(0o755)
-        self.dovecot.create(self._certificate, self.smtp_port)
+        self.dovecot.create(self._certificate, self.smtp_port, prefix=self.prefix, separator=self.separator)
         self._create_other_logins()
         self._create_postfix(self.dovecot.lmtp_socket)
         self.set_users(users, aliases)
 
-    def _create_postfix(self, lmtp_socket: Path) -> None:
-        self.postfix.create(hostname="legacy.lab.test", domains=f"{DOMAIN}, {IDN_DOMAIN}", lmtp_socket=lmtp_socket)
+    def _create_postfix(self, lmtp_socket: Path | None, maildirs: Path | None = None) -> None:
+        """It delivers by LMTP, or itself into the Maildirs below a folder."""
+        self.postfix.create(
+            hostname="legacy.lab.test",
+            domains=f"{DOMAIN}, {IDN_DOMAIN}",
+            lmtp_socket=lmtp_socket,
+            maildirs=maildirs,
+            vmail=VMAIL,
+        )
         self.send_back({})
 
     def set_users(self, users: dict[str, str], aliases: dict[str, str]) -> None:
         self.users, self.aliases = dict(users), dict(aliases)
         self._set_passwords()
-        self.postfix.map("mailboxes", {full(name): "x" for name in users})
+        self.postfix.map("mailboxes", {full(name): f"{name}/Maildir/" for name in users})
         self.postfix.map("aliases", {full(name): full(to) for name, to in aliases.items()})
 
     def send_back(self, users: dict[str, int]) -> None:
@@ -182,16 +198,45 @@ class LegacySite:
         self.postfix.stop()
         self.dovecot.stop()
 
+    def start_store(self) -> None:
+        """Start what holds the mailboxes, without Postfix."""
+        self.dovecot.start()
+
+    def stop_store(self) -> None:
+        self.dovecot.stop()
+
+    def processes(self) -> list[int]:
+        """Those of the store."""
+        return self.dovecot.processes()
+
+    def sessions(self) -> list[int]:
+        """Those of them that serve a client each."""
+        return [pid for pid in self.processes() if title(pid).startswith("dovecot/imap")]
+
     @property
     def ports(self) -> Ports:
         return self.dovecot.ports
+
+    def maildir(self, name: str) -> Path:
+        """Where the INBOX of a user is, as a Maildir."""
+        return self.dovecot.folder / "mail" / name / "Maildir"
 
     def client(self, name: str, password: str | None = None) -> AbstractContextManager[IMAPClient]:
         return imap(self.ports.imap, full(name), password or self.users[name], host=self.host.address)
 
 
+class PrefixedSite(LegacySite):
+    """A Dovecot as many who came from Courier have it: INBOX. before every folder, dots between them."""
+
+    prefix = "INBOX."
+    separator = "."
+
+
 class CyrusSite(LegacySite):
     """An old mail server with Cyrus in Dovecot's place."""
+
+    prefix = "INBOX."
+    separator = "."
 
     def __init__(self, folder: Path, certificate: Certificate, host: Host = LOCALHOST) -> None:
         super().__init__(folder, certificate, host)
@@ -220,6 +265,61 @@ class CyrusSite(LegacySite):
     @property
     def ports(self) -> Ports:
         return self.cyrus.ports
+
+
+class CourierSite(LegacySite):
+    """An old mail server with Courier in Dovecot's place; Postfix writes into its Maildirs."""
+
+    services = ("pop3",)
+    prefix = "INBOX."
+    separator = "."
+
+    def __init__(self, folder: Path, certificate: Certificate, host: Host = LOCALHOST) -> None:
+        super().__init__(folder, certificate, host)
+        self.courier = Courier(folder / "courier", DOMAIN)
+
+    def create(self, users: dict[str, str], aliases: dict[str, str]) -> None:
+        self.folder.mkdir()
+        self.folder.chmod(0o755)
+        self.courier.create(self._certificate)
+        self._create_postfix(None, self.courier.folder / "mail")
+        self.set_users(users, aliases)
+
+    def start(self) -> None:
+        self.courier.start()
+        self.postfix.start()
+
+    def stop(self) -> None:
+        self.postfix.stop()
+        self.courier.stop()
+
+    def start_store(self) -> None:
+        self.courier.start()
+
+    def stop_store(self) -> None:
+        self.courier.stop()
+
+    def processes(self) -> list[int]:
+        return self.courier.processes()
+
+    def sessions(self) -> list[int]:
+        return self.courier.sessions()
+
+    def _set_passwords(self) -> None:
+        """With the Maildirs, which Courier does not make."""
+        self.courier.set_users(self.users)
+        for name in self.users:
+            maildir = self.maildir(name)
+            for folder in (maildir.parent, maildir, maildir / "cur", maildir / "new", maildir / "tmp"):
+                folder.mkdir(exist_ok=True)
+                os.chown(folder, VMAIL, VMAIL)
+
+    @property
+    def ports(self) -> Ports:
+        return self.courier.ports
+
+    def maildir(self, name: str) -> Path:
+        return self.courier.folder / "mail" / name / "Maildir"
 
 
 class NewSite:
@@ -251,7 +351,11 @@ class NewSite:
             node=node,
             keys=Keys(public=etc / "seal.pub", private=etc / "seal.key"),
             legacy=Legacy(ca_file=certificate.ca, timeout=10),
-            postfix=PostfixSettings(config_directory=self.postfix.folder, smtp=f"{host.address}:{self.smtp_port}"),
+            postfix=PostfixSettings(
+                config_directory=self.postfix.folder,
+                smtp=f"{host.address}:{self.smtp_port}",
+                listener=f"unix:{self.postfix.folder}/queue/public/bascule",
+            ),
             dovecot=DovecotSettings(config_file=self.dovecot.config, imap=f"{host.address}:{self.dovecot.ports.imap}"),
             policy_daemon=PolicyDaemon(
                 socketmap=f"unix:{run_folder}/socketmap",
@@ -261,7 +365,10 @@ class NewSite:
                 metrics=metrics[0],
             ),
             authenticator=Authenticator(
-                socket=run_folder / "authenticator", snapshot=folder / "state" / "logins.sqlite", metrics=metrics[1]
+                socket=run_folder / "authenticator",
+                snapshot=folder / "state" / "logins.sqlite",
+                domains=folder / "state" / "domains",
+                metrics=metrics[1],
             ),
             milter=Milter(socket=f"unix:{run_folder}/milter", stamp_key=etc / "stamp.key", metrics=metrics[2]),
             worker=Worker(mail_root=folder / "mail", store=store, metrics=metrics[3]),
@@ -336,13 +443,28 @@ class NewSite:
             self.certificate,
             self.smtp_port,
             smtp_host=smtp_host,
-            dovecot_sql=self.folder / "etc" / "dovecot-sql.conf.ext",
+            vmail_uid=VMAIL,
+            vmail_gid=VMAIL,
+            own_users=False,
+            auth_cache_size="",
             python=sys.executable,
             checkpassword=executable("bascule-checkpassword"),
-            **(values | variables),
+            **(values | self._for_dovecot_2_4() | variables),
         )
-        sql = self.folder / "etc" / "dovecot-sql.conf.ext"
-        sql.write_text(render("dovecot-2.3/sql.conf.ext.j2", vmail_uid=VMAIL, vmail_gid=VMAIL, **values))
+
+    def _for_dovecot_2_4(self) -> dict[str, object]:
+        """What its templates want besides: it knows Lua only, and its SQL no connection string."""
+        if dovecot_version() != "2.4":
+            return {}
+        stub = self.folder / "etc" / "passdb.lua"
+        passdb = Path(hooks.__file__).parent / "passdb.lua"
+        stub.write_text(render("dovecot/passdb.lua.j2", passdb_lua=passdb, **self.settings.model_dump()))
+        return {
+            "passdb_lua_stub": stub,
+            "database_parameters": conninfo_to_dict(self.settings.database),
+            "vmail_uid": VMAIL,
+            "vmail_gid": VMAIL,
+        }
 
     def create_postfix(self, **variables: object) -> None:
         """``variables`` are for the lab's own templates."""
@@ -426,6 +548,9 @@ class Lab:
     def prepare(self, *options: str) -> None:
         """Tell bascule of the store and of the legacy server, rightly."""
         ports = self.legacy.ports
+        optional = []
+        for service in self.legacy.services:
+            optional += [f"--{service}-port", str(getattr(ports, service)), f"--{service}-tls", "starttls"]
         for arguments in (
             ("store", "local", f"unix:{self.new.dovecot.lmtp_socket}"),
             (
@@ -439,18 +564,7 @@ class Lab:
                 "127.0.0.1",
                 "--smtp-port",
                 str(self.legacy.smtp_port),
-                "--pop3-port",
-                str(ports.pop3),
-                "--pop3-tls",
-                "starttls",
-                "--submission-port",
-                str(ports.submission),
-                "--submission-tls",
-                "starttls",
-                "--sieve-port",
-                str(ports.sieve),
-                "--sieve-tls",
-                "starttls",
+                *optional,
                 "--sweep-interval",
                 "2 seconds",
                 "--quiet-period",

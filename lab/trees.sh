@@ -13,6 +13,8 @@ top=$(cd "$(dirname "$0")/.." && pwd)
 installed="systemd systemd-sysv systemd-resolved dbus openssh-server python3 ca-certificates iproute2 procps ssl-cert python3-apt"
 for_roles="postgresql postgresql-client postfix nginx-light python3-venv libmilter1.0.1 lua-socket
     dovecot-core dovecot-imapd dovecot-pop3d dovecot-lmtpd dovecot-submissiond dovecot-managesieved dovecot-sieve dovecot-pgsql dovecot-auth-lua"
+# What the operators of the lab's hosts had before.
+for_operators="apache2 mariadb-server postfix-mysql dovecot-mysql"
 to_build="gcc libc6-dev libmilter-dev python3-dev python3-venv"
 # What is inside depends on these files.
 made_by=$(cat "$top/lab/trees.sh" "$top/lab/debian.sh" "$top/setup.cfg" | cksum)
@@ -24,7 +26,7 @@ for release in ${*:-bookworm trixie}; do
     rm -rf --one-file-system "$tree" "$tree.build"
     make_tree "$release" "$tree.new" "$(echo "$installed" | tr ' ' ,)"
     # shellcheck disable=SC2086 # one word a package
-    install_inside "$tree.new" --download-only $for_roles $to_build
+    install_inside "$tree.new" --download-only $for_roles $for_operators $to_build
     # Compilers are for the wheels, and not left on the hosts.
     cp -a "$tree.new" "$tree.build"
     cp -L /etc/ssl/certs/ca-certificates.crt "$tree.build/etc/ssl/certs/"

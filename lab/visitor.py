@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 import ssl
+from functools import cache
 from http.cookiejar import CookieJar
 from pathlib import Path
 from urllib.error import HTTPError
@@ -12,19 +13,24 @@ from urllib.parse import urlencode
 from urllib.request import HTTPCookieProcessor, HTTPSHandler, build_opener
 
 
+@cache
+def _trusting(ca_file: Path | None) -> ssl.SSLContext:
+    """To read all of a system's authorities takes longer than a page."""
+    return ssl.create_default_context(cafile=ca_file)
+
+
 class Visitor:
     """Opens the page, fills in the form, looks at the progress. Keeps cookies."""
 
     def __init__(self, url: str, *, forwarded_for: str = "", ca_file: Path | None = None) -> None:
         self.url = url
+        self.ca_file = ca_file
         self.status = 0
         self.headers: dict[str, str] = {}
         self.cookies = CookieJar()
         #: What the page says is wrong, if it does.
         self.problem = ""
-        self._opener = build_opener(
-            HTTPCookieProcessor(self.cookies), HTTPSHandler(context=ssl.create_default_context(cafile=ca_file))
-        )
+        self._opener = build_opener(HTTPCookieProcessor(self.cookies), HTTPSHandler(context=_trusting(ca_file)))
         if forwarded_for:  # as the reverse proxy says it
             self._opener.addheaders.append(("X-Forwarded-For", forwarded_for))
 

@@ -35,6 +35,8 @@ class Account:
     domain_mode: Mode
     legacy: LegacySettings
     sealed_credential: bytes | None
+    #: Whether the user's new password is waited for.
+    needs_credential: bool
     domain_id: int
     limits: Limits
     copy_login: CopyLogin
@@ -48,6 +50,8 @@ class Account:
     to_be_welcomed: bool
     #: The secret part of the users' URL, while the domain is active.
     url_token: str | None
+    #: Whether an administrator decides where something cannot be kept as it is.
+    waits_on_difference: bool
 
     def password(self, unsealer: Unsealer) -> Password:
         """

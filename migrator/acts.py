@@ -7,13 +7,13 @@ are, as ``psycopg.Error``; :func:`bascule.database.translated` says what they me
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import psycopg
 from psycopg.rows import dict_row
 
 from bascule import legacy
@@ -27,15 +27,22 @@ Identity = tuple[str, int, int]
 _LEGACY = tuple(name.strip() for name in legacy.COLUMNS.split(","))
 _ACCOUNT = f"""
 SELECT mailbox.id, mailbox.local_part, bascule.home_of(domain.name, mailbox.local_part) AS home, mailbox.state,
-       mailbox.epoch, domain.mode AS domain_mode, mailbox.sealed_credential, domain.id AS domain_id, domain.connections,
+       mailbox.epoch, domain.mode AS domain_mode, mailbox.sealed_credential,
+       mailbox.needs_credential, domain.id AS domain_id, domain.connections,
        domain.connections_per_mailbox, domain.bytes_per_second, domain.copy_login, domain.sealed_copy_login,
        mailbox.return_requested_at IS NOT NULL AS return_requested, mailbox.migrated_at, mailbox.last_message_at,
        mailbox.paused_at IS NOT NULL OR domain.paused_at IS NOT NULL AS paused,
        coalesce(mailbox.language, domain.language) AS language,
        domain.writes_to_users AND mailbox.welcomed_at IS NULL AS to_be_welcomed, domain.url_token,
+       domain.on_difference = 'wait' AS waits_on_difference,
        {", ".join(f"domain.{name}" for name in _LEGACY)}
   FROM bascule.mailbox JOIN bascule.domain ON domain.id = mailbox.domain_id
  WHERE mailbox.id = %s"""
+_WAITING = (
+    "SELECT mailbox.id FROM bascule.mailbox JOIN bascule.domain ON domain.id = mailbox.domain_id "
+    "WHERE mailbox.needs_credential AND mailbox.trouble_told_at IS NULL "
+    "AND mailbox.state IN ('requested', 'copying') AND domain.writes_to_users AND domain.mode = 'active'"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,18 @@ class Straggler:
     message_id: str = ""
     #: SHA-256 of its bytes; None where it is not known.
     digest: bytes | None = None
+    #: Seconds since 1970; None where it is not known.
+    internaldate: int | None = None
+    flags: Sequence[str] = ()
+    #: The name of its file; empty: as former versions made it.
+    name: str = ""
+    #: The folder here that it was put into, and what Dovecot calls it; empty where it is not known.
+    place: str = ""
+    guid: str = ""
+
+    @property
+    def identity(self) -> Identity:
+        return (self.folder, self.uidvalidity, self.uid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +80,20 @@ class Note:
     guid: str
     digest: bytes
     legacy_uidnext: int
-    legacy_uid: int | None
+    legacy_uid: int | None = None
+    legacy_uidvalidity: int | None = None
+    internaldate: int | None = None
+    message_id: str = ""
+    #: The server said OK to the APPEND.
+    appended: bool = False
 
 
 class Acts:
-    """The acts of one worker's connection, used by one thread."""
+    """The acts of one worker's connection, used by one thread. ``stopping``: set when the worker is to end."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, stopping: threading.Event | None = None) -> None:
         self._connection = connection
+        self._stopping = stopping or threading.Event()
 
     # Questions ------------------------------------------------------------------
 
@@ -119,8 +144,8 @@ class Acts:
     def stragglers(self, mailbox_id: int) -> list[Straggler]:
         """All messages of a mailbox that came late."""
         rows = self._rows(
-            "SELECT folder, uidvalidity, uid, delivered_at IS NOT NULL, message_id, digest "
-            "FROM bascule.straggler WHERE mailbox_id = %s",
+            "SELECT folder, uidvalidity, uid, delivered_at IS NOT NULL, message_id, digest, internaldate, flags, name, "
+            "place, guid FROM bascule.straggler WHERE mailbox_id = %s",
             mailbox_id,
         )
         return [Straggler(*row) for row in rows]
@@ -128,11 +153,18 @@ class Acts:
     def notes(self, mailbox_id: int) -> list[Note]:
         """All messages that a return of this mailbox has appended, or was about to."""
         rows = self._rows(
-            "SELECT folder, uid, guid, digest, legacy_uidnext, legacy_uid FROM bascule.returned_message "
-            "WHERE mailbox_id = %s",
+            "SELECT folder, uid, guid, digest, legacy_uidnext, legacy_uid, legacy_uidvalidity, internaldate, "
+            "message_id, appended_at IS NOT NULL FROM bascule.returned_message WHERE mailbox_id = %s",
             mailbox_id,
         )
         return [Note(*row) for row in rows]
+
+    def return_is_wanted(self, mailbox_id: int) -> tuple[bool, bool]:
+        """Whether a return is requested, and whether by force."""
+        rows = self._rows(
+            "SELECT return_requested_at IS NOT NULL, return_forced FROM bascule.mailbox WHERE id = %s", mailbox_id
+        )
+        return next(iter(rows), (False, False))
 
     def take_connections(self, domain_id: int, wanted: int) -> int:
         """Reserve sessions at a legacy server until this connection ends; how many were free, at most ``wanted``."""
@@ -148,32 +180,51 @@ class Acts:
         self._do("SELECT bascule.begin_copy(%s)", mailbox_id)
 
     def report_progress(self, mailbox_id: int, copied: int, total: int, size: int) -> bool:
-        """Record how far a copy is, in messages and bytes; whether it is to go on."""
-        return (
-            self._value("SELECT bascule.report_progress(%s, %s, %s, %s)", mailbox_id, copied, total, size) is not False
-        )
+        """Record how far a copy is, in messages and bytes; whether it is to go on.
+
+        While the worker ends, only what is already held is finished.
+        """
+        goes_on = self._value("SELECT bascule.report_progress(%s, %s, %s, %s)", mailbox_id, copied, total, size)
+        if goes_on and self._stopping.is_set():
+            goes_on = self._value("SELECT state = 'cutover' FROM bascule.mailbox WHERE id = %s", mailbox_id)
+        return bool(goes_on)
 
     def set_unreadable(self, mailbox_id: int, messages: Sequence[Mapping[str, object]], *, complete: bool) -> None:
         """Record messages that the legacy server does not give; ``complete``: there are no others."""
-        self._do("SELECT bascule.set_unreadable(%s, %s, %s)", mailbox_id, json.dumps(list(messages)), complete)
+        self._do("SELECT bascule.set_unreadable(%s, %s, %s)", mailbox_id, _json(list(messages)), complete)
 
     def set_unreadable_folders(self, mailbox_id: int, reasons: Mapping[str, str]) -> None:
         """Record the folders that cannot be opened or stored, each with the reason; there are no others."""
-        self._do("SELECT bascule.set_unreadable_folders(%s, %s)", mailbox_id, json.dumps(dict(reasons)))
+        self._do("SELECT bascule.set_unreadable_folders(%s, %s)", mailbox_id, _json(dict(reasons)))
 
-    def set_hierarchy(self, mailbox_id: int, separator: str, prefix: str) -> None:
-        self._do("SELECT bascule.set_hierarchy(%s, %s, %s)", mailbox_id, separator, prefix)
+    def set_hierarchy(self, mailbox_id: int, separator: str, prefix: str, special_uses: Mapping[str, str]) -> None:
+        """Record how folder names are written, and the name of the folder of each special use."""
+        self._do(
+            "SELECT bascule.set_hierarchy(%s, %s, %s, %s)",
+            mailbox_id,
+            separator,
+            prefix,
+            json.dumps(dict(special_uses)),
+        )
 
     def attempt_failed(
-        self, mailbox_id: int, message: str, *, refused: bool = False, at_least: float = 0, advice: str = ""
+        self,
+        mailbox_id: int,
+        message: str,
+        *,
+        refused: bool = False,
+        at_least: float = 0,
+        advice: str = "",
+        passes: bool = False,
     ) -> None:
         """Record a failure and queue the next attempt, ``at_least`` seconds from now.
 
         ``refused``: there is none until the user's new password is known.
+        ``passes``: the trouble ends by itself, so that without ``advice`` there is nothing to do.
         """
         self._do(
-            "SELECT bascule.attempt_failed(%s, %s, %s, make_interval(secs => %s), %s)",
-            mailbox_id, _storable(message), refused, at_least, _storable(advice),
+            "SELECT bascule.attempt_failed(%s, %s, %s, make_interval(secs => %s), %s, %s)",
+            mailbox_id, _storable(message), refused, at_least, _storable(advice), passes,
         )  # fmt: skip
 
     # The cutover and the return ---------------------------------------------------
@@ -191,9 +242,7 @@ class Acts:
         Raises:
             psycopg.Error: (BA002) it was undone meanwhile, or is over its time.
         """
-        self._do(
-            "SELECT bascule.finish_cutover(%s, %s, %s, %s)", mailbox_id, epoch, password_hash, json.dumps(dict(report))
-        )
+        self._do("SELECT bascule.finish_cutover(%s, %s, %s, %s)", mailbox_id, epoch, password_hash, _json(dict(report)))
 
     def begin_return(self, mailbox_id: int) -> int:
         """Hold the mailbox's mail and logins; the epoch that is to be acknowledged."""
@@ -202,13 +251,13 @@ class Acts:
     def undo_return(self, mailbox_id: int, reason: str) -> None:
         self._do("SELECT bascule.undo_return(%s, %s)", mailbox_id, _storable(reason))
 
-    def finish_return(self, mailbox_id: int, epoch: int) -> None:
-        """The flip back.
+    def finish_return(self, mailbox_id: int, epoch: int, left_behind: str = "") -> None:
+        """The flip back. ``left_behind``: what was not written to the legacy server, in words, for the journal.
 
         Raises:
             psycopg.Error: (BA002) it was undone meanwhile, or is over its time.
         """
-        self._do("SELECT bascule.finish_return(%s, %s)", mailbox_id, epoch)
+        self._do("SELECT bascule.finish_return(%s, %s, %s)", mailbox_id, epoch, _storable(left_behind))
 
     def seconds_left(self, mailbox_id: int) -> float:
         """How much of the time of a cutover or a return is left."""
@@ -231,9 +280,14 @@ class Acts:
     def intend_return(self, mailbox_id: int, note: Note) -> None:
         """A message is about to be appended to the legacy mailbox."""
         self._do(
-            "SELECT bascule.intend_return(%s, %s, %s, %s, %s, %s)",
-            mailbox_id, note.folder, note.uid, note.guid, note.digest, note.legacy_uidnext,
+            "SELECT bascule.intend_return(%s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            mailbox_id, note.folder, note.uid, note.guid, note.digest, note.legacy_uidnext, note.legacy_uidvalidity,
+            note.internaldate, _storable(note.message_id),
         )  # fmt: skip
+
+    def appended(self, mailbox_id: int, folder: str, uid: int) -> None:
+        """The server said OK to the APPEND of a message of this side, and not which UID it gave."""
+        self._do("SELECT bascule.appended(%s, %s, %s)", mailbox_id, folder, uid)
 
     def returned(self, mailbox_id: int, folder: str, uid: int, legacy_uid: int) -> None:
         """It is there, under this UID."""
@@ -241,48 +295,76 @@ class Acts:
 
     # After the move ---------------------------------------------------------------
 
-    def stage_straggler(self, mailbox_id: int, identity: Identity, message_id: str, digest: bytes) -> None:
+    def stage_straggler(self, mailbox_id: int, straggler: Straggler) -> None:
         """The file of a late message is complete beside the mailbox."""
         self._do(
-            "SELECT bascule.stage_straggler(%s, %s, %s, %s, %s, %s)",
-            mailbox_id, *identity, _storable(message_id), digest,
+            "SELECT bascule.stage_straggler(%s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            mailbox_id, *straggler.identity, _storable(straggler.message_id), straggler.digest,
+            straggler.internaldate, list(straggler.flags), straggler.name,
         )  # fmt: skip
 
-    def straggler_delivered(self, mailbox_id: int, identity: Identity) -> None:
-        """It was put into the mailbox here."""
-        self._do("SELECT bascule.straggler_delivered(%s, %s, %s, %s)", mailbox_id, *identity)
+    def straggler_delivered(self, mailbox_id: int, identity: Identity, place: str, guid: str) -> None:
+        """It was put into the folder ``place`` here; Dovecot calls it ``guid``."""
+        self._do("SELECT bascule.straggler_delivered(%s, %s, %s, %s, %s, %s)", mailbox_id, *identity, place, guid)
 
-    def sweep_done(self, mailbox_id: int, began: datetime) -> None:
-        """All that was at the legacy server at ``began`` is here; queue the next sweep."""
-        self._do("SELECT bascule.sweep_done(%s, %s)", mailbox_id, began)
+    def renumber_stragglers(self, mailbox_id: int, folder: str, moves: Mapping[Identity, Identity]) -> None:
+        """The legacy server has numbered late messages of a folder anew."""
+        found = [
+            {"uidvalidity": old[1], "uid": old[2], "to_uidvalidity": new[1], "to_uid": new[2]}
+            for old, new in moves.items()
+        ]
+        self._do("SELECT bascule.renumber_stragglers(%s, %s, %s)", mailbox_id, folder, json.dumps(found))
+
+    def sweep_done(self, mailbox_id: int, began: datetime, trouble: str | None = None, advice: str = "") -> None:
+        """All that was at the legacy server at ``began`` is here; queue the next sweep.
+
+        ``trouble`` is what is wrong all the same, with advice.
+        """
+        said = None if trouble is None else _storable(trouble)
+        self._do("SELECT bascule.sweep_done(%s, %s, %s, %s)", mailbox_id, began, said, _storable(advice))
 
     def last_message_written(self, mailbox_id: int) -> None:
-        """The last message is in the legacy mailbox, or can never be."""
+        """The last message is in the legacy mailbox."""
         self._do("SELECT bascule.last_message_written(%s)", mailbox_id)
 
     def welcomed(self, mailbox_id: int) -> None:
         """The welcome is in the mailbox here."""
         self._do("SELECT bascule.welcomed(%s)", mailbox_id)
 
+    def verified_folders(self, mailbox_id: int) -> list[dict[str, Any]]:
+        """The folders of a mailbox as they were verified at the flip: name, name here, UIDVALIDITY, UIDNEXT."""
+        found = self._value("SELECT report -> 'folders' FROM bascule.verification WHERE mailbox_id = %s", mailbox_id)
+        return list(found or [])
+
+    def record_verification(self, mailbox_id: int, result: Mapping[str, object]) -> None:
+        """What was found when a mailbox that has moved was verified again."""
+        self._do("SELECT bascule.record_verification(%s, %s)", mailbox_id, json.dumps(dict(result)))
+
     # Of the worker, not of one mailbox ----------------------------------------------
 
     def waiting_for_password(self, store: str) -> list[int]:
         """Ids of the mailboxes of a store whose users are to be asked for their new password."""
-        rows = self._rows(
-            "SELECT mailbox.id FROM bascule.mailbox JOIN bascule.domain ON domain.id = mailbox.domain_id "
-            "WHERE mailbox.needs_credential AND mailbox.trouble_told_at IS NULL AND mailbox.store = %s "
-            "AND mailbox.state IN ('requested', 'copying') AND domain.writes_to_users AND domain.mode = 'active'",
-            store,
-        )
+        rows = self._rows(f"{_WAITING} AND mailbox.store = %s", store)
         return [mailbox_id for (mailbox_id,) in rows]
 
-    def trouble_told(self, mailbox_id: int) -> bool:
-        """Whether the user is to be written to now; within :meth:`transaction`, so that only one worker does."""
-        return bool(self._value("SELECT bascule.trouble_told(%s)", mailbox_id))
+    def waits_for_password(self, mailbox_id: int) -> bool:
+        """Whether the user of a mailbox is to be asked for the new password."""
+        return bool(self._rows(f"{_WAITING} AND mailbox.id = %s", mailbox_id))
 
-    def transaction(self) -> AbstractContextManager[psycopg.Transaction]:
-        """What is done in the ``with`` block is done together, or not at all."""
-        return self._connection.transaction()
+    def trouble_told(self, mailbox_id: int) -> None:
+        """The user was asked for the new password."""
+        self._do("SELECT bascule.trouble_told(%s)", mailbox_id)
+
+    @contextmanager
+    def only_writer(self, mailbox_id: int) -> Iterator[bool]:
+        """Whether no other worker writes to this user, for the ``with`` block. No row is locked meanwhile."""
+        lock = "('bascule.mailbox'::regclass::oid::integer, hashint8(%s))"
+        mine = bool(self._value(f"SELECT pg_try_advisory_lock{lock}", mailbox_id))
+        try:
+            yield mine
+        finally:
+            if mine and self.is_connected:
+                self._do(f"SELECT pg_advisory_unlock{lock}", mailbox_id)
 
     # ------------------------------------------------------------------------------
 
@@ -296,6 +378,26 @@ class Acts:
         return self._connection.execute(query.encode(), parameters).fetchall()
 
 
+def recorded(folder: str) -> str:
+    """The name under which a folder is in the database, where no bytes are kept that are not UTF-8."""
+    return _storable(folder)
+
+
 def _storable(text: str) -> str:
-    """PostgreSQL keeps no NUL in a text, and what a server says may hold one."""
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    """PostgreSQL keeps no NUL in a text, nor what is not Unicode, and what a server says may hold both."""
+    return text.encode(errors="replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def _json(value: object) -> str:
+    """As :func:`_storable`, of every text in ``value``."""
+
+    def storable(each: object) -> object:
+        if isinstance(each, str):
+            return _storable(each)
+        if isinstance(each, Mapping):
+            return {storable(name): storable(one) for name, one in each.items()}
+        if isinstance(each, Sequence):
+            return [storable(one) for one in each]
+        return each
+
+    return json.dumps(storable(value))

@@ -10,17 +10,20 @@ only (RFC 7162).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Lock
 
 from bascule import log
 from bascule.errors import LegacyRefusedLogin, LegacyUnavailable
+from bascule.imap import names
 from bascule.imap.reader import (
     Changes,
+    FolderRefused,
     Layout,
     Message,
     Reader,
@@ -32,6 +35,7 @@ from bascule.imap.reader import (
     is_told_to_wait,
 )
 from bascule.migrator import maildir
+from bascule.migrator.pop3 import MAX_HEADER
 
 #: UIDs given here begin this far above the legacy server's next one, so that no
 #: client takes a message that came late there for one that came here.
@@ -55,12 +59,27 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class FolderState:
-    """What a pass saw of a folder of the legacy server."""
+    """What a pass saw of a folder of the legacy server.
+
+    ``uidnext`` is one more than the highest UID that was seen: a message with it
+    or a higher one came later. The server's own may be higher, for a UID may be
+    given before its message can be seen; ``next_here`` is not below that either.
+    """
 
     name: str
     uidvalidity: int
     uidnext: int
     messages: int
+    next_here: int
+
+
+@dataclass(frozen=True, slots=True)
+class Former:
+    """What the last whole pass noted of a folder: its STATUS, the UID that comes next, keywords that are not kept."""
+
+    status: Status
+    uidnext: int
+    dropped: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +94,26 @@ class Unreadable:
 
 @dataclass(slots=True)
 class Pass:
-    """What a pass did: how many messages it added, expunged or flagged anew; HIGHESTMODSEQ by folder, if any."""
+    """What a pass did: how many messages it added, expunged or flagged anew; HIGHESTMODSEQ by folder, if any.
+
+    ``dropped`` are, by folder, keywords that cannot be kept here, with reasons;
+    ``unsettled`` are folders that Dovecot has to read anew; ``notes`` is in words what differs here.
+    """
 
     layout: Layout
+    places: Mapping[str, names.Place]
+    waived: AbstractSet[tuple[str, int, int]] = frozenset()
+    waived_folders: AbstractSet[str] = frozenset()
     changes: int = 0
     folders: list[FolderState] = field(default_factory=list)
     modseqs: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, dict[str, str]] = field(default_factory=dict)
+    unsettled: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def path(self, root: Path, folder: str) -> Path:
+        """The directory of a legacy folder's place below the mailbox's root."""
+        return root.joinpath(*self.places[folder].parts)
 
 
 class Copy:
@@ -90,8 +123,9 @@ class Copy:
     passes. Up to ``sessions`` sessions to the legacy server, made by
     ``open_source``, are used at the same time.
 
-    ``waived`` are messages that need not come, by folder, UIDVALIDITY and UID;
-    ``unreadable`` are those that did not, also when the pass failed.
+    ``waived`` are messages that need not come, by folder, UIDVALIDITY and UID, and
+    ``waived_folders`` whole folders; ``unreadable`` are those that did not come,
+    also when the pass failed.
     """
 
     def __init__(
@@ -102,6 +136,7 @@ class Copy:
         *,
         sessions: int = 1,
         waived: frozenset[tuple[str, int, int]] = frozenset(),
+        waived_folders: frozenset[str] = frozenset(),
     ) -> None:
         self._open_source = open_source
         self.root = root
@@ -109,12 +144,16 @@ class Copy:
         self._sessions = sessions
         self._states = root / ".bascule-passed.json"  # goes where the copy goes
         self.waived = waived
+        self.waived_folders = waived_folders
+        self._distrusted: dict[str, set[int]] = {}
         self._stack = ExitStack()
         self.source: Reader
         self.sizes = True  # whether the server can be asked for them
         self._uidls: Mapping[int, str] = {}
         self._uidls_are_new = False
         self.unreadable: dict[tuple[str, int, int], Unreadable] = {}
+        #: Folders that the legacy server does not open, with the reason.
+        self.refused: dict[str, str] = {}
 
     def __enter__(self) -> Copy:
         self._open()
@@ -126,6 +165,13 @@ class Copy:
     def _open(self) -> None:
         self._stack.close()
         self.source = self._stack.enter_context(self._open_source())
+
+    @contextmanager
+    def without_session(self) -> Iterator[None]:
+        """For the ``with`` block have no session: some servers bear one of a user. Another is opened after it."""
+        self._stack.close()
+        yield
+        self._open()
 
     def forget(self) -> None:
         """Compare everything in the next pass, whatever former ones saw."""
@@ -141,24 +187,30 @@ class Copy:
         status = insist(self.source.statuses(["INBOX"]))["INBOX"]
         return next(insisted(self.source.changes([("INBOX", None)], sizes=self.sizes))).new if status.messages else []
 
-    def leave_gap(self, last_pass: Pass) -> None:
-        """Have UIDs given here begin above a gap; after the last pass."""
-        layout = last_pass.layout
-        maildir.raise_uidnexts(
-            {
-                maildir.folder_path(self.root, state.name, layout.separator, layout.prefix): state.uidnext + UID_GAP
-                for state in last_pass.folders
-            }
-        )
+    def inbox_header(self) -> Callable[[int], bytes]:
+        """Gives the beginning of a message of INBOX, as it was copied, by UID; nothing for one that was not."""
+        files = maildir.files_of(self.root)
+
+        def header(uid: int) -> bytes:
+            if (path := files.get(uid)) is None:
+                return b""
+            with path.open("rb") as file:
+                return file.read(MAX_HEADER)
+
+        return header
+
+    def distrust(self, folder: str, uids: Iterable[int]) -> None:
+        """Fetch these messages of a legacy folder anew in the next pass, whatever is here."""
+        self._distrusted.setdefault(folder, set()).update(uids)
 
     def run(self) -> Pass:
         """Copy everything that differs.
 
         Raises:
-            LegacyUnavailable, FolderNameNotStorable, TooManyKeywords, OSError:
-            what was copied until then is kept.
+            LegacyUnavailable, OSError: what was copied until then is kept.
         """
         former_unreadable, self.unreadable = self.unreadable, {}
+        self.refused = {}
         try:
             done = self._run()
         except BaseException:
@@ -168,32 +220,50 @@ class Copy:
 
     def _run(self) -> Pass:
         layout = self.source.layout()
-        paths = {
-            folder.name: maildir.folder_path(self.root, folder.name, layout.separator, layout.prefix)
-            for folder in layout.folders
-        }
-        selectable = [folder.name for folder in layout.folders if folder.selectable]
+        this_pass = Pass(layout, names.of_layout(layout), self.waived, self.waived_folders)
         former = self._read_states()
-        now = insist(self.source.statuses(selectable))
-        this_pass = Pass(layout)
+        now: dict[str, Status] = {}
+        for name, status in self.source.statuses([each.name for each in layout.folders if each.selectable]).items():
+            if isinstance(status, FolderRefused):
+                self._refuse(name, status.reason, this_pass)
+            else:
+                now[name] = status
         progress = Progress(total=sum(status.messages for status in now.values()))
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for group in _groups(now):
-            self._copy_group(group, now, former, paths, this_pass, progress)
+            self._copy_group(group, now, former, this_pass, progress)
+        # What was copied of a folder that is refused now is kept: it may be opened again.
+        kept = {this_pass.path(self.root, name) for name in now.keys() | self.refused.keys()}
+        maildir.remove_other_folders(self.root, kept)
         for folder in layout.folders:
             if not folder.selectable:
-                paths[folder.name].mkdir(mode=0o700, parents=True, exist_ok=True)
-        maildir.remove_other_folders(self.root, {name: paths[name] for name in selectable})
-        maildir.write_subscriptions(self.root, layout.subscribed, layout.separator, layout.prefix)
-        # A folder that is not whole is compared in full again.
-        unread = {folder for folder, _, _ in self.unreadable}
-        maildir.replace(
-            self._states, json.dumps({name: asdict(status) for name, status in now.items() if name not in unread})
+                this_pass.path(self.root, folder.name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        maildir.write_subscriptions(
+            self.root, [this_pass.places[name].parts for name in layout.subscribed if name in this_pass.places]
         )
+        # A folder that is not whole is compared in full again.
+        unread = {folder for folder, _, _ in self.unreadable} | self.refused.keys()
+        states = {
+            state.name: asdict(Former(now[state.name], state.uidnext, this_pass.dropped.get(state.name, {})))
+            for state in this_pass.folders
+            if state.name not in unread
+        }
+        maildir.replace(self._states, json.dumps(states))
         self._uidls_are_new = False
+        self._distrusted = {}
         this_pass.modseqs = {name: status.highestmodseq for name, status in now.items() if status.highestmodseq}
+        this_pass.notes += _differences(this_pass)
         self._report(progress)
         return this_pass
+
+    def _refuse(self, folder: str, reason: str, this_pass: Pass) -> None:
+        """A folder cannot be read, or not whole."""
+        if folder in self.waived_folders:
+            this_pass.notes.append(
+                f"{names.readable(folder)}: not all is here, as an administrator decided: it {reason}"
+            )
+        else:
+            self.refused[folder] = reason
 
     # One group of folders -------------------------------------------------------
 
@@ -201,8 +271,7 @@ class Copy:
         self,
         group: list[str],
         now: Mapping[str, Status],
-        former: Mapping[str, Status],
-        paths: Mapping[str, Path],
+        former: Mapping[str, Former],
         this_pass: Pass,
         progress: Progress,
     ) -> None:
@@ -210,13 +279,20 @@ class Copy:
         here: dict[str, maildir.Folder] = {}
         for name in group:
             status = now[name]
-            rewritten = self._uidls_are_new and name.upper() == "INBOX"
-            if former.get(name) == status and status.highestmodseq and not rewritten:
+            rewritten = (self._uidls_are_new and name.upper() == "INBOX") or name in self._distrusted
+            seen = former.get(name)
+            if seen is not None and seen.status == status and status.highestmodseq and not rewritten:
                 progress.copied += status.messages
-                this_pass.folders.append(FolderState(name, status.uidvalidity, status.uidnext, status.messages))
+                next_here = max(status.uidnext, seen.uidnext)
+                this_pass.folders.append(
+                    FolderState(name, status.uidvalidity, seen.uidnext, status.messages, next_here)
+                )
+                this_pass.dropped[name] = dict(seen.dropped)
                 continue
-            here[name] = maildir.Folder(paths[name], status.uidvalidity)
+            here[name] = maildir.Folder(this_pass.path(self.root, name), name, status.uidvalidity)
             here[name].open()
+            for uid in self._distrusted.get(name, set()) & here[name].messages.keys():
+                here[name].expunge(uid)
             pending.append(name)
         if not pending:
             return
@@ -231,20 +307,29 @@ class Copy:
             self.sizes = False
             self._open()
             found = self._compare(pending, now, former, here, this_pass)
+        pending = [name for name in pending if name in found]
         wanted = Wanted(batch for name in pending for batch in batches(name, found[name].new))
         if len(wanted):
             self._fetch(wanted, here, this_pass, progress)
         for name in pending:
             folder, changes = here[name], found[name]
-            uidnext = max(changes.uidnext, max(folder.messages, default=0) + 1)
-            folder.write_index(uidnext, self._uidls if name.upper() == "INBOX" else None)
-            this_pass.folders.append(FolderState(name, folder.uidvalidity, uidnext, len(folder.messages)))
+            uidnext = max(
+                changes.unseen_from, max(folder.messages, default=0) + 1, max(changes.incomplete, default=0) + 1
+            )
+            if not changes.complete:
+                uidnext = max(uidnext, former[name].uidnext)
+            next_here = max(changes.uidnext, uidnext)
+            folder.write_index(next_here, self._uidls if name.upper() == "INBOX" else None)
+            if folder.indexes_forgotten:
+                this_pass.unsettled.append(name)
+            this_pass.dropped[name] = folder.dropped
+            this_pass.folders.append(FolderState(name, folder.uidvalidity, uidnext, len(folder.messages), next_here))
 
     def _compare(
         self,
         pending: list[str],
         now: Mapping[str, Status],
-        former: Mapping[str, Status],
+        former: Mapping[str, Former],
         here: Mapping[str, maildir.Folder],
         this_pass: Pass,
     ) -> dict[str, Changes]:
@@ -256,25 +341,44 @@ class Copy:
                 found[name] = Changes(name, now[name].uidvalidity, max(now[name].uidnext, 1))
                 self._apply(found[name], here[name], this_pass)
                 continue
-            since = former.get(name)
+            since = former[name].status if name in former else None
             if since is not None and (since.uidvalidity != now[name].uidvalidity or not since.uidnext):
                 since = None
-            asked[name] = since
+            asked[name] = None if name in self._distrusted else since
         doubtful = []
-        for changes in insisted(self.source.changes(asked.items(), sizes=self.sizes)):
+        for changes in self.source.changes(asked.items(), sizes=self.sizes):
+            if isinstance(changes, FolderRefused):
+                self._refuse(changes.folder, changes.reason, this_pass)
+                continue
             folder = here[changes.folder]
             if changes.uidvalidity != folder.uidvalidity:
                 raise LegacyUnavailable(f"the folder {changes.folder!r} was made anew on the legacy server meanwhile")
             self._apply(changes, folder, this_pass)
             found[changes.folder] = changes
             waived = sum(1 for name, _, _ in self.waived if name == changes.folder)
-            known = len(folder.messages) + len(changes.new) + waived
+            known = len(folder.messages) + len(changes.new) + waived + len(changes.incomplete)
             if asked[changes.folder] is not None and changes.exists != known:
                 doubtful.append(changes.folder)
-        for changes in insisted(self.source.changes(((name, None) for name in doubtful), sizes=self.sizes)):
+        for changes in self.source.changes(((name, None) for name in doubtful), sizes=self.sizes):
+            if isinstance(changes, FolderRefused):
+                del found[changes.folder]
+                self._refuse(changes.folder, changes.reason, this_pass)
+                continue
             self._apply(changes, here[changes.folder], this_pass)
             found[changes.folder] = changes
+        for changes in found.values():
+            self._note_unlisted(changes, this_pass)
         return found
+
+    def _note_unlisted(self, changes: Changes, this_pass: Pass) -> None:
+        """Name what the server announces and does not list."""
+        for uid, reason in changes.incomplete.items():
+            identity = (changes.folder, changes.uidvalidity, uid)
+            if identity not in self.waived:
+                self.unreadable[identity] = Unreadable(*identity, reason)
+        if changes.nameless:
+            named = changes.exists - changes.nameless
+            self._refuse(changes.folder, f"has {changes.exists} messages, and {named} are listed", this_pass)
 
     def _apply(self, changes: Changes, folder: maildir.Folder, this_pass: Pass) -> None:
         new = {message.uid: message for message in changes.new}
@@ -293,8 +397,18 @@ class Copy:
         known = [(uid, message.flags) for uid, message in new.items()]
         for uid, flags in [*changes.flags.items(), *known]:
             stored = folder.messages.get(uid)
-            if stored is not None and stored.flags != flags:
-                folder.set_flags(uid, flags)
+            if stored is not None and stored.flags != flags and stored.flags != (kept := folder.storable(flags)):
+                folder.set_flags(uid, kept)
+                this_pass.changes += 1
+        for uid, message in new.items():
+            stored = folder.messages.get(uid)
+            # Another message under the UID of a former one: some servers number a new folder as the old one.
+            if (
+                stored is not None
+                and message.is_dated
+                and stored.internaldate != maildir.storable_date(message.internaldate)
+            ):
+                folder.expunge(uid)
                 this_pass.changes += 1
         changes.new = [
             message
@@ -367,11 +481,26 @@ class Copy:
                 identity = (name, here[name].uidvalidity, uid)
                 self.unreadable[identity] = Unreadable(*identity, wanted.not_given_at_all[name, uid])
 
-    def _read_states(self) -> dict[str, Status]:
+    def _read_states(self) -> dict[str, Former]:
         try:
-            return {name: Status(**status) for name, status in json.loads(self._states.read_text()).items()}
-        except (FileNotFoundError, ValueError, TypeError):
+            return {
+                name: Former(Status(**former["status"]), former["uidnext"], former["dropped"])
+                for name, former in json.loads(self._states.read_text()).items()
+            }
+        except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
             return {}  # everything is compared
+
+
+def _differences(done: Pass) -> Iterator[str]:
+    """In words, what a client of the new server will see otherwise than at the legacy server."""
+    layout = done.layout
+    for place in done.places.values():
+        if place.is_renamed:
+            name = names.readable(place.name(layout.separator, layout.prefix))
+            yield f"the folder {place.text!r} is kept as {name!r}"
+    for folder, dropped in done.dropped.items():
+        for keyword, reason in dropped.items():
+            yield f"{names.readable(folder)}: the keyword {keyword!r} is not kept: it {reason}"
 
 
 def _insist_on_end(session: Future[None], wanted: Wanted) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
 
 from bascule import log
 from bascule.errors import BasculeError
@@ -15,13 +16,14 @@ from bascule.migrator.attempt import Attempt
 from bascule.migrator.copying import Copy, Pass, Progress
 from bascule.migrator.hold import await_acknowledgements, undo
 from bascule.migrator.pop3 import uidls
-from bascule.migrator.sieve import read_scripts, write_scripts
-from bascule.migrator.verification import NotEqual, Verification, verify
+from bascule.migrator.sieve import place_here, read_scripts, unknown_extensions, write_scripts
+from bascule.migrator.verification import NotEqual, Verification, special_uses, verify
+from bascule.migrator.witness import Witness
 
 SMALL_PASS = 20  # changes; the final pass, while mail is held, will be about as large
 MAX_PASSES = 20  # a mailbox that never comes to rest is cut over after so many
 PROGRESS_INTERVAL = 0.5  # seconds between reports to the database
-FINAL_PASSES = 3  # tries to find both sides equal, for a client may still be at work there
+TRIES = 3  # to find both sides equal, for a client may still be at work there
 
 
 class Paused(BasculeError):
@@ -29,7 +31,11 @@ class Paused(BasculeError):
 
 
 class MessagesUnreadable(BasculeError):
-    """The legacy server does not give some messages, and nobody has waived them."""
+    """The legacy server does not give some messages or folders, and nobody has waived them."""
+
+
+class CannotBeKept(BasculeError):
+    """A name or a keyword cannot be kept as it is, and the domain's setting is to wait for an administrator."""
 
 
 def migrate(attempt: Attempt) -> None:
@@ -51,6 +57,7 @@ def migrate(attempt: Attempt) -> None:
         _reporter(acts, account.id),
         sessions=attempt.sessions.reserve(account.limits.per_mailbox),
         waived=acts.waived_messages(account.id),
+        waived_folders=acts.waived_folders(account.id),
     )
     with copy:
         try:
@@ -63,51 +70,101 @@ def migrate(attempt: Attempt) -> None:
             _record_unreadable(acts, account.id, copy, complete=False)
             raise
         _record_unreadable(acts, account.id, copy, complete=True)
-        if copy.unreadable:
-            raise MessagesUnreadable(
-                f"the legacy server does not give {len(copy.unreadable)} of the messages",
-                hint="See bascule.unreadable; mend them there or waive them.",
-            )
+        _insist_on_whole(attempt, copy, done)
         # The copy may have taken hours: is this still the user's password? It will be the one here.
-        if account.copy_login != "xoauth2":
-            authenticate(account.legacy, attempt.trust, account.address, password)
-        acts.set_hierarchy(account.id, done.layout.separator, done.layout.prefix)
+        with copy.without_session():
+            if account.copy_login != "xoauth2":
+                authenticate(account.legacy, attempt.trust, account.address, password)
+        acts.set_hierarchy(account.id, done.layout.separator, done.layout.prefix, special_uses(done))
         notes = _take_along(attempt, copy)
-        storage.settle(account.address, home, done)
+        rehearsed = _equal(attempt, copy, {})
+        compared = {state.name: state.uidnext for state in rehearsed.last_pass.folders}
         hashed = password.hashed()  # costly on purpose, so before the mail is held
         epoch = acts.begin_cutover(account.id)
         began = time.monotonic()
         try:
             await_acknowledgements(acts, account.id, epoch)
-            final, verification = _final_pass(attempt, copy)
-            verification.notes += notes
-            acts.finish_cutover(account.id, epoch, hashed, verification.report())
+            final = _equal(attempt, copy, compared)
+            final.verification.notes += notes
+            final.verification.bodies_compared += rehearsed.verification.bodies_compared
+            storage.leave_gap(account.address, home, final.last_pass)
+            acts.finish_cutover(account.id, epoch, hashed, final.verification.report())
         except BaseException as error:
             undo(acts.undo_cutover, account.id, error)
             raise
         held = time.monotonic() - began
         metrics.FLIPS.inc()
         metrics.HELD.observe(held)
-        logger.info("flipped", changes=final.changes, held_ms=round(held * 1000))
+        logger.info("flipped", changes=final.last_pass.changes, held_ms=round(held * 1000))
         copy.forget()
+        storage.keep_evidence(home, final.last_pass)
         storage.hand_over(home)
 
 
-def _final_pass(attempt: Attempt, copy: Copy) -> tuple[Pass, Verification]:
-    """Copy what came last, and find both sides equal."""
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    last_pass: Pass
+    verification: Verification
+
+
+def _equal(attempt: Attempt, copy: Copy, compared: Mapping[str, int]) -> _Verified:
+    """Copy what is left, and find both sides equal: once before the mail is held, and again while it is.
+
+    ``compared``: by folder, the UID below which bodies were compared already.
+
+    Raises:
+        NotEqual: also after the last try.
+    """
     address, home, storage = attempt.account.address, attempt.home, attempt.storage
-    for remaining in reversed(range(FINAL_PASSES)):
-        final = copy.run()
-        copy.leave_gap(final)
-        storage.carry_over(address, home)
+    for remaining in reversed(range(TRIES)):
+        done = copy.run()
+        if compared:
+            storage.carry_over(address, home)
+            storage.raise_modseqs(address, done, [name for name in done.unsettled if name in done.modseqs])
+        else:
+            storage.settle(address, home, done)
         try:
-            with storage.reading(address, home, final) as read:
-                return final, verify(copy.source, read, final, waived=copy.waived, sizes=copy.sizes)
-        except NotEqual:
-            copy.forget()
+            with attempt.local.witness(address) as here:
+                found = verify(
+                    copy.source,
+                    Witness(copy.source.wire, "the legacy server"),
+                    here,
+                    done,
+                    digests=partial(storage.digests, home, done),
+                    sizes=copy.sizes,
+                    compared=compared,
+                )
+        except NotEqual as error:
             if not remaining:
                 raise
-    raise AssertionError("not reached")
+            log.get().info("not equal yet", address=str(address), reason=error.message)
+            copy.distrust(error.folder, error.uids)
+            copy.forget()
+        else:
+            return _Verified(done, found)
+    raise AssertionError("the last try returns or raises")
+
+
+def _insist_on_whole(attempt: Attempt, copy: Copy, done: Pass) -> None:
+    """
+    Raises:
+        MessagesUnreadable: messages or folders are missing, and nobody has waived them.
+        CannotBeKept: something would be otherwise here, and the domain's setting is to wait.
+    """
+    address = attempt.account.address
+    if copy.unreadable or copy.refused:
+        folders = f" and {len(copy.refused)} of the folders" if copy.refused else ""
+        raise MessagesUnreadable(
+            f"the legacy server does not give {len(copy.unreadable)} of the messages{folders}",
+            hint=f"See bascule.unreadable; mend them there, or waive them: bascule waive-messages {address}.",
+        )
+    if done.notes and attempt.account.waits_on_difference:
+        more = f", and {len(done.notes) - 1} more" if len(done.notes) > 1 else ""
+        raise CannotBeKept(
+            f"not everything can be kept as it is: {done.notes[0]}{more}",
+            hint="Rename it at the legacy server, or accept it: "
+            f"bascule domain set {address.domain} --on-difference note.",
+        )
 
 
 def _take_along(attempt: Attempt, copy: Copy) -> list[str]:
@@ -125,22 +182,31 @@ def _take_along(attempt: Attempt, copy: Copy) -> list[str]:
     if legacy.pop3 is not None:
         try:
             inbox = [(message.uid, message.size) for message in copy.inbox()]
-            copy.set_uidls(uidls(legacy, legacy.pop3, trust, address, password, inbox))
+            found = uidls(legacy, legacy.pop3, trust, address, password, inbox, copy.inbox_header())
+            copy.set_uidls(found.by_uid)
             copy.run()
+            if found.note:
+                notes.append(found.note)
         except BasculeError as error:
             notes.append(f"POP3 clients may download INBOX again: {error.message}")
     if legacy.sieve is not None:
         try:
-            scripts, active = read_scripts(legacy, legacy.sieve, trust, address, password)
-            write_scripts(attempt.home, scripts, active)
+            scripts = read_scripts(legacy, legacy.sieve, trust, address, password)
+            place = place_here(attempt.local.config_file, attempt.home, address)
+            notes += write_scripts(attempt.home, scripts, place)
+            notes += unknown_extensions(attempt.local.config_file, place)
         except BasculeError as error:
             notes.append(f"Sieve scripts were not copied: {error.message}")
     return notes
 
 
 def _record_unreadable(acts: Acts, mailbox_id: int, copy: Copy, *, complete: bool) -> None:
-    if (complete or copy.unreadable) and acts.is_connected:
+    if not acts.is_connected:
+        return
+    if complete or copy.unreadable:
         acts.set_unreadable(mailbox_id, [asdict(each) for each in copy.unreadable.values()], complete=complete)
+    if complete:
+        acts.set_unreadable_folders(mailbox_id, copy.refused)
 
 
 def _reporter(acts: Acts, mailbox_id: int) -> Callable[[Progress], None]:
@@ -156,6 +222,6 @@ def _reporter(acts: Acts, mailbox_id: int) -> Callable[[Progress], None]:
         metrics.COPIED.inc(max(progress.bytes - counted, 0))
         counted = progress.bytes  # each pass counts from nothing
         if not acts.report_progress(mailbox_id, progress.copied, progress.total, progress.bytes):
-            raise Paused("paused by an administrator")
+            raise Paused("paused, given up, or its worker ends")
 
     return report

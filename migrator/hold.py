@@ -11,6 +11,10 @@ from bascule.database import translated
 from bascule.errors import BasculeError
 from bascule.migrator.acts import Acts
 
+NODE_HINT = (
+    "Is that part in order? See its log there. If its host is gone for good: "
+    "bascule psql, SELECT forget_node('HOST', 'PART', 'why')."
+)
 MARGIN = 5.0  # seconds of the budget that must be left for what follows
 
 
@@ -29,7 +33,7 @@ def await_acknowledgements(acts: Acts, mailbox_id: int, epoch: int) -> None:
     while waiting := acts.unacknowledged(mailbox_id, epoch):
         if time.monotonic() > deadline:
             names = ", ".join(f"{part} on {node}" for part, node in waiting)
-            raise NotAcknowledged(f"not acknowledged in time by: {names}", hint="Is that part in order? See its log.")
+            raise NotAcknowledged(f"not acknowledged in time by: {names}", hint=NODE_HINT)
         acts.wait_for_acknowledgement(1)
     acts.listen(wanted=False)
 

@@ -70,7 +70,7 @@ class Letters:
             with smtplib.SMTP(host, port, timeout=TIMEOUT) as smtp:
                 # Nobody is to be told if it cannot be delivered (RFC 3834 section 3.3).
                 smtp.sendmail("", [str(account.address)], self._compose("trouble", account, identity))
-        except (OSError, smtplib.SMTPException) as error:
+        except (OSError, smtplib.SMTPException, ValueError) as error:  # ValueError: an address that is not ASCII
             raise NotSent(
                 f"{host}:{port} does not take the message to {account.address}: {type(error).__name__}",
                 hint="See Postfix's log there, and [postfix] smtp.",

@@ -21,9 +21,11 @@ from bascule.imap.responses import printable
 from bascule.imap.wire import DovecotHere, Wire
 from bascule.imap.writer import Writer
 from bascule.location import dovecot_settings
+from bascule.migrator.witness import Witness, watching
 
 LIBEXEC = Path("/usr/lib/dovecot")
 PATIENCE = 30  # seconds
+DEADLINE = 3600  # seconds for one doveadm: a first dsync of a large mailbox takes its time
 NO_SUCH_USER = 68  # doveadm kick: nobody with that name is logged in
 
 
@@ -31,7 +33,7 @@ class Local:
     """Dovecot on this host, as the user that workers run as and mailboxes belong to."""
 
     def __init__(self, config_file: Path) -> None:
-        self._config_file = config_file
+        self.config_file = config_file
 
     @contextmanager
     def open(self, address: Address, *, location: str | None = None) -> Iterator[Writer]:
@@ -40,11 +42,10 @@ class Local:
         Raises:
             LocalUnavailable
         """
-        command = [str(LIBEXEC / "imap"), "-c", str(self._config_file), *_override(location), "-u", str(address)]
         ours, theirs = socket.socketpair()
         with ours, theirs:
             end = theirs.fileno()
-            process = subprocess.Popen(command, stdin=end, stdout=end, stderr=subprocess.DEVNULL)
+            process = subprocess.Popen(self._imap(address, location), stdin=end, stdout=end, stderr=subprocess.DEVNULL)
             theirs.close()
             pipeline = Pipeline(Wire(ours, DovecotHere(), silence=PATIENCE))
             try:
@@ -64,6 +65,19 @@ class Local:
                     process.kill()
                     process.wait()
 
+    @contextmanager
+    def witness(self, address: Address) -> Iterator[Witness]:
+        """A session of ``address`` that only looks, for the ``with`` block.
+
+        Raises:
+            NotVerifiable
+        """
+        with watching(self._imap(address, None), "Dovecot here") as witness:
+            yield witness
+
+    def _imap(self, address: Address, location: str | None) -> list[str]:
+        return [str(LIBEXEC / "imap"), "-c", str(self.config_file), *_override(location), "-u", str(address)]
+
     def end_sessions(self, address: Address) -> None:
         """End the user's sessions on this host.
 
@@ -78,21 +92,32 @@ class Local:
         Raises:
             LocalUnavailable: it ends with a status that is not ``good``.
         """
-        done = subprocess.run(
-            ["doveadm", "-c", str(self._config_file), *_override(location), *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                ["doveadm", "-c", str(self.config_file), *_override(location), *arguments],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=DEADLINE,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise LocalUnavailable(
+                f"doveadm {' '.join(arguments[:2])} did not end within {DEADLINE / 60:.0f} minutes",
+                hint="Is Dovecot in order, and the disk? See Dovecot's log.",
+            ) from error
         if done.returncode not in good:
-            raise LocalUnavailable(f"doveadm {' '.join(arguments[:2])} failed: {done.stderr.strip()[-500:]}")
+            raise LocalUnavailable(
+                f"doveadm {' '.join(arguments[:2])} failed: {done.stderr.strip()[-500:]}", hint="See Dovecot's log."
+            )
 
 
 def _override(location: str | None) -> list[str]:
     """Options of doveadm and imap. Dovecot 2.4 takes 2.3's, too, and does not heed them: the version must be known."""
     if location is None:
         return []
-    version = subprocess.run(["dovecot", "--version"], stdin=subprocess.DEVNULL, capture_output=True, check=True).stdout
+    version = subprocess.run(
+        ["dovecot", "--version"], stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=PATIENCE
+    ).stdout
     settings = dovecot_settings(location, version.decode())
     return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]

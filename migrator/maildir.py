@@ -5,56 +5,55 @@ Dovecot takes UIDVALIDITY and UIDs from ``dovecot-uidlist``, keywords from
 manual, "Maildir Mailbox Format"). Folders are laid out as ``LAYOUT=fs``, so
 that names may have dots.
 
-A message's file name is made of its UIDVALIDITY and UID: repeating a step
-finds its own work, and nothing but the files themselves says how far a copy
-has come. All this is done only while nobody else opens the mailbox; from the
-flip on it is Dovecot's.
+A message's file name is made of its UIDVALIDITY and UID and of the digest of
+what was received: repeating a step finds its own work, and nothing but the
+files themselves says how far a copy has come. All this is done only while
+nobody else delivers to the mailbox; from the flip on it is Dovecot's.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from errno import ENOSPC
+from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from threading import Lock
-
-from bascule.errors import BasculeError
 
 #: System flags (RFC 3501 section 2.3.2) and their letters in a Maildir file name.
 FLAG_LETTERS = {"\\Draft": "D", "\\Flagged": "F", "\\Answered": "R", "\\Seen": "S", "\\Deleted": "T"}
 _LETTER_FLAGS = {letter: flag for flag, letter in FLAG_LETTERS.items()}
 MAX_KEYWORDS = 26  # a to z
+#: What a file's modification time can hold everywhere, in seconds since 1970.
+DATES = range(2**32)
 MAX_UID = 2**32 - 1
 FEW = 64  # files that are flushed one by one
 
-_NAME = re.compile(r"^\d+\.U(?P<uid>\d+)V(?P<uidvalidity>\d+)\.bascule,S=(?P<size>\d+),W=\d+:2,(?P<letters>[A-Za-z]*)$")
+_NAME = re.compile(
+    r"^\d+\.U(?P<uid>\d+)V(?P<uidvalidity>\d+)H(?P<digest>[0-9a-f]{32})\.bascule,"
+    r"S=(?P<size>\d+),W=\d+:2,(?P<letters>[A-Za-z]*)$"
+)
+#: RFC 3501 section 9, flag-keyword: an atom.
+_KEYWORD = re.compile(r"[!#$&'+,\-./0-9:;<=>?@A-Z\[^_`a-z|}~]+")
+_BARE = re.compile(rb"(?<!\r)\n")
 _libc = ctypes.CDLL(None, use_errno=True)
 _MARK = ".bascule-copying"
-_RESERVED = {"", ".", "..", "cur", "new", "tmp"}
-
-
-class FolderNameNotStorable(BasculeError):
-    """A folder of the legacy server has a name that cannot be a directory here."""
-
-
-class TooManyKeywords(BasculeError):
-    """A folder uses more keywords than Maildir has letters for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A message that is in the folder."""
+    """A message that is in the folder. ``digest``: the first 32 hexadecimal digits of :attr:`Received.digest`."""
 
     file_name: str
     size: int
     flags: frozenset[str]
+    digest: str
 
     @property
     def internaldate(self) -> int:
@@ -62,49 +61,47 @@ class Stored:
         return int(self.file_name.partition(".")[0])
 
 
-def folder_path(root: Path, name: str, separator: str, prefix: str) -> Path:
-    """The directory of the folder ``name`` (as on the wire) under ``root``; INBOX is ``root`` itself.
-
-    Raises:
-        FolderNameNotStorable
-    """
-    if name.upper() == "INBOX":
-        return root
-    within = name.removeprefix(prefix)
-    parts = within.split(separator) if separator else [within]
-    if any(part in _RESERVED or "/" in part or part.startswith("~") for part in parts):
-        raise FolderNameNotStorable(
-            f"the folder {name!r} cannot be stored under its name",
-            hint="Rename it on the legacy server; nothing was changed.",
-        )
-    return root.joinpath(*parts)
-
-
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A body that is in ``tmp``: its size as it is and with CRLF at every line end."""
+    """A body that is in ``tmp``: its size as it is and with CRLF at every line end.
+
+    ``digest`` is the SHA-256, in hexadecimal, of what an IMAP server serves of
+    it: every line ends in CRLF, and NUL, which no literal can hold, is 0x80.
+    """
 
     path: str
     size: int
     virtual_size: int
+    digest: str
 
 
 class Folder:
     """One folder of a mailbox that is not yet in use here; several threads may add to it.
 
-    ``messages`` maps UIDs to what is stored. What was added is in the folder at
-    once, and on the disk after :meth:`write_index`: ``dovecot-uidlist`` names
-    only what survives a loss of power.
+    ``name`` is the legacy folder's: a directory that was another folder's is
+    emptied first, whatever UIDs are in it. ``messages`` maps UIDs to what is
+    stored. What was added is in the folder at once, and on the disk after
+    :meth:`write_index`: ``dovecot-uidlist`` names only what survives a loss of power.
+
+    ``dropped`` are keywords that cannot be kept, each with the reason: no atom,
+    or more than a Maildir has letters for. Dovecot compares keywords without
+    case: of several spellings the first is kept.
     """
 
-    def __init__(self, path: Path, uidvalidity: int) -> None:
+    def __init__(self, path: Path, name: str, uidvalidity: int) -> None:
         self.path = path
+        self._guid = sha256(f"{path}\0{name}\0{uidvalidity}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        self.dropped: dict[str, str] = {}
         self._cur, self._tmp = str(path / "cur"), str(path / "tmp")
         self.uidvalidity = uidvalidity
         self.messages: dict[int, Stored] = {}
         self._keywords: list[str] = []
+        self._spelled: dict[str, str] = {}
         self._unsynced: set[str] = set()
         self._changed = False
+        self._added: list[int] = []
+        #: Whether Dovecot has to read the folder anew, and knows no HIGHESTMODSEQ of it any more.
+        self.indexes_forgotten = False
         self._numbers = count(1)
         self._lock = Lock()
 
@@ -114,9 +111,17 @@ class Folder:
             (self.path / part).mkdir(mode=0o700, parents=True, exist_ok=True)
         for leftover in (self.path / "tmp").iterdir():
             leftover.unlink()
+        if not self._is_this_folder():
+            for message in (self.path / "cur").iterdir():
+                message.unlink()
+            forget_indexes(self.path)
+            self.indexes_forgotten = True
+            (self.path / "dovecot-keywords").unlink(missing_ok=True)
+            (self.path / "dovecot-uidlist").write_text(self._header(1))
         keywords = self.path / "dovecot-keywords"
         if keywords.exists():
             self._keywords = [line.partition(" ")[2] for line in keywords.read_text().splitlines()]
+            self._spelled = {keyword.lower(): keyword for keyword in self._keywords}
         on_disk = _indexed(self.path)
         known: dict[str, frozenset[str]] = {}
         with os.scandir(self.path / "cur") as entries:
@@ -135,7 +140,7 @@ class Folder:
                 letters, uid = match["letters"], int(match["uid"])
                 if letters not in known:
                     known[letters] = frozenset(self._flag(letter) for letter in letters)
-                self.messages[uid] = Stored(entry.name, int(match["size"]), known[letters])
+                self.messages[uid] = Stored(entry.name, int(match["size"]), known[letters], match["digest"])
                 if (self.uidvalidity, uid) not in on_disk:
                     self._unsynced.add(entry.name)
 
@@ -145,17 +150,46 @@ class Folder:
 
     def keep(self, uid: int, internaldate: int, flags: frozenset[str], received: Received) -> None:
         """Put a received body into the folder as this message."""
-        stamp = max(internaldate, 0)
+        stamp = storable_date(internaldate)
         os.utime(received.path, (stamp, stamp))
         with self._lock:
-            letters = self._letters(flags)
-            name = f"{stamp}.U{uid}V{self.uidvalidity}.bascule,S={received.size},W={received.virtual_size}:2,{letters}"
+            flags = self.storable(flags)
+            letters, digest = self._letters(flags), received.digest[:32]
+            name = (
+                f"{stamp}.U{uid}V{self.uidvalidity}H{digest}.bascule,"
+                f"S={received.size},W={received.virtual_size}:2,{letters}"
+            )
             os.rename(received.path, f"{self._cur}/{name}")  # noqa: PTH104 (some ten thousand times)
-            self.messages[uid] = Stored(name, received.size, flags)
+            self.messages[uid] = Stored(name, received.size, flags, digest)
             self._unsynced.add(name)
+            self._added.append(uid)
             self._changed = True
 
+    def storable(self, flags: frozenset[str]) -> frozenset[str]:
+        """Those flags as they can be kept here; what cannot is noted in ``dropped``."""
+        if flags <= FLAG_LETTERS.keys():
+            return flags
+        kept = flags & FLAG_LETTERS.keys()
+        return kept | {known for flag in sorted(flags - kept) if (known := self._keyword(flag)) is not None}
+
+    def _keyword(self, flag: str) -> str | None:
+        """The keyword under which a flag is kept; None: it cannot be."""
+        if (known := self._spelled.get(flag.lower())) is not None:
+            return known
+        if _KEYWORD.fullmatch(flag) is None:
+            self.dropped[flag] = "is no keyword (RFC 3501 section 9)"
+            return None
+        if len(self._keywords) == MAX_KEYWORDS:
+            self.dropped[flag] = f"is more than the {MAX_KEYWORDS} that a folder can have here"
+            return None
+        self._keywords.append(flag)
+        self._spelled[flag.lower()] = flag
+        # Known on the disk before a file name relies on it.
+        replace(self.path / "dovecot-keywords", "".join(f"{n} {k}\n" for n, k in enumerate(self._keywords)))
+        return flag
+
     def set_flags(self, uid: int, flags: frozenset[str]) -> None:
+        """Have a message these flags, as :meth:`storable` gives them."""
         stored = self.messages[uid]
         name = stored.file_name.partition(":")[0] + ":2," + self._letters(flags)
         if name != stored.file_name:
@@ -164,7 +198,7 @@ class Folder:
         if stored.file_name in self._unsynced:
             self._unsynced.remove(stored.file_name)
             self._unsynced.add(name)
-        self.messages[uid] = Stored(name, stored.size, flags)
+        self.messages[uid] = Stored(name, stored.size, flags, stored.digest)
 
     def expunge(self, uid: int) -> None:
         name = self.messages.pop(uid).file_name
@@ -178,12 +212,27 @@ class Folder:
         ``uidls``: the POP3 UIDL of messages by UID, where it is not what Dovecot would make up.
         """
         self._put_on_disk()
-        guid = hashlib.sha256(f"{self.path}\0{self.uidvalidity}".encode()).hexdigest()[:32]
-        lines = [f"3 V{self.uidvalidity} N{min(uidnext, MAX_UID)} G{guid}\n"]
+        # Dovecot takes a message that is put below the next UID that it has seen for one that is gone.
+        if self._added and min(self._added) < _uidnext(self.path):
+            forget_indexes(self.path)
+            self.indexes_forgotten = True
+        self._added = []
+        lines = [self._header(uidnext)]
         for uid in sorted(self.messages):
             uidl = f"P{uidls[uid]} " if uidls and uid in uidls else ""
             lines.append(f"{uid} {uidl}:{self.messages[uid].file_name.partition(':')[0]}\n")
         replace(self.path / "dovecot-uidlist", "".join(lines))
+
+    def _header(self, uidnext: int) -> str:
+        return f"3 V{self.uidvalidity} N{min(uidnext, MAX_UID)} G{self._guid}\n"
+
+    def _is_this_folder(self) -> bool:
+        """Whether the directory is this folder's already."""
+        try:
+            with (self.path / "dovecot-uidlist").open() as file:
+                return f" G{self._guid}" in file.readline()
+        except FileNotFoundError:
+            return False
 
     def _put_on_disk(self) -> None:
         # One flush of the whole file system costs far less than one a file, but takes what others write along.
@@ -203,31 +252,24 @@ class Folder:
         return self._keywords[number] if 0 <= number < len(self._keywords) else f"unknown-{letter}"
 
     def _letters(self, flags: frozenset[str]) -> str:
-        letters = []
-        for flag in sorted(flags):
-            if flag in FLAG_LETTERS:
-                letters.append(FLAG_LETTERS[flag])
-                continue
-            if flag not in self._keywords:
-                if len(self._keywords) == MAX_KEYWORDS:
-                    raise TooManyKeywords(
-                        f"{self.path.name} uses more than {MAX_KEYWORDS} keywords; {flag} has no place"
-                    )
-                self._keywords.append(flag)
-                # Known on the disk before a file name relies on it.
-                replace(
-                    self.path / "dovecot-keywords",
-                    "".join(f"{n} {k}\n" for n, k in enumerate(self._keywords)),
-                )
-            letters.append(chr(ord("a") + self._keywords.index(flag)))
-        return "".join(sorted(letters))
+        return "".join(sorted(FLAG_LETTERS.get(flag) or chr(ord("a") + self._keywords.index(flag)) for flag in flags))
+
+
+def storable_date(internaldate: int) -> int:
+    """The nearest date that a file can have, in seconds since 1970."""
+    return min(max(internaldate, DATES.start), DATES.stop - 1)
+
+
+def forget_indexes(folder: Path) -> None:
+    """Have Dovecot take a folder as it finds it: what it noted of UIDs and flags is removed, not the messages."""
+    for path in folder.glob("dovecot.index*"):
+        path.unlink()
 
 
 def raise_uidnexts(uidnexts: Mapping[Path, int]) -> None:
     """Have new messages get UIDs from there on, in folders whose ``dovecot-uidlist`` is written.
 
-    Not before the last pass: Dovecot takes a message that is put below the next
-    UID that it has seen for one that is gone.
+    Not before both sides were found equal: a message that comes later belongs below it.
     """
     for folder, uidnext in uidnexts.items():
         text = (folder / "dovecot-uidlist").read_text()
@@ -248,36 +290,55 @@ def receive(path: str, size: int, pieces: Iterable[bytes]) -> Received:
     """
     bare = written = 0
     last = b""
+    digest = sha256()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         for piece in pieces:
             written += os.write(descriptor, piece)
-            bare += piece.count(b"\n") - piece.count(b"\r\n") - (last == b"\r" and piece[:1] == b"\n")
+            alone = piece.count(b"\n") - piece.count(b"\r\n") - (last == b"\r" and piece[:1] == b"\n")
+            bare += alone
+            digest.update(_as_served(piece, last) if alone or b"\0" in piece else piece)
             last = piece[-1:]
     finally:
         os.close(descriptor)
     if written != size:
         raise OSError(ENOSPC, os.strerror(ENOSPC), path)  # what was not written of a piece was told by no error
-    return Received(path, size, size + bare)
+    return Received(path, size, size + bare, digest.hexdigest())
 
 
-def write_subscriptions(root: Path, names: Iterable[str], separator: str, prefix: str) -> None:
-    """Write the ``subscriptions`` file; names are as on the wire."""
-    lines = [name.removeprefix(prefix).replace(separator, "/") for name in names]
-    replace(root / "subscriptions", "".join(f"{line}\n" for line in sorted(set(lines))))
+def files_of(folder: Path) -> dict[int, Path]:
+    """The messages of a folder that is not yet in use here, by UID."""
+    found = {}
+    for path in (folder / "cur").glob("*"):
+        if (match := _NAME.match(path.name)) is not None:
+            found[int(match["uid"])] = path
+    return found
 
 
-def remove_other_folders(root: Path, keep: Mapping[str, Path]) -> None:
-    """Remove folders that the legacy server no longer has; ``keep`` are the directories of those it has."""
-    kept = set(keep.values())
+def _as_served(piece: bytes, before: bytes) -> bytes:
+    """A piece of a body with CRLF at each line end and 0x80 for NUL; ``before``: the byte before it."""
+    before = before if before == b"\r" else b""
+    served = _BARE.sub(b"\r\n", before + piece).replace(b"\0", b"\x80")
+    return served[len(before) :]
+
+
+def write_subscriptions(root: Path, names: Iterable[Sequence[str]]) -> None:
+    """Write the ``subscriptions`` file; each name as the parts of its path, none: INBOX."""
+    lines = {"/".join(parts) or "INBOX" for parts in names}
+    replace(root / "subscriptions", "".join(f"{line}\n" for line in sorted(lines)))
+
+
+def remove_other_folders(root: Path, kept: AbstractSet[Path]) -> None:
+    """Remove folders that the legacy server no longer has; ``kept`` are the directories of those it has."""
     for path in sorted(root.rglob("cur"), key=lambda each: len(each.parts), reverse=True):
         folder = path.parent
         if folder == root or folder in kept:
             continue
-        for part in ("cur", "new", "tmp"):
-            for file in (folder / part).iterdir():
-                file.unlink()
-            (folder / part).rmdir()
+        for part in ("cur", "new", "tmp"):  # a worker may have been killed while it made them
+            if (folder / part).is_dir():
+                for file in (folder / part).iterdir():
+                    file.unlink()
+                (folder / part).rmdir()
         for file in [each for each in folder.iterdir() if each.is_file()]:
             file.unlink()
         if not any(folder.iterdir()):
@@ -293,6 +354,13 @@ def replace(path: Path, text: str) -> None:
     _flush(new)
     new.replace(path)
     _flush(path.parent)
+
+
+def _uidnext(folder: Path) -> int:
+    """The next UID that ``dovecot-uidlist`` names."""
+    with (folder / "dovecot-uidlist").open() as file:
+        found = re.search(r" N(\d+)", file.readline())
+    return int(found[1]) if found else 1
 
 
 def _indexed(folder: Path) -> set[tuple[int, int]]:
@@ -329,10 +397,9 @@ def take_over(home: Path, root: Path) -> None:
         replace(mark, now)
 
 
-def set_aside(path: Path) -> None:
-    """Give a directory, if there is one, a name under which nobody looks for it."""
-    if path.exists():
-        path.rename(path.with_name(f"{path.name}.before-{time.time_ns()}"))
+def set_aside(path: Path) -> Path | None:
+    """Give a directory, if there is one, a name under which nobody looks for it; that name."""
+    return path.rename(path.with_name(f"{path.name}.before-{time.time_ns()}")) if path.exists() else None
 
 
 def hand_over(home: Path) -> None:

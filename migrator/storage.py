@@ -4,64 +4,55 @@ A copy is always written as Maildir, for that is the format whose UIDs can be
 chosen. Where mailboxes are kept in dbox, the Maildir is a staging area, and
 Dovecot's own dsync (``doveadm backup``) carries it over, with UIDs, flags,
 keywords, dates and UIDLs.
+
+What lies in a home, and what who comes next does about it (:meth:`Storage.recover`):
+
+=========================  ==========================================  ==============================================
+name                       means                                       in another state than that
+=========================  ==========================================  ==============================================
+``.bascule.lock``          the lock of the worker that is at it        nothing: the kernel ends it with the process
+``.bascule-copying``       the mailbox is ours: it is being copied     moved already: the mark is taken away
+``.bascule-staging``       the staging area, for dbox                  moved already: it is removed
+``.bascule-gap``           next UIDs were raised for a flip            copying: the dbox is made anew
+``.bascule-evidence.gz``   digests of what came in, at the flip        kept
+``.bascule-sieve.json``    digests of the Sieve scripts we wrote       kept: what the user changed is told by them
+``.bascule-staged``        late messages on their way                  the next sweep goes on with them
+``.bascule-return``        the message that a return is appending      written anew
+``NAME.returning``         a mailbox closed by a return                still moved: opened again; sent back: set aside
+``NAME.before-N``          what was there before the copy              never touched
+=========================  ==========================================  ==============================================
 """
 
 from __future__ import annotations
 
+import gzip
+import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from hashlib import file_digest, sha256
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from imapclient import imap_utf7
 
+from bascule import log
 from bascule.address import Address
-from bascule.imap.reader import Batch, Layout, Message, Reader, Wanted, insisted
-from bascule.imap.wire import PIECE
+from bascule.directory import State
 from bascule.migrator import maildir
-from bascule.migrator.copying import Pass
+from bascule.migrator.copying import UID_GAP, Pass
 from bascule.migrator.local import Local
 
 #: HIGHESTMODSEQ here is raised this far above the legacy server's, which moves on until the flip.
 MODSEQ_GAP = 1_000_000
+AT_ONCE = 4  # doveadms that are run together: each takes one folder
 
 CLOSED = ".returning"  # after the name of a mailbox that is closed
+GAP = ".bascule-gap"
+EVIDENCE = ".bascule-evidence.gz"
 
-Messages = dict[int, Message]
-#: UIDVALIDITY and messages of a folder by its name.
-Read = Callable[[str], tuple[int, Messages]]
+_RECEIVED = re.compile(r"^(\d+)\.U(\d+)V\d+H([0-9a-f]{32})\.bascule,S=(\d+)")
 
-
-def straggler_name(folder: str, uidvalidity: int, uid: int) -> str:
-    """The name of a late message's file, and the part of its name in a Maildir, that is made of its legacy identity."""
-    return f"{uid}.{uidvalidity}.{sha256(folder.encode()).hexdigest()[:16]}"
-
-
-def digest_of(source: Reader, folder: str, message: Message) -> bytes:
-    """The SHA-256 of a message's bytes."""
-    digest = sha256()
-
-    def receive(_size: int, pieces: Iterator[bytes]) -> object:
-        for piece in pieces:
-            digest.update(piece)
-        return True
-
-    source.bodies(Wanted([Batch(folder, (message,))]), receive, lambda *_: None)
-    return digest.digest()
-
-
-def _holds(here: Reader, file: Path) -> bool:
-    """Whether any folder holds the message that is in a file."""
-    size = file.stat().st_size
-    with file.open("rb") as body:
-        wanted = file_digest(body, "sha256").digest()
-    names = [each.name for each in here.layout().folders if each.selectable]
-    for changes in list(insisted(here.changes((name, None) for name in names))):
-        for message in changes.new:
-            if message.size == size and digest_of(here, changes.folder, message) == wanted:
-                return True
-    return False
+#: Bytes, digest and INTERNALDATE of a message as it came in.
+Evidence = tuple[int, str, int]
 
 
 class Storage:
@@ -78,10 +69,27 @@ class Storage:
         """Where the copy is written."""
         return home / (self._path if self.is_maildir else ".bascule-staging")
 
+    def is_there(self, home: Path) -> bool:
+        """Whether the mailbox is where it must be, once it has moved: its file system may not be mounted."""
+        return (home / self._path).is_dir()
+
+    # Who has the mailbox ----------------------------------------------------------
+
+    def recover(self, address: Address, home: Path, state: State) -> None:
+        """Bring what a dead worker left into line with the mailbox's state; first of all, in every task."""
+        if state == "local":
+            self.hand_over(home)
+            self.reopen(home, address)
+        elif state != "returning":
+            self.leave(home)
+            if (home / GAP).exists():
+                if not self.is_maildir and (home / self._path).exists():
+                    shutil.rmtree(home / self._path)  # a copy whose next UIDs are too high; the staging area has it all
+                (home / GAP).unlink()
+
     def take_over(self, home: Path) -> None:
         """Make the mailbox ours; see :func:`bascule.migrator.maildir.take_over`."""
         root = self.root(home)
-        self.leave(home)
         if not self.is_maildir and not root.exists():
             maildir.set_aside(home / self._path)
         maildir.take_over(home, root)
@@ -89,6 +97,7 @@ class Storage:
     def hand_over(self, home: Path) -> None:
         """From here on the mailbox is Dovecot's."""
         maildir.hand_over(home)
+        (home / GAP).unlink(missing_ok=True)
         if not self.is_maildir and self.root(home).exists():
             shutil.rmtree(self.root(home))
 
@@ -108,16 +117,34 @@ class Storage:
         driver, _, *options = self._location.split(":")
         return ":".join([driver, f"{home / self._path}{CLOSED}", *options])
 
-    def reopen(self, home: Path) -> None:
-        """Undo :meth:`close`, also a worker's that died."""
+    def reopen(self, home: Path, address: Address | None = None) -> None:
+        """Undo :meth:`close`, also a worker's that died.
+
+        A mailbox that somebody made meanwhile under the name, for power was lost
+        before :meth:`close` was done, is set aside, and its mail is brought into
+        that of ``address``.
+        """
         mailbox, closed = home / self._path, home / f"{self._path}{CLOSED}"
-        if closed.exists():
-            mailbox.unlink(missing_ok=True)
-            closed.rename(mailbox)
+        if not closed.exists():
+            return
+        stray = None
+        if mailbox.is_dir():
+            stray = maildir.set_aside(mailbox)
+        mailbox.unlink(missing_ok=True)
+        closed.rename(mailbox)
+        if stray is not None and address is not None:
+            log.get().warning("a mailbox was made beside one that was closed", address=str(address), path=str(stray))
+            driver, _, *options = self._location.split(":")
+            location = ":".join([driver, str(stray), *options])
+            self._local.doveadm("import", "-u", str(address), location, "", "ALL")
 
     def leave(self, home: Path) -> None:
         """Put a closed mailbox, whose owner is gone from here, out of everybody's way."""
-        maildir.set_aside(home / f"{self._path}{CLOSED}")
+        closed = home / f"{self._path}{CLOSED}"
+        if closed.exists():
+            maildir.set_aside(closed)
+
+    # The copy ---------------------------------------------------------------------
 
     def settle(self, address: Address, home: Path, last_pass: Pass) -> None:
         """Bring what Dovecot has of the mailbox into line with the copy; soon done when little changed.
@@ -125,82 +152,79 @@ class Storage:
         HIGHESTMODSEQ is raised above the legacy server's, so that a client that
         asks for what changed since (RFC 7162) is told of it.
         """
-        location = None if self.is_maildir else self._staging(home)
-        for name, modseq in last_pass.modseqs.items():
-            self._local.doveadm(
-                "mailbox", "update", "-u", str(address), "--min-highest-modseq", str(modseq + MODSEQ_GAP),
-                imap_utf7.decode(name.encode()), location=location,
-            )  # fmt: skip
         self.carry_over(address, home)
+        self.raise_modseqs(address, last_pass, list(last_pass.modseqs))
+
+    def raise_modseqs(self, address: Address, last_pass: Pass, folders: list[str]) -> None:
+        """Raise HIGHESTMODSEQ of legacy folders' places here above what the legacy server has of any of them."""
+        if not folders:
+            return
+        self._update(
+            address, last_pass, "--min-highest-modseq", {name: last_pass.modseqs[name] + MODSEQ_GAP for name in folders}
+        )
 
     def carry_over(self, address: Address, home: Path) -> None:
         """Bring a mailbox in dbox into line with the copy."""
         if not self.is_maildir:
             # To dbox, whose layout needs not be said: a destination cannot say one to Dovecot 2.4.
             destination = self._location.replace("~", str(home), 1)
-            self._local.doveadm("backup", "-u", str(address), destination, location=self._staging(home))
+            staging = f"maildir:{self.root(home)}:LAYOUT=fs"
+            self._local.doveadm("backup", "-u", str(address), destination, location=staging)
 
-    @contextmanager
-    def reading(self, address: Address, home: Path, last_pass: Pass) -> Iterator[Read]:
-        """For the ``with`` block, what reads a folder of the mailbox here, afresh."""
-        layout = last_pass.layout
-        if not self.is_maildir:
-            with self._local.open(address) as here:
-
-                def read_session(name: str) -> tuple[int, Messages]:
-                    changes = next(insisted(here.changes([(name, None)])))
-                    return changes.uidvalidity, {message.uid: message for message in changes.new}
-
-                yield read_session
-            return
-        uidvalidities: Mapping[str, int] = {state.name: state.uidvalidity for state in last_pass.folders}
-
-        def read_files(name: str) -> tuple[int, Messages]:
-            path = maildir.folder_path(self.root(home), name, layout.separator, layout.prefix)
-            folder = maildir.Folder(path, uidvalidities[name])
-            folder.open()
-            return folder.uidvalidity, {
-                uid: Message(uid, stored.size, stored.internaldate, stored.flags)
-                for uid, stored in folder.messages.items()
-            }
-
-        yield read_files
-
-    def deliver(
-        self, address: Address, home: Path, layout: Layout, folder: str, message: Message, staged: Path, *, again: bool
-    ) -> None:
-        """Put a message from a complete file into a folder that Dovecot has, or into INBOX if there is none such.
-
-        The file is gone afterwards. ``again``: a worker may have died while it
-        did the same.
-        """
+    def leave_gap(self, address: Address, home: Path, last_pass: Pass) -> None:
+        """Have UIDs given here begin above a gap: when both sides were found equal, and only the flip follows."""
+        uidnexts = {state.name: state.next_here + UID_GAP for state in last_pass.folders}
+        maildir.replace(home / GAP, "")
         if self.is_maildir:
-            self._rename(home, layout, folder, message, staged)
+            root = self.root(home)
+            maildir.raise_uidnexts({last_pass.path(root, name): uidnext for name, uidnext in uidnexts.items()})
             return
-        with self._local.open(address) as here:
-            if not (again and _holds(here, staged)):
-                names = {each.name for each in here.layout().folders if each.selectable}
-                with staged.open("rb") as body:
-                    pieces = iter(lambda: body.read(PIECE), b"")
-                    here.append(
-                        folder if folder in names else "INBOX",
-                        message.flags,
-                        message.internaldate,
-                        staged.stat().st_size,
-                        pieces,
-                    )
-        staged.unlink()
+        self._update(
+            address,
+            last_pass,
+            "--min-next-uid",
+            {name: min(uidnext, maildir.MAX_UID) for name, uidnext in uidnexts.items()},
+        )
 
-    def _rename(self, home: Path, layout: Layout, folder: str, message: Message, staged: Path) -> None:
-        root = self.root(home)
-        target = maildir.folder_path(root, folder, layout.separator, layout.prefix)
-        if not (target / "cur").is_dir():
-            target = root
-        letters = "".join(sorted(maildir.FLAG_LETTERS[flag] for flag in message.flags if flag in maildir.FLAG_LETTERS))
-        stamp = max(message.internaldate, 0)
-        name = f"{stamp}.L{staged.name}.bascule,S={staged.stat().st_size}"
-        staged.rename(target / "cur" / f"{name}:2,{letters}" if letters else target / "new" / name)
-        maildir.flush_folder(target)
+    def digests(self, home: Path, last_pass: Pass, folder: str) -> dict[int, str]:
+        """The first 32 hexadecimal digits of the digest of each message of a legacy folder as it came in, by UID."""
+        return {uid: digest for uid, (_, digest, _) in self._received(home, last_pass, folder)}
 
-    def _staging(self, home: Path) -> str:
-        return f"maildir:{self.root(home)}:LAYOUT=fs"
+    def keep_evidence(self, home: Path, last_pass: Pass) -> None:
+        """Write down what came in: a line for each message, with folder, UIDVALIDITY, UID, bytes, digest and date."""
+        new = home / f"{EVIDENCE}.new"
+        with gzip.open(new, "wt", encoding="utf-8", errors="surrogateescape", compresslevel=1) as file:
+            for state in last_pass.folders:
+                for uid, (size, digest, date) in self._received(home, last_pass, state.name):
+                    file.write(f"{state.name}\t{state.uidvalidity}\t{uid}\t{size}\t{digest}\t{date}\n")
+        new.replace(home / EVIDENCE)
+
+    def _received(self, home: Path, last_pass: Pass, folder: str) -> Iterator[tuple[int, Evidence]]:
+        for path in (last_pass.path(self.root(home), folder) / "cur").iterdir():
+            if (match := _RECEIVED.match(path.name)) is not None:
+                yield int(match[2]), (int(match[4]), match[3], int(match[1]))
+
+    def _update(self, address: Address, last_pass: Pass, option: str, values: Mapping[str, int]) -> None:
+        """Give an option of ``doveadm mailbox update`` a value for the place of each legacy folder."""
+        layout = last_pass.layout
+
+        def update(folder: str) -> None:
+            name = last_pass.places[folder].name(layout.separator, layout.prefix)
+            text = imap_utf7.decode(name.encode())  # as doveadm takes it
+            self._local.doveadm("mailbox", "update", "-u", str(address), option, str(values[folder]), "--", text)
+
+        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="doveadm") as pool:
+            list(pool.map(update, values))
+
+
+def evidence(home: Path) -> Mapping[tuple[str, int, int], Evidence]:
+    """What a move brought, by legacy folder, UIDVALIDITY and UID."""
+    try:
+        with gzip.open(home / EVIDENCE, "rt", encoding="utf-8", errors="surrogateescape") as file:
+            rows = [line.rstrip("\n").rsplit("\t", 5) for line in file]
+    except FileNotFoundError:
+        return {}
+    return {
+        (name, int(validity), int(uid)): (int(size), digest, int(date))
+        for name, validity, uid, size, digest, date in rows
+    }

@@ -1,23 +1,44 @@
-"""Compare the copy with the legacy mailbox, folder by folder, before the flip.
+"""Whether the new server, asked as a client asks, gives what the legacy server says it has.
 
-Both sides are read afresh: the legacy server by IMAP, this side from the disk.
+Nothing here knows how the copy is stored. This side is seen through Dovecot, by
+its own names; the legacy side is counted by SEARCH and EXISTS beside what FETCH
+lists; and bodies are compared by the digest that was taken when they came in.
+What is allowed to differ is only what the copy has announced, and it is in the
+report.
 """
 
 from __future__ import annotations
 
-from collections.abc import Set as AbstractSet
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 from imapclient import imap_utf7
 
 from bascule.errors import BasculeError
-from bascule.imap.reader import Reader, insist, insisted
+from bascule.imap.reader import Changes, FolderRefused, Message, Reader
 from bascule.migrator.copying import FolderState, Pass
-from bascule.migrator.storage import Read
+from bascule.migrator.witness import Opened, Seen, Witness
+
+#: Dates that a file can have; others are kept as the nearest, and noted.
+DATES = range(2**32)
+SAMPLE = 3  # bodies of each folder that are compared whatever they look like
+GROUP = 20_000  # messages that are compared at a time
+AT_ONCE = 50  # bodies that are asked for at a time
+
+Bodies = Literal["sample", "all"]
+#: The digests (at least 32 hexadecimal digits) of a legacy folder's messages as they came in, by UID.
+Digests = Callable[[str], Mapping[int, str]]
 
 
 class NotEqual(BasculeError):
-    """The copy differs from the legacy mailbox."""
+    """The new server does not give what the legacy server has. ``folder`` is a legacy folder, or empty."""
+
+    def __init__(self, message: str, *, folder: str = "", uids: Sequence[int] = (), hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.folder = folder
+        self.uids = tuple(uids)
 
 
 @dataclass(slots=True)
@@ -35,80 +56,246 @@ class Verification:
     odd_sizes: list[str] = field(default_factory=list)
     waived: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    #: How many bodies were compared byte for byte, by their digests.
+    bodies_compared: int = 0
 
     def report(self) -> dict[str, object]:
         """As kept in ``verification.report``."""
         return asdict(self)
 
 
+def special_uses(last_pass: Pass) -> dict[str, str]:
+    """The name here, in UTF-8 and without the prefix, of the folder of each special use: ``{"sent": "Sent"}``."""
+    separator = last_pass.layout.separator
+    found = {}
+    for folder in last_pass.layout.folders:
+        if folder.special_use and folder.name in last_pass.places:
+            parts = last_pass.places[folder.name].parts
+            found[folder.special_use.removeprefix("\\").lower()] = imap_utf7.decode(separator.join(parts).encode())
+    return found
+
+
 def verify(
-    source: Reader,
-    read: Read,
+    there: Reader,
+    legacy: Witness,
+    here: Witness,
     last_pass: Pass,
     *,
-    waived: AbstractSet[tuple[str, int, int]] = frozenset(),
+    digests: Digests,
     sizes: bool = True,
+    bodies: Bodies = "sample",
+    compared: Mapping[str, int] | None = None,
 ) -> Verification:
-    """``waived``: folder, UIDVALIDITY and UID of messages that need not be here; ``sizes``: whether to ask for them.
+    """Compare the mailbox here with the legacy one, as the last pass found that.
+
+    ``there`` and ``legacy`` look at the legacy server over one connection, by
+    turns. ``sizes``: whether it can be asked for sizes. ``compared``: by legacy
+    folder, the UID below which bodies were compared already.
 
     Raises:
         NotEqual: with the first folder and what differs in it.
+        NotVerifiable: one of the servers does not answer as it must.
+        LegacyUnavailable
     """
     layout = last_pass.layout
-    uses = {
-        folder.special_use.removeprefix("\\").lower(): imap_utf7.decode(
-            folder.name.removeprefix(layout.prefix).encode()
-        )
-        for folder in layout.folders
-        if folder.special_use
-    }
-    result = Verification(layout.separator, layout.prefix, uses)
-    states = {state.name: state for state in last_pass.folders}
-    # A folder that is made after the last pass is swept in whole.
-    now = insist(source.statuses(list(states)))
-    asked = [name for name, state in states.items() if state.messages or now[name].messages]
-    for name in states.keys() - set(asked):
-        if now[name].uidvalidity != states[name].uidvalidity:
-            raise NotEqual(f"{name!r} has a new UIDVALIDITY")
-        _add(result, states[name], [])
-    for changes in insisted(source.changes(((name, None) for name in asked), sizes=sizes)):
-        state = states[changes.folder]
-        if changes.uidvalidity != state.uidvalidity:
-            raise NotEqual(f"{state.name!r} has a new UIDVALIDITY")
-        uidvalidity, here = read(state.name)
-        if uidvalidity != state.uidvalidity:
-            raise NotEqual(f"{state.name!r} has another UIDVALIDITY here")
-        # What came after the last pass is a straggler: the sweep brings it.
-        there = {
-            message.uid: message
-            for message in changes.new
-            if message.uid < state.uidnext and (state.name, state.uidvalidity, message.uid) not in waived
+    result = Verification(layout.separator, layout.prefix, special_uses(last_pass), notes=list(last_pass.notes))
+    names = {name: place.name(layout.separator, layout.prefix) for name, place in last_pass.places.items()}
+    _compare_folders(here, last_pass, names, result)
+    rest = compared or {}
+    for group in _groups(last_pass.folders):
+        states = {state.name: state for state in group}
+        listed = _listed(there, states, sizes=sizes)
+        counted = {
+            name: (opened, found)
+            for name, opened, found in legacy.uids({name: sorted(m.uid for m in c.new) for name, c in listed.items()})
         }
-        if there.keys() != here.keys():
-            missing, extra = there.keys() - here.keys(), here.keys() - there.keys()
-            raise NotEqual(
-                f"{state.name!r} differs: {len(missing)} messages are missing here, {len(extra)} are gone there"
+        by_name_here = {names[name]: name for name in states}
+        for name_here, opened, seen in here.messages(list(by_name_here)):
+            name = by_name_here[name_here]
+            state = states[name]
+            whole = name not in last_pass.waived_folders
+            _compare_counts(state, listed[name], *counted[name], whole=whole)
+            expected = {
+                message.uid: message
+                for message in listed[name].new
+                # What came after the last pass is a late message: the sweep brings it.
+                if message.uid < state.uidnext and (name, state.uidvalidity, message.uid) not in last_pass.waived
+            }
+            odd = _compare_messages(state, opened, expected, seen, last_pass.dropped.get(name, {}), result)
+            result.folders.append(
+                {
+                    "name": name,
+                    "here": name_here,
+                    "uidvalidity": state.uidvalidity,
+                    "uidnext": state.uidnext,
+                    "messages": len(seen),
+                    "bytes": sum(each.size for each in seen.values()),
+                }
             )
-        for uid, message in there.items():
-            stored = here[uid]
-            if stored.flags != message.flags:
-                raise NotEqual(f"{state.name!r}: the flags of UID {uid} differ")
-            if message.is_dated and stored.internaldate != max(message.internaldate, 0):
-                raise NotEqual(f"{state.name!r}: the INTERNALDATE of UID {uid} differs")
-            if message.size not in {0, stored.size}:
-                result.odd_sizes.append(f"{state.name}: UID {uid} says {message.size} bytes and has {stored.size}")
-        _add(result, state, [stored.size for stored in here.values()])
-    result.waived = [f"{name}: UID {uid}" for name, _, uid in sorted(waived)]
+            first = rest.get(name, 0)
+            candidates = [uid for uid in expected if uid >= first]
+            chosen = candidates if bodies == "all" else [uid for uid in odd if uid >= first]
+            if bodies == "sample":
+                chosen += random.sample(candidates, min(SAMPLE, len(candidates)))
+            _compare_bodies(here, state, name_here, sorted(set(chosen)), digests, result)
+    result.waived = [f"{name}: UID {uid}" for name, _, uid in sorted(last_pass.waived)]
     return result
 
 
-def _add(result: Verification, state: FolderState, sizes: list[int]) -> None:
-    result.folders.append(
-        {
-            "name": state.name,
-            "uidvalidity": state.uidvalidity,
-            "uidnext": state.uidnext,
-            "messages": len(sizes),
-            "bytes": sum(sizes),
-        }
-    )
+def _listed(there: Reader, states: Mapping[str, FolderState], *, sizes: bool) -> dict[str, Changes]:
+    """Everything that the legacy server lists of these folders."""
+    found = {}
+    for changes in there.changes(((name, None) for name in states), sizes=sizes):
+        if isinstance(changes, FolderRefused):
+            raise NotEqual(
+                f"the legacy server does not open {changes.folder!r} any more: {changes.reason}", folder=changes.folder
+            )
+        found[changes.folder] = changes
+    return found
+
+
+def _groups(folders: Sequence[FolderState]) -> Iterator[list[FolderState]]:
+    """Folders that are compared together."""
+    group: list[FolderState] = []
+    messages = 0
+    for state in folders:
+        if group and messages + state.messages > GROUP:
+            yield group
+            group, messages = [], 0
+        group.append(state)
+        messages += state.messages
+    if group:
+        yield group
+
+
+def _compare_folders(here: Witness, last_pass: Pass, names: Mapping[str, str], result: Verification) -> None:
+    """The tree: what a client lists, whether it can be opened, subscriptions, special uses."""
+    layout = last_pass.layout
+    shown = here.folders()
+    opened = {state.name for state in last_pass.folders}
+    for name in opened:
+        attributes = shown.get(names[name])
+        if attributes is None and names[name] != "INBOX":
+            raise NotEqual(f"the folder {name!r} is not listed here as {names[name]!r}", folder=name)
+        if attributes is not None and attributes & {"\\noselect", "\\nonexistent"}:
+            raise NotEqual(f"the folder {name!r} cannot be opened here as {names[name]!r}", folder=name)
+    others = here.other_namespaces(layout.prefix)
+    more = [
+        name
+        for name, attributes in shown.items()
+        if name not in set(names.values())
+        and not attributes & {"\\noselect", "\\nonexistent"}
+        and not (others and name.startswith(others))
+    ]
+    for name, _, found in here.messages(more):
+        if found:
+            raise NotEqual(
+                f"there are {len(found)} messages here in {name!r}, a folder that the legacy server does not have",
+                hint="They were not copied: move them out of the mailbox, or have the folder removed.",
+            )
+    missing = {names[name] for name in layout.subscribed if name in names} - here.subscribed()
+    if missing:
+        raise NotEqual(f"the subscription of {sorted(missing)[0]!r} is missing here")
+    uses = here.special_uses() if result.special_uses else {}
+    for folder in layout.folders:
+        if (
+            folder.special_use
+            and folder.name in names
+            and folder.special_use.lower() not in uses.get(names[folder.name], frozenset())
+        ):
+            result.notes.append(f"{names[folder.name]} is not shown as {folder.special_use} here")
+
+
+def _compare_counts(state: FolderState, changes: Changes, opened: Opened, found: set[int], *, whole: bool) -> None:
+    """Whether the legacy server agrees with itself, and with what the last pass saw.
+
+    ``whole``: and gives every message that it announces; else an administrator has waived what it does not.
+    """
+    if not state.uidvalidity == changes.uidvalidity == opened.uidvalidity:
+        raise NotEqual(f"{state.name!r} has a new UIDVALIDITY on the legacy server", folder=state.name)
+    if not whole:
+        return
+    listed = {message.uid for message in changes.new} | changes.incomplete.keys()
+    # Between the two questions messages may have come, which the next pass or the sweep brings.
+    missing = {uid for uid in found - listed if uid < state.uidnext}
+    if missing:
+        raise NotEqual(
+            f"the legacy server finds {len(missing)} messages in {state.name!r} that it does not list, "
+            f"UID {min(missing)} first",
+            folder=state.name,
+            uids=sorted(missing),
+        )
+    if opened.exists > max(len(found), len(listed)):
+        raise NotEqual(
+            f"the legacy server says that {state.name!r} has {opened.exists} messages, and shows {len(listed)}",
+            folder=state.name,
+        )
+
+
+def _compare_messages(
+    state: FolderState,
+    opened: Opened,
+    expected: Mapping[int, Message],
+    seen: Mapping[int, Seen],
+    dropped: Mapping[str, str],
+    result: Verification,
+) -> list[int]:
+    """UIDs, flags, dates and sizes of one folder; the UIDs of messages that look odd."""
+    name = state.name
+    if opened.uidvalidity != state.uidvalidity:
+        raise NotEqual(f"{name!r} has another UIDVALIDITY here: {opened.uidvalidity}", folder=name)
+    if expected.keys() != seen.keys():
+        missing, extra = sorted(expected.keys() - seen.keys()), sorted(seen.keys() - expected.keys())
+        first = f"UID {(missing or extra)[0]} first"
+        raise NotEqual(
+            f"{name!r} differs: {len(missing)} messages are missing here, {len(extra)} are gone there, {first}",
+            folder=name,
+            uids=missing,
+        )
+    if opened.exists != len(seen):
+        raise NotEqual(f"{name!r} has {opened.exists} messages here, and shows {len(seen)}", folder=name)
+    allowed = {keyword.lower() for keyword in dropped}
+    odd = []
+    for uid, message in expected.items():
+        found = seen[uid]
+        if _comparable(message.flags) - allowed != _comparable(found.flags):
+            raise NotEqual(
+                f"{name!r}: the flags of UID {uid} differ: {sorted(message.flags)} there, {sorted(found.flags)} here",
+                folder=name,
+                uids=[uid],
+            )
+        result.notes += [f"{name}: UID {uid}: {remark}" for remark in message.remarks]
+        if message.internaldate not in DATES:
+            result.notes.append(f"{name}: the date of UID {uid} cannot be kept")
+            odd.append(uid)
+        elif message.is_dated and message.internaldate != found.internaldate:
+            raise NotEqual(f"{name!r}: the INTERNALDATE of UID {uid} differs", folder=name, uids=[uid])
+        if message.size not in {0, found.size}:
+            result.odd_sizes.append(f"{name}: UID {uid} says {message.size} bytes and has {found.size}")
+            odd.append(uid)
+    return odd
+
+
+def _comparable(flags: frozenset[str]) -> frozenset[str]:
+    """System flags and keywords are compared without case (RFC 9051 section 2.3.2)."""
+    return frozenset(flag.lower() for flag in flags)
+
+
+def _compare_bodies(
+    here: Witness, state: FolderState, name_here: str, uids: Sequence[int], digests: Digests, result: Verification
+) -> None:
+    """Whether Dovecot serves, byte for byte, what came in."""
+    if not uids:
+        return
+    received = digests(state.name)
+    for start in range(0, len(uids), AT_ONCE):
+        some = uids[start : start + AT_ONCE]
+        served = here.digests(name_here, some)
+        for uid in some:
+            if uid not in served:
+                raise NotEqual(f"{state.name!r}: UID {uid} cannot be read here", folder=state.name, uids=[uid])
+            if uid not in received or not served[uid].startswith(received[uid][:32]):
+                raise NotEqual(
+                    f"{state.name!r}: UID {uid} is not served here as it came in", folder=state.name, uids=[uid]
+                )
+        result.bodies_compared += len(some)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from bascule import netstring
 from bascule.endpoint import connected
@@ -22,22 +23,28 @@ class Routes:
     def of(self, recipients: Sequence[str]) -> list[Route]:
         """``local``, ``legacy``, ``held`` or ``unknown`` for each recipient, in order; None if it is not ours."""
         try:
-            return self._ask(recipients)
+            return [_route(*reply) for reply in self._ask("route", recipients)]
         except (OSError, netstring.NetstringError):
             return ["unknown"] * len(recipients)
 
-    def _ask(self, recipients: Sequence[str]) -> list[Route]:
+    def accepted(self, recipients: Sequence[str]) -> None:
+        """Tell of recipients for whom a message was accepted; if nobody listens, it is not counted."""
+        if recipients:
+            with suppress(OSError, netstring.NetstringError):
+                self._ask("accepted", recipients)
+
+    def _ask(self, map_name: str, recipients: Sequence[str]) -> list[tuple[str, str]]:
         parser = netstring.Parser()
         replies: list[bytes] = []
         with connected(self._endpoint, TIMEOUT) as connection:
-            requests = [f"route {recipient}".encode(errors="surrogateescape") for recipient in recipients]
+            requests = [f"{map_name} {recipient}".encode(errors="surrogateescape") for recipient in recipients]
             connection.sendall(b"".join(netstring.encode(request) for request in requests))
             while len(replies) < len(recipients):
                 data = connection.recv(65_536)
                 if not data:
                     raise ConnectionResetError("the policy daemon ended the conversation")
                 replies += parser.feed(data)
-        return [_route(*reply.decode().split(" ", 1)) for reply in replies]
+        return [(status, text) for status, _, text in (reply.decode().partition(" ") for reply in replies)]
 
 
 def _route(status: str, text: str) -> Route:

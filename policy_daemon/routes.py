@@ -1,4 +1,4 @@
-"""Where mail goes: the decisions, as pure functions of the directory.
+"""Where mail goes, and who may send as whom: the decisions, as pure functions of the directory.
 
 Nothing here waits. What cannot be answered is temporary, never "not found":
 a lookup that fails into a default would send a migrated user's mail astray.
@@ -14,12 +14,15 @@ from typing import Literal
 from bascule.address import Address, domain_name
 from bascule.directory import Directory, Domain, Mailbox
 from bascule.errors import BadAddress
+from bascule.legacy import LegacySettings
 
 #: Recipients of this domain are the barrier's; .invalid is never in the DNS (RFC 6761).
 BARRIER_DOMAIN = "barrier.bascule.invalid"
-#: The clone of lmtp(8) in master.cf whose next hop defers everything.
+#: The clone of lmtp(8) in master.cf whose next hop is ours: it defers everything but barriers.
 HOLD_TRANSPORT = "bascule-hold"
-#: The clones of lmtp(8) in master.cf that keep what a store refuses, by how the store is reached.
+#: How mail goes to the legacy server, by the domain's smtp_tls: by Postfix's own transport, or one of ours.
+RELAY_TRANSPORTS = {"may": "relay", "encrypt": "bascule-relay-encrypt", "verify": "bascule-relay-verify"}
+#: The clones of lmtp(8) in master.cf that deliver here, by how the store is reached.
 LOCAL_TRANSPORTS = {"unix": "bascule-lmtp", "inet": "bascule-lmtp-tls"}
 
 NOT_LOADED = "bascule: the routes are not loaded yet"
@@ -62,15 +65,17 @@ class _Key:
 class Routes:
     """Answers of the socketmaps and of the policy service."""
 
-    def __init__(self, directory: Directory, hold_endpoint: str, on_barrier: Callable[[str], None]) -> None:
+    def __init__(self, directory: Directory, hold_endpoint: str, on_accepted: Callable[[Address], None]) -> None:
         self._directory = directory
         self._hold = f"{HOLD_TRANSPORT}:{hold_endpoint}"
-        self._on_barrier = on_barrier
+        self._on_accepted = on_accepted
         self.maps: dict[str, Callable[[str], Reply]] = {
             "transport": self.transport,
             "domains": self.domains,
             "aliases": self.aliases,
+            "senders": self.senders,
             "route": self.route,
+            "accepted": self.accepted,
         }
 
     def lookup(self, map_name: str, key: str) -> Reply:
@@ -83,9 +88,8 @@ class Routes:
     def transport(self, key: str) -> Reply:
         """transport(5): the transport and next hop of an address or a domain."""
         asked = _Key.parse(key)
-        if asked is not None and asked.address is not None and asked.domain == BARRIER_DOMAIN:
-            self._on_barrier(asked.address.local_part)
-            return Reply("OK", "discard:bascule barrier")
+        if asked is not None and asked.domain == BARRIER_DOMAIN:
+            return Reply("OK", self._hold)
         if not self._directory.loaded:
             return _TEMPORARY
         domain, mailbox = self._find(asked)
@@ -98,7 +102,8 @@ class Routes:
             return Reply("OK", self._hold)
         if domain.mode == "closed":
             return Reply("OK", "error:5.1.1 no such user here")
-        return Reply("OK", f"relay:[{domain.legacy.smtp_host}]:{domain.legacy.smtp_port}")
+        transport = RELAY_TRANSPORTS[domain.legacy.smtp_tls]
+        return Reply("OK", f"{transport}:[{domain.legacy.smtp_host.strip('[]')}]:{domain.legacy.smtp_port}")
 
     def domains(self, key: str) -> Reply:
         """relay_domains: the domains that we take mail for."""
@@ -125,6 +130,33 @@ class Routes:
         local_part, _, name = key.rpartition("@")
         return NOT_FOUND if name.isascii() else Reply("OK", f"{local_part}@{asked.domain}")
 
+    def senders(self, key: str) -> Reply:
+        """smtpd_sender_login_maps: who may send as an address of ours: its owner, by the name used to log in.
+
+        The owner of another name is the mailbox that it stands for, whether that
+        has moved or not. With a detail it is the same person's.
+        """
+        if not self._directory.loaded:
+            return _TEMPORARY
+        asked = _Key.parse(key)
+        domain, mailbox = self._find(asked)
+        if domain is None or asked is None or asked.address is None or not key.partition("@")[0]:
+            return NOT_FOUND
+        target = self._directory.alias(asked.address)
+        if target is not None:
+            return Reply("OK", str(self._directory.base(target)))
+        if mailbox is not None:
+            return Reply("OK", str(mailbox.address))
+        return NOT_FOUND if domain.mode == "closed" else Reply("OK", str(self._directory.base(asked.address)))
+
+    def accepted(self, key: str) -> Reply:
+        """From the milter: a message for this recipient was accepted. Counted if it goes to the legacy server."""
+        seen = self.sighting(key)
+        if seen is None:
+            return NOT_FOUND
+        self._on_accepted(seen)
+        return Reply("OK", "counted")
+
     def route(self, key: str) -> Reply:
         """For the milter: where mail for a recipient goes now: local, legacy or held."""
         if not self._directory.loaded:
@@ -140,17 +172,19 @@ class Routes:
             return Reply("OK", "legacy")
         return Reply("OK", "local" if mailbox.state == "local" else "held")
 
-    def verification(self, recipient: str) -> str:
-        """The access(5) action at RCPT TO: verify at the legacy server what is routed there."""
+    def verification(self, recipient: str) -> str | tuple[LegacySettings, Address]:
+        """At RCPT TO: the access(5) action, or the legacy server that must be asked whether it takes this recipient."""
         if not self._directory.loaded:
             return f"DEFER_IF_PERMIT 4.3.0 {NOT_LOADED}"
         asked = _Key.parse(recipient)
         domain, mailbox = self._find(asked)
-        if domain is None or mailbox is not None or self._is_alias(asked):
+        if domain is None or asked is None or mailbox is not None or self._is_alias(asked):
             return "DUNNO"
         if domain.mode == "closed":
             return "550 5.1.1 no such user here"
-        return "reject_unverified_recipient"
+        if asked.address is None:
+            return "550 5.1.3 no mailbox can have this name"
+        return domain.legacy, asked.address
 
     def sighting(self, recipient: str) -> Address | None:
         """The address to be counted when a recipient was accepted: one whose mail goes to the legacy server."""
@@ -158,9 +192,7 @@ class Routes:
         domain, mailbox = self._find(asked)
         if domain is None or domain.mode == "closed" or mailbox is not None or self._is_alias(asked):
             return None
-        return (
-            None if asked is None or asked.address is None else asked.address.without_detail(self._directory.delimiter)
-        )
+        return None if asked is None or asked.address is None else self._directory.base(asked.address)
 
     def _find(self, asked: _Key | None) -> tuple[Domain | None, Mailbox | None]:
         """The domain of a key, and its mailbox if that is one of the exceptions."""

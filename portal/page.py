@@ -38,13 +38,15 @@ POLICY = (
 def create(configuration: Settings, session_key: bytes) -> Flask:
     """The application."""
     application = Flask("bascule.portal", root_path=str(FOLDER))
+    secure = configuration.portal.public_url.startswith("https:")
     application.config.update(
         SECRET_KEY=session_key,
         MAX_CONTENT_LENGTH=MAX_FORM,
         PERMANENT_SESSION_LIFETIME=REMEMBERED,
-        SESSION_COOKIE_NAME="bascule",
+        # With the prefix no other name of the domain can set it (RFC 6265bis, 4.1.3).
+        SESSION_COOKIE_NAME="__Host-bascule" if secure else "bascule",
         SESSION_COOKIE_SAMESITE="Lax",
-        SESSION_COOKIE_SECURE=configuration.portal.public_url.startswith("https:"),
+        SESSION_COOKIE_SECURE=secure,
         SESSION_COOKIE_HTTPONLY=True,
         # The page sends no Referer on purpose (the URL is a secret), so none can be asked for.
         WTF_CSRF_SSL_STRICT=False,
@@ -118,6 +120,11 @@ def _add_logo(application: Flask, path: Path | None) -> None:
 def _add_errors(application: Flask) -> None:
     def say(what: str, status: int) -> ResponseReturnValue:
         return render_template("error.html", what=what), status
+
+    @application.get("/busy")
+    def busy() -> ResponseReturnValue:
+        """For the proxy, which limits how many forms come from one address."""
+        return say("busy", 429)
 
     @application.errorhandler(Refused)
     def refused(error: Refused) -> ResponseReturnValue:

@@ -15,7 +15,8 @@ from bascule.database import Pool, value
 from bascule.directory import State
 from bascule.errors import BadAddress, BasculeError, LegacyRefusedLogin, LegacyUnavailable, Refused
 from bascule.language import Language
-from bascule.legacy import LegacySettings, Trust, authenticate
+from bascule.legacy import LegacySettings, Trust
+from bascule.portal.logins import LegacyLogins
 from bascule.settings import Settings
 
 ROLE = "portal"
@@ -74,7 +75,7 @@ class Requests:
 
     def __init__(self, configuration: Settings) -> None:
         self._database = Pool(configuration.dsn(ROLE), configuration.portal.threads)
-        self._trust = Trust(configuration.legacy.ca_file, configuration.legacy.timeout)
+        self._logins = LegacyLogins(Trust(configuration.legacy.ca_file, configuration.legacy.timeout))
         self._sealer = Sealer(configuration.keys.public)
         self._attempts = Attempts(configuration.trusted_sources)
 
@@ -138,7 +139,7 @@ class Requests:
             log.get().warning("request not checked", address=str(address), source=source, reason=reason)
             raise BadForm("too_many", status=429)
         try:
-            authenticate(domain, self._trust, address, password)
+            self._logins.check(domain, address, password)
         except LegacyRefusedLogin as error:
             self._attempts.failed(address, password, source)
             # One answer for an address that does not exist and for a wrong password.

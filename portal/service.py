@@ -13,11 +13,13 @@ from bascule import program
 from bascule.activation import listening
 from bascule.endpoint import host_and_port
 from bascule.metrics import serve
+from bascule.portal.logins import IN_ALL
 from bascule.portal.page import create
 from bascule.readiness import attend
 from bascule.settings import Settings
 
-PATIENCE = 60.0  # seconds; every thread may be waiting for a legacy server
+PATIENCE = 60.0  # seconds for one page, on a busy machine
+CONNECTIONS = 1000  # that the proxy may have open; each is a file
 
 
 def _run(configuration: Settings) -> None:
@@ -26,7 +28,9 @@ def _run(configuration: Settings) -> None:
     server = create_server(
         application,
         sockets=[listening(f"inet:{configuration.portal.listen}")],
-        threads=configuration.portal.threads,
+        # Forms that wait for a legacy server leave the others to show pages.
+        threads=configuration.portal.threads + IN_ALL,
+        connection_limit=CONNECTIONS,
         ident=None,
         trusted_proxy="127.0.0.1",
         trusted_proxy_count=1,

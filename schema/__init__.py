@@ -1,7 +1,7 @@
 """The PostgreSQL schema, as SQL files, and its upgrades.
 
-``tables/`` holds the history of the tables, one file a revision, run once by
-Alembic. ``states.sql``, ``functions/``, ``views.sql`` and ``roles.sql`` are
+``tables/`` holds the history of the tables, run once by Alembic, a revision at a
+time. ``states.sql``, ``functions/``, the views and ``roles.sql`` are
 the present text of everything that can be replaced; they are run whole, in the
 same transaction, at each upgrade.
 """
@@ -29,10 +29,17 @@ FOLDER = Path(__file__).resolve().parent
 REPLACEABLE = (
     "states.sql",
     "functions/addresses.sql",
+    "views_for_parts.sql",
     "functions/administration.sql",
     "functions/requests.sql",
+    "functions/returns.sql",
     "functions/migration.sql",
+    "functions/nodes.sql",
     "functions/routing.sql",
+    "functions/sightings.sql",
+    "functions/findings.sql",
+    "functions/verification.sql",
+    "functions/logins.sql",
     "views.sql",
     "roles.sql",
 )

@@ -28,7 +28,8 @@ DECLARE
     key text := 'mailbox:' || mailbox_id;
 BEGIN
     PERFORM procrastinate_defer_jobs_v1(ARRAY[
-        ROW(store, task, CASE task WHEN 'sweep' THEN 0 ELSE 1 END, key, task || ':' || key, jsonb_build_object('mailbox_id', mailbox_id), at)
+        ROW(store, task, CASE task WHEN 'sweep' THEN 0 ELSE 1 END, key, task || ':' || key,
+            jsonb_build_object('mailbox_id', mailbox_id), at)
     ]::procrastinate_job_to_defer_v1[]);
 EXCEPTION WHEN unique_violation THEN
     -- Already waiting; bring it forward if this call wants it sooner.
@@ -36,6 +37,16 @@ EXCEPTION WHEN unique_violation THEN
      WHERE queueing_lock = task || ':' || key AND status = 'todo'
        AND scheduled_at > coalesce(at, now());
     PERFORM pg_notify('procrastinate_queue_v1#' || store, jsonb_build_object('type', 'job_inserted')::text);
+END
+$$;
+
+CREATE OR REPLACE FUNCTION refuse_name(local_part text)
+RETURNS void LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    RAISE EXCEPTION '% cannot move: Dovecot takes no such name of a user, only a-z 0-9 . _ -', local_part
+        USING ERRCODE = 'BA002',
+              HINT = 'Its mail goes to the legacy server as before. Have it renamed there and move the new name; '
+                     'or make it an alias of a mailbox here; or waive it.';
 END
 $$;
 
@@ -47,8 +58,7 @@ BEGIN
             RAISE EXCEPTION 'a mailbox begins in state legacy, not %', NEW.state USING ERRCODE = 'BA002';
         END IF;
         IF NEW.local_part ~ '[\s[:cntrl:]"]' THEN
-            RAISE EXCEPTION '% cannot move: Dovecot takes no such name of a user', NEW.local_part
-                USING ERRCODE = 'BA002', HINT = 'Its mail goes to the legacy server. Waive it, or make it an alias.';
+            PERFORM bascule.refuse_name(NEW.local_part);
         END IF;
         NEW.full_address := NEW.local_part || '@' || (SELECT name FROM bascule.domain WHERE id = NEW.domain_id);
         RETURN NEW;
@@ -59,6 +69,10 @@ BEGIN
     IF NOT bascule.is_legal_transition(OLD.state, NEW.state) THEN
         RAISE EXCEPTION '% cannot go from % to %', OLD.full_address, OLD.state, NEW.state
             USING ERRCODE = 'BA002';
+    END IF;
+    -- Dovecot's auth_username_chars, as it is when nobody has set it.
+    IF NEW.state = 'requested' AND NEW.local_part !~ '^[a-z0-9._-]+$' THEN
+        PERFORM bascule.refuse_name(NEW.local_part);
     END IF;
     NEW.epoch := OLD.epoch + 1;
     NEW.state_since := clock_timestamp();
@@ -91,10 +105,82 @@ BEGIN
 END
 $$;
 
+CREATE OR REPLACE FUNCTION follow_new_mailbox()
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+BEGIN
+    PERFORM pg_notify('bascule_mailbox', NEW.full_address);
+    RETURN NULL;
+END
+$$;
+-- Its mail may go to the owner of a shorter name until the parts know it: see routing_unmoved.
+CREATE OR REPLACE TRIGGER follow_new_mailbox AFTER INSERT ON mailbox
+    FOR EACH ROW WHEN (NEW.local_part ~ '[^a-z0-9._]') EXECUTE FUNCTION follow_new_mailbox();
+
 CREATE OR REPLACE TRIGGER guard_state BEFORE INSERT OR UPDATE ON mailbox
     FOR EACH ROW EXECUTE FUNCTION guard_mailbox_state();
 CREATE OR REPLACE TRIGGER follow_state AFTER UPDATE OF state ON mailbox
     FOR EACH ROW EXECUTE FUNCTION follow_mailbox_state();
+
+CREATE OR REPLACE FUNCTION follow_new_mailbox()
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+BEGIN
+    -- It could be taken for another mailbox with a detail (RFC 5233).
+    IF NEW.local_part ~ '[^a-z0-9.]' THEN
+        PERFORM pg_notify('bascule_mailbox', NEW.full_address);
+    END IF;
+    RETURN NULL;
+END
+$$;
+CREATE OR REPLACE TRIGGER follow_new AFTER INSERT ON mailbox FOR EACH ROW EXECUTE FUNCTION follow_new_mailbox();
+
+-- A password was given for the server that was named then: it is never sent to another.
+CREATE OR REPLACE FUNCTION void_credentials()
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    of_users bigint;
+    of_workers bigint := 0;
+    words text;
+BEGIN
+    UPDATE mailbox SET sealed_credential = NULL, needs_credential = state <> 'legacy', trouble_told_at = NULL
+     WHERE domain_id = NEW.id AND sealed_credential IS NOT NULL;
+    GET DIAGNOSTICS of_users = ROW_COUNT;
+    IF NEW.sealed_copy_login = OLD.sealed_copy_login THEN
+        NEW.copy_login := 'user';
+        NEW.sealed_copy_login := NULL;
+        of_workers := 1;
+    END IF;
+    IF of_users + of_workers > 0 THEN
+        words := format('the legacy server is another (%s:%s, before %s:%s): %s erased', NEW.imap_host, NEW.imap_port,
+                        OLD.imap_host, OLD.imap_port,
+                        concat_ws(', ', of_users || ' stored passwords', CASE of_workers WHEN 1 THEN 'the copy login' END));
+        PERFORM note(NEW, 'credentials erased', words);
+        RAISE NOTICE '%: %', NEW.name, words
+            USING HINT = 'Their moves and sweeps wait for the passwords: the next login here or request at the URL brings each.'
+                         ' bascule copy-login gives the copy login anew.';
+    END IF;
+    RETURN NEW;
+END
+$$;
+CREATE OR REPLACE TRIGGER void_credentials BEFORE UPDATE ON domain
+    FOR EACH ROW WHEN (
+        (OLD.imap_host, OLD.imap_port, OLD.imap_tls, OLD.pop3_port, OLD.pop3_tls, OLD.sieve_port, OLD.sieve_tls)
+        IS DISTINCT FROM
+        (NEW.imap_host, NEW.imap_port, NEW.imap_tls, NEW.pop3_port, NEW.pop3_tls, NEW.sieve_port, NEW.sieve_tls))
+    EXECUTE FUNCTION void_credentials();
+
+-- Sweeps need no password of the user's where workers log in as somebody else.
+CREATE OR REPLACE FUNCTION follow_copy_login()
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+BEGIN
+    UPDATE mailbox SET needs_credential = NEW.copy_login = 'user'
+     WHERE domain_id = NEW.id AND state = 'local' AND sealed_credential IS NULL
+       AND needs_credential <> (NEW.copy_login = 'user');
+    RETURN NULL;
+END
+$$;
+CREATE OR REPLACE TRIGGER follow_copy_login AFTER UPDATE ON domain
+    FOR EACH ROW WHEN (NEW.copy_login <> OLD.copy_login AND NEW.mode = 'active')
+    EXECUTE FUNCTION follow_copy_login();
 
 CREATE OR REPLACE FUNCTION follow_domain_mode()
 RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$

@@ -1,16 +1,15 @@
--- Views: what administrators and programs may read. Those before "For the parts"
--- are a public interface: a column keeps its name and meaning, new ones are added
--- at the end. See docs/administration.md.
+-- Views: what administrators and programs may read. They are a public interface:
+-- a column keeps its name and meaning, new ones are added at the end, and none is
+-- ever dropped, for an operator's own views and grants stand on it. See docs/administration.md.
 
-DROP VIEW IF EXISTS domains, mailboxes, migrated, pending, failed, forgotten, closing_obstacles, stragglers, unreadable,
-    verifications, events, parts, gauges, routing_domain, routing_mailbox, routing_alias, dovecot_user CASCADE;
-
-CREATE VIEW mailboxes AS
+CREATE OR REPLACE VIEW mailboxes AS
 SELECT mailbox.full_address AS address, domain.name AS domain, mailbox.state, mailbox.trigger,
        mailbox.first_name, mailbox.last_name, mailbox.store,
        mailbox.messages_copied, mailbox.messages_total, mailbox.bytes_copied, mailbox.state_since,
        mailbox.attempts,
        CASE WHEN mailbox.paused_at IS NOT NULL THEN 'paused: ' || mailbox.pause_reason
+            WHEN mailbox.needs_credential AND mailbox.sealed_credential IS NULL THEN
+                'waits for the user''s password: the one we kept was erased when the legacy server changed'
             WHEN mailbox.needs_credential THEN
                 'waits for the user''s new password: the legacy server refuses the one we keep'
             WHEN unreadable.mailbox_id IS NOT NULL THEN 'the legacy server does not give every message or folder'
@@ -31,7 +30,8 @@ SELECT mailbox.full_address AS address, domain.name AS domain, mailbox.state, ma
             WHEN unreadable.mailbox_id IS NOT NULL THEN
                 'See bascule.unreadable: have them mended at the legacy server, or bascule waive-messages'
             WHEN mailbox.last_error IS NOT NULL THEN
-                coalesce(nullif(mailbox.last_advice, ''), 'Nothing: it is tried again at next_try; bascule retry does not wait')
+                coalesce(nullif(mailbox.last_advice, ''),
+                         'See the log of the worker at its store; then bascule retry, which does not wait for next_try')
             END AS advice,
        coalesce(mailbox.language, domain.language) AS language, mailbox.needs_credential AS needs_password
   FROM mailbox JOIN domain ON domain.id = mailbox.domain_id
@@ -46,18 +46,19 @@ COMMENT ON COLUMN mailboxes.problem IS 'The last trouble, in words; null: none';
 COMMENT ON COLUMN mailboxes.needs_password IS 'Whether it waits for the user''s new password';
 COMMENT ON COLUMN mailboxes.advice IS 'What to do about the problem';
 
-CREATE VIEW migrated AS SELECT * FROM mailboxes WHERE state = 'local' AND return_requested_at IS NULL;
+CREATE OR REPLACE VIEW migrated AS SELECT * FROM mailboxes WHERE state = 'local' AND return_requested_at IS NULL;
 COMMENT ON VIEW migrated IS 'Users who have moved';
 
-CREATE VIEW pending AS
+CREATE OR REPLACE VIEW pending AS
 SELECT * FROM mailboxes WHERE state IN ('requested', 'copying', 'cutover', 'returning') OR return_requested_at IS NOT NULL;
 COMMENT ON VIEW pending IS 'Users who are on the move';
 
-CREATE VIEW failed AS
+CREATE OR REPLACE VIEW failed AS
 SELECT address, domain, state, problem, advice, attempts, problem_at, next_try FROM mailboxes WHERE problem IS NOT NULL;
-COMMENT ON VIEW failed IS 'Mailboxes with which something is wrong: what it is, what to do, and when it is tried again (null: not by itself)';
+COMMENT ON VIEW failed IS
+    'Mailboxes with which something is wrong: what it is, what to do, and when it is tried again (null: not by itself)';
 
-CREATE VIEW forgotten AS
+CREATE OR REPLACE VIEW forgotten AS
 SELECT sighting.local_part || '@' || domain.name AS address, domain.name AS domain,
        sighting.messages, sighting.first_seen, sighting.last_seen
   FROM sighting JOIN domain ON domain.id = sighting.domain_id
@@ -69,13 +70,13 @@ COMMENT ON VIEW forgotten IS
     'Addresses that the legacy server takes mail for and that are neither moved, nor moving, nor an alias here, nor '
     'waived: people who did not come, and technical addresses that nobody thinks of';
 
-CREATE VIEW stragglers AS
+CREATE OR REPLACE VIEW stragglers AS
 SELECT mailbox.full_address AS address, straggler.folder, straggler.uid,
        straggler.staged_at, straggler.delivered_at, domain.name AS domain
   FROM straggler JOIN mailbox ON mailbox.id = straggler.mailbox_id JOIN domain ON domain.id = mailbox.domain_id;
 COMMENT ON VIEW stragglers IS 'Messages that reached a legacy mailbox after its owner moved, and when each was brought here';
 
-CREATE VIEW unreadable AS
+CREATE OR REPLACE VIEW unreadable AS
 SELECT mailbox.full_address AS address, message.folder, message.uid, message.reason,
        message.first_seen, message.last_seen, message.waived_at, message.waived_reason, domain.name AS domain
   FROM (SELECT mailbox_id, folder, uid, reason, first_seen, last_seen, waived_at, waived_reason FROM unreadable_message
@@ -83,15 +84,17 @@ SELECT mailbox.full_address AS address, message.folder, message.uid, message.rea
         SELECT mailbox_id, folder, NULL, reason, first_seen, last_seen, waived_at, waived_reason FROM unreadable_folder) AS message
   JOIN mailbox ON mailbox.id = message.mailbox_id JOIN domain ON domain.id = mailbox.domain_id;
 COMMENT ON VIEW unreadable IS
-    'Messages, and whole folders (uid is null), that the legacy server says it has and does not give, and which of them were waived: a mailbox with one that is not waived is copied but not cut over';
+    'Messages, and whole folders (uid is null), that the legacy server says it has and does not give, and which of them '
+    'were waived: a mailbox with one that is not waived is copied but not cut over';
 
-CREATE VIEW verifications AS
+CREATE OR REPLACE VIEW verifications AS
 SELECT mailbox.full_address AS address, domain.name AS domain, mailbox.first_name, mailbox.last_name,
        mailbox.trigger, mailbox.migrated_at,
        jsonb_array_length(report -> 'folders') AS folders, counted.messages, counted.bytes,
        report -> 'folders' AS folder_list, report -> 'waived' AS waived, report -> 'notes' AS notes,
        report -> 'odd_sizes' AS odd_sizes,
-       (SELECT count(*) FROM straggler WHERE straggler.mailbox_id = mailbox.id AND delivered_at IS NOT NULL) AS stragglers
+       (SELECT count(*) FROM straggler WHERE straggler.mailbox_id = mailbox.id AND delivered_at IS NOT NULL) AS stragglers,
+       (report ->> 'bodies_compared')::bigint AS bodies_compared, verification.verified_again_at, verification.again
   FROM verification JOIN mailbox ON mailbox.id = verification.mailbox_id JOIN domain ON domain.id = mailbox.domain_id,
        LATERAL (SELECT coalesce(sum((folder ->> 'messages')::bigint), 0)::bigint AS messages,
                        coalesce(sum((folder ->> 'bytes')::bigint), 0)::bigint AS bytes
@@ -104,11 +107,16 @@ COMMENT ON COLUMN verifications.notes IS 'What could not be taken along, in word
 COMMENT ON COLUMN verifications.odd_sizes IS 'Messages whose size the legacy server states wrongly';
 COMMENT ON COLUMN verifications.stragglers IS 'Messages that were brought after the cutover';
 
-CREATE VIEW closing_obstacles AS
+CREATE OR REPLACE VIEW closing_obstacles AS
 SELECT domain, address, 'receives mail at the legacy server, last on ' || to_char(last_seen, 'YYYY-MM-DD HH24:MI') AS why,
        'Move it (bascule request), assign it to a mailbox (bascule alias), or give it up (bascule waive)' AS remedy,
        'mail for it will be refused' AS consequence, true AS is_forgotten
   FROM forgotten
+UNION ALL
+SELECT domain.name, '*@' || domain.name, 'receives mail at more addresses than are counted',
+       'The legacy server takes mail for any address. Give up what is not a person''s (bascule waive), and have it take no more',
+       'mail for those that are not counted will be refused', true
+  FROM domain WHERE (SELECT count(*) FROM sighting WHERE domain_id = domain.id) >= sightings_kept()
 UNION ALL
 SELECT domain, address, CASE WHEN return_requested_at IS NULL THEN 'in state ' || state ELSE 'is being returned' END
            || coalesce(': ' || problem, ''),
@@ -152,7 +160,7 @@ COMMENT ON COLUMN closing_obstacles.remedy IS 'What to do about it';
 COMMENT ON COLUMN closing_obstacles.consequence IS 'What happens if the domain is closed by force all the same';
 COMMENT ON COLUMN closing_obstacles.is_forgotten IS 'Whether it is an address of the view forgotten';
 
-CREATE VIEW domains AS
+CREATE OR REPLACE VIEW domains AS
 SELECT domain.name AS domain, domain.mode, domain.url_token, domain.url_expires_at,
        domain.imap_host || ':' || domain.imap_port AS legacy_imap,
        domain.smtp_host || ':' || domain.smtp_port AS legacy_smtp,
@@ -187,51 +195,15 @@ COMMENT ON COLUMN domains.known IS 'Mailboxes that we know of, in any state';
 COMMENT ON COLUMN domains.remaining IS 'How long those that are pending will take at the rate of the last hour; null: nobody moved in it';
 COMMENT ON COLUMN domains.readiness IS 'What the domain waits for, in words';
 
-CREATE VIEW events AS SELECT * FROM journal;
+CREATE OR REPLACE VIEW events AS SELECT * FROM journal;
 COMMENT ON VIEW events IS 'The journal: every change of state, when, who and why';
 
-CREATE VIEW parts AS
-SELECT part, name, heartbeat_at, heartbeat_at > clock_timestamp() - interval '15 seconds' AS alive FROM node
+CREATE OR REPLACE VIEW parts AS
+SELECT part, name, heartbeat_at,
+       signed_off_at IS NULL AND heartbeat_at > clock_timestamp() - interval '15 seconds' AS alive FROM node
 UNION ALL
 SELECT 'worker', 'worker ' || id, last_heartbeat, last_heartbeat > clock_timestamp() - interval '15 seconds'
   FROM queue.procrastinate_workers;
-COMMENT ON VIEW parts IS 'The running parts and their last sign of life; one that ended in good order is not here';
-
--- For the parts ----------------------------------------------------------------
-
-CREATE VIEW gauges AS
-SELECT domain.name AS domain, states.state, count(mailbox.id) AS mailboxes,
-       count(mailbox.id) FILTER (WHERE mailbox.last_error IS NOT NULL AND NOT mailbox.needs_credential) AS failing,
-       count(mailbox.id) FILTER (WHERE mailbox.needs_credential) AS waiting_for_password,
-       coalesce(extract(epoch FROM clock_timestamp() - min(mailbox.state_since)), 0)::double precision AS longest_seconds
-  FROM domain CROSS JOIN unnest(enum_range(NULL::mailbox_state)) AS states (state)
-  LEFT JOIN mailbox ON mailbox.domain_id = domain.id AND mailbox.state = states.state
- WHERE domain.mode = 'active'
- GROUP BY domain.name, states.state;
-COMMENT ON VIEW gauges IS 'For the workers'' metrics: how many mailboxes of each active domain are in each state, and since when the longest of them';
-
-CREATE VIEW routing_domain AS
-SELECT id, name, mode, imap_host, imap_port, imap_tls, smtp_host, smtp_port, pop3_port, pop3_tls,
-       submission_port, submission_tls, sieve_port, sieve_tls, login_form
-  FROM domain;
-COMMENT ON VIEW routing_domain IS 'What policy daemons and authenticators hold of each domain';
-
-CREATE VIEW routing_mailbox AS
-SELECT mailbox.id, mailbox.domain_id, mailbox.local_part, mailbox.state, mailbox.epoch, store.lmtp_next_hop
-  FROM mailbox JOIN store ON store.name = mailbox.store
- WHERE mailbox.state IN ('cutover', 'local', 'returning');
-COMMENT ON VIEW routing_mailbox IS 'The mailboxes that are not where mail goes by default, that is, to the legacy server';
-
-CREATE VIEW routing_alias AS
-SELECT alias.domain_id, alias.local_part, mailbox.full_address AS target
-  FROM alias JOIN mailbox ON mailbox.id = alias.mailbox_id;
-COMMENT ON VIEW routing_alias IS 'Other names of mailboxes';
-
-CREATE VIEW dovecot_user AS
-SELECT mailbox.full_address AS "user", mailbox.state,
-       CASE WHEN mailbox.state = 'local' THEN mailbox.password_hash END AS password,
-       home_of(domain.name, mailbox.local_part) AS home, mailbox.hierarchy_separator, mailbox.namespace_prefix,
-       mailbox.special_uses, mailbox.store, store.login_host
-  FROM mailbox JOIN domain ON domain.id = mailbox.domain_id JOIN store ON store.name = mailbox.store
- WHERE mailbox.state <> 'legacy';
-COMMENT ON VIEW dovecot_user IS 'For Dovecot''s passdb (state local only) and userdb';
+COMMENT ON VIEW parts IS
+    'The running parts and their last sign of life. One that ended in good order is not here, but for an authenticator: '
+    'flips wait for each that is here and is not a worker.';

@@ -1,4 +1,4 @@
-"""One thing that was tried, in words for the operator."""
+"""One thing that was looked at, in words for the operator."""
 
 from __future__ import annotations
 
@@ -13,9 +13,37 @@ Area = Literal["IMAP", "SMTP", "DNS", "Postfix", "Dovecot", "bascule"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was found. ``remedy`` says what to do, and is empty where there is nothing to do."""
+    """What was found. ``remedy`` says what to do, and is empty where there is nothing to do.
+
+    ``name`` is that of the check (:mod:`bascule.check.registry`).
+    """
 
     level: Level
     area: Area
     text: str
     remedy: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A finding before its check has put its name and area to it."""
+
+    level: Level
+    text: str
+    remedy: str = ""
+
+
+def good(text: str) -> Said:
+    """It is as it must be."""
+    return Said("good", text)
+
+
+def note(text: str, remedy: str = "") -> Said:
+    """The migration works, but the operator is to know it."""
+    return Said("note", text, remedy)
+
+
+def wrong(text: str, remedy: str) -> Said:
+    """It is to be corrected first."""
+    return Said("wrong", text, remedy)

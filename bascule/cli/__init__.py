@@ -7,7 +7,6 @@ never taken from the command line.
 
 from __future__ import annotations
 
-from bascule.cli import domain, installing, people, progress, shell
-from bascule.cli.base import main
+from bascule.cli.command import main
 
-__all__ = ["domain", "installing", "main", "people", "progress", "shell"]
+__all__ = ["main"]

@@ -1,4 +1,4 @@
-"""What all commands share: the group, domains and addresses as arguments, passwords, the database."""
+"""What all commands share: domains and addresses as arguments, passwords, the database, words for the terminal."""
 
 from __future__ import annotations
 
@@ -6,34 +6,34 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from bascule import __version__, legacy, settings
+from bascule import settings
 from bascule.address import Address, domain_name
-from bascule.credential import Password
+from bascule.cli.command import main
 from bascule.database import Connection, connect
 from bascule.errors import BadAddress, BasculeError
-from bascule.legacy import LegacySettings
-from bascule.program import keep_memory_private, settings_option, spoken
+from bascule.words import printable_lines
+
+if TYPE_CHECKING:
+    from bascule.credential import Password
+    from bascule.legacy import LegacySettings
+
+__all__ = [
+    "ADDRESS", "DOMAIN", "ROLE", "database", "insist_on_known", "legacy_of", "main", "parsed", "password_file",
+    "password_of", "reason", "say", "settings_of",
+]  # fmt: skip
 
 ROLE = "admin"
 MOST_COMPLETIONS = 50
 
 
-class Cli(click.Group):
-    """A group whose commands say our errors in words, with exit status 1."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        with spoken():
-            return super().invoke(ctx)
-
-
 def _complete(ctx: click.Context, query: str, incomplete: str) -> list[CompletionItem]:
     """What the database offers; nothing if it cannot be asked: a shell is no place for errors."""
-    path = ctx.find_root().params.get("path", settings.DEFAULT_PATH)
+    path = ctx.find_root().params.get("path") or settings.DEFAULT_PATH
     try:
         with connect(settings.load(path).dsn(ROLE)) as connection:
             rows = connection.execute(query.encode(), (incomplete.lower(), MOST_COMPLETIONS)).fetchall()
@@ -72,26 +72,6 @@ DOMAIN = _DomainName()
 ADDRESS = _AddressOfUser()
 
 
-@click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@settings_option
-@click.version_option(__version__)
-@click.pass_context
-def main(context: click.Context, path: Path) -> None:
-    """Move a mail domain to Postfix and Dovecot, one user at a time, while nobody notices.
-
-    \b
-    The usual way of a domain:
-      bascule prepare example.org --imap-host imap.old.example --smtp-host mx.old.example
-      bascule check example.org --user alice@example.org
-      bascule activate example.org        prints the URL for the users
-      bascule status example.org --watch  who has moved, who moves, who is forgotten
-      bascule report example.org          what was compared, for each who has moved
-      bascule close example.org           refused while anybody would be forgotten
-    """
-    keep_memory_private()
-    context.obj = path
-
-
 def settings_of(context: click.Context) -> settings.Settings:
     """The settings file that the command was given."""
     loaded: settings.Settings = settings.load(context.obj)
@@ -103,6 +83,11 @@ def database(context: click.Context) -> Iterator[Connection]:
     """The database, as an administrator."""
     with connect(settings_of(context).dsn(ROLE)) as connection:
         yield connection
+
+
+def say(text: str) -> None:
+    """Print what may quote a server or a folder's name: nothing in it moves the cursor or hides a word."""
+    click.echo(printable_lines(text))
 
 
 def parsed(text: str) -> str:
@@ -120,17 +105,36 @@ def legacy_of(connection: Connection, domain: str) -> LegacySettings:
     Raises:
         BasculeError: no such domain is known.
     """
+    from bascule import legacy  # noqa: PLC0415 (imapclient is slow to start, and most commands ask no server)
+
     row = connection.execute(
-        f"SELECT {legacy.COLUMNS} FROM bascule.domain WHERE name = %s".encode(),
-        (domain,),
+        f"SELECT {legacy.COLUMNS} FROM bascule.domain WHERE name = %s".encode(), (domain,)
     ).fetchone()
     if row is None:
-        raise BasculeError(f"no domain {domain} is known here", hint="Tell its legacy server first: bascule prepare.")
+        raise _unknown(domain)
     return legacy.from_row(*row)
+
+
+def insist_on_known(connection: Connection, domain: str) -> str:
+    """The name of the domain's legacy IMAP server.
+
+    Raises:
+        BasculeError: no such domain is known.
+    """
+    row = connection.execute("SELECT imap_host FROM bascule.domain WHERE name = %s", (domain,)).fetchone()
+    if row is None:
+        raise _unknown(domain)
+    return str(row[0])
+
+
+def _unknown(domain: str) -> BasculeError:
+    return BasculeError(f"no domain {domain} is known here", hint="Tell its legacy server first: bascule domain add.")
 
 
 def password_of(prompt: str, file: Path | None) -> Password:
     """A password from a file (``-``: standard input), or asked for at the terminal."""
+    from bascule.credential import Password  # noqa: PLC0415 (most commands ask for none)
+
     if file is None:
         return Password(click.prompt(prompt, hide_input=True))
     try:

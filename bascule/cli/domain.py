@@ -1,22 +1,20 @@
-"""A domain from its settings to its end: prepare, check, activate, close."""
+"""A domain from its settings to its end: add, set, remove, copy-login, pause, close."""
 
 from __future__ import annotations
 
 import json
 import secrets
-import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 import psycopg
 
-from bascule import check, settings
-from bascule.address import Address, domain_name
-from bascule.check import Finding
+from bascule import settings
+from bascule.address import domain_name
 from bascule.cli.base import (
-    ADDRESS,
     DOMAIN,
     database,
     legacy_of,
@@ -25,167 +23,172 @@ from bascule.cli.base import (
     password_file,
     password_of,
     reason,
+    say,
     settings_of,
 )
+from bascule.cli.options import SETTINGS, missing, named, of_a_domain, of_new
 from bascule.credential import Password, Sealer
-from bascule.database import value
+from bascule.database import Connection, value
 from bascule.errors import BasculeError
-from bascule.language import LANGUAGES
-from bascule.legacy import Trust
 
-MARKS = {
-    "good": click.style("  good ", fg="green"),
-    "note": click.style("  note ", fg="yellow"),
-    "wrong": click.style(" WRONG ", fg="red", bold=True),
-}
-
-TLS = click.Choice(["implicit", "starttls", "none"])
+Values = dict[str, Any]
 
 
-@main.command()
-@click.argument("domain", type=DOMAIN)
-@click.option("--imap-host", required=True, help="The legacy IMAP server; also its POP3 and submission, if given.")
-@click.option("--imap-port", type=click.IntRange(1, 65535), default=993, show_default=True)
-@click.option("--imap-tls", type=TLS, default="implicit", show_default=True)
-@click.option("--smtp-host", required=True, help="Next hop for mail of users who have not moved.")
-@click.option("--smtp-port", type=click.IntRange(1, 65535), default=25, show_default=True)
-@click.option("--pop3-port", type=click.IntRange(1, 65535), help="Give it if users read their mail by POP3.")
-@click.option("--pop3-tls", type=TLS)
-@click.option("--submission-port", type=click.IntRange(1, 65535), help="Give it if users submit mail there.")
-@click.option("--submission-tls", type=TLS)
-@click.option("--sieve-port", type=click.IntRange(1, 65535), help="ManageSieve: give it if users have Sieve scripts.")
-@click.option("--sieve-tls", type=TLS)
-@click.option(
-    "--login-form",
-    type=click.Choice(["address", "local_part"]),
-    default="address",
-    show_default=True,
-    help="What the legacy server takes as user name.",
-)
-@click.option(
-    "--first-login/--no-first-login",
-    "first_login_migrates",
-    default=True,
-    show_default=True,
-    help="Whether a first login on the new server is a request to be moved.",
-)
-@click.option("--store", default="local", show_default=True, help="Where mailboxes of the domain will be kept.")
-@click.option(
-    "--sweep-interval", default="5 minutes", show_default=True, help="How often late messages are looked for."
-)
-@click.option("--cutover-budget", default="60 seconds", show_default=True, help="How long a user's mail may be held.")
-@click.option(
-    "--connections",
-    type=click.IntRange(1),
-    default=20,
-    show_default=True,
-    help="The most IMAP sessions that workers have there.",
-)
-@click.option(
-    "--connections-per-mailbox",
-    type=click.IntRange(1),
-    default=2,
-    show_default=True,
-    help="The most IMAP sessions for one mailbox at a time.",
-)
-@click.option("--quiet-period", default="1 day", show_default=True, help="No late message for so long before closing.")
-@click.option(
-    "--language",
-    type=click.Choice(LANGUAGES),
-    default="en",
-    show_default=True,
-    help="Of users who chose none.",
-)
-@click.option(
-    "--messages/--no-messages",
-    "writes_to_users",
-    default=True,
-    show_default=True,
-    help="Whether users get a welcome, and a message when their move waits for their password.",
-)
-@click.option("--bytes-per-second", type=click.IntRange(1), help="The most that workers read there; default: no limit.")
+@main.group()
+def domain() -> None:
+    """The domains: add, set, remove, show, list."""
+
+
+@domain.command("add")
+@click.argument("name", type=DOMAIN)
+@of_a_domain(required=True)
 @click.pass_context
-def prepare(context: click.Context, /, domain: str, **values: object) -> None:
-    """Tell how the legacy server of DOMAIN is reached, or correct it. Nobody moves yet."""
-    for service in ("pop3", "submission", "sieve"):
-        if values[f"{service}_port"] and not values[f"{service}_tls"]:
-            values[f"{service}_tls"] = "implicit" if values[f"{service}_port"] in {995, 465} else "starttls"
-        if not values[f"{service}_port"]:
-            values[f"{service}_tls"] = None
-    columns = ", ".join(values)
-    updates = ", ".join(f"{column} = excluded.{column}" for column in values)
-    places = ", ".join(["%s"] * len(values))
+def domain_add(context: click.Context, /, name: str, **values: Any) -> None:
+    """Tell of the domain NAME and how its legacy server is reached. Nobody moves yet."""
+    _add(context, name, values)
+    click.echo(f"{name} is prepared. Next: bascule check {name}")
+
+
+@domain.command("set")
+@click.argument("name", type=DOMAIN)
+@of_a_domain(required=False)
+@click.pass_context
+def domain_set(context: click.Context, /, name: str, **values: Any) -> None:
+    """Change what is named of the domain NAME, and nothing else."""
+    changes = _set(context, name, values)
+    if not changes:
+        raise click.UsageError("Name what is to be changed: bascule domain set --help.")
+
+
+@main.command(deprecated="say: bascule domain add, bascule domain set")
+@click.argument("name", metavar="DOMAIN", type=DOMAIN)
+@of_a_domain(required=False)
+@click.pass_context
+def prepare(context: click.Context, /, name: str, **values: Any) -> None:
+    """Tell how the legacy server of DOMAIN is reached, or change what is named of it. Nobody moves yet."""
+    if _is_known(context, name):
+        _set(context, name, values)
+        return
+    lacking = missing(values)
+    if lacking:
+        raise click.UsageError(f"Missing option '{lacking[0]}'.")
+    _add(context, name, values)
+    click.echo(f"{name} is prepared. Next: bascule check {name}")
+
+
+def _is_known(context: click.Context, name: str) -> bool:
+    with database(context) as connection:
+        return bool(value(connection, "SELECT true FROM bascule.domain WHERE name = %s", name))
+
+
+def _add(context: click.Context, name: str, values: Values) -> None:
+    columns = of_new(values)
+    places = ", ".join(["%s"] * len(columns))
+    with _written(context, name, columns) as connection:
+        connection.execute(
+            f"INSERT INTO bascule.domain (name, {', '.join(columns)}) VALUES (%s, {places})".encode(),
+            (name, *columns.values()),
+        )
+
+
+def _set(context: click.Context, name: str, values: Values) -> Values:
+    """Change the columns that are named; say which of them became another."""
+    columns = named(values)
+    if not columns:
+        return columns
+    names = ", ".join(columns)
+    with _written(context, name, columns) as connection:
+        connection.add_notice_handler(_pass_on)
+        with connection.transaction():
+            before = _row(connection, name, names)
+            assignments = ", ".join(f"{column} = %s" for column in columns)
+            connection.execute(
+                f"UPDATE bascule.domain SET {assignments} WHERE name = %s".encode(), (*columns.values(), name)
+            )
+            after = _row(connection, name, names)
+    became = zip(columns, before, after, strict=True)
+    changed = [f"{column} {_shown(old)} -> {_shown(new)}" for column, old, new in became if old != new]
+    say(f"{name}: {', '.join(changed) or 'it was so already'}; all else is as it was")
+    return columns
+
+
+def _row(connection: Connection, name: str, columns: str) -> tuple[Any, ...]:
+    found = connection.execute(f"SELECT {columns} FROM bascule.domain WHERE name = %s".encode(), (name,)).fetchone()
+    if found is None:
+        raise BasculeError(f"no domain {name} is known here", hint="Tell its legacy server first: bascule domain add.")
+    return found
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "off" if value is None else str(value)
+
+
+def _pass_on(notice: psycopg.errors.Diagnostic) -> None:
+    """What the database says besides, on what was erased because of a change, for instance."""
+    say(f"{notice.message_primary or ''}" + (f"\n{notice.message_hint}" if notice.message_hint else ""))
+
+
+@contextmanager
+def _written(context: click.Context, name: str, columns: Values) -> Iterator[Connection]:
+    """A connection on which a domain is written; its refusals in the words of the command line."""
     try:
         with database(context) as connection:
-            connection.execute(
-                f"INSERT INTO bascule.domain (name, {columns}) VALUES (%s, {places}) "
-                f"ON CONFLICT (name) DO UPDATE SET {updates}".encode(),
-                (domain, *values.values()),
-            )
+            yield connection
     except BasculeError as error:
         cause = error.__cause__
+        if isinstance(cause, psycopg.errors.UniqueViolation):
+            raise BasculeError(
+                f"{name} is known here already", hint=f"Change it by: bascule domain set {name}."
+            ) from error
         if isinstance(cause, psycopg.errors.ForeignKeyViolation):
             raise BasculeError(
-                f"no store {values['store']!r} is known", hint="Tell it first: bascule store."
+                f"no store {columns['store']!r} is known", hint="Tell it first: bascule store."
             ) from error
         if isinstance(cause, psycopg.errors.CheckViolation) and cause.diag.constraint_name == "domain_name_check":
-            raise BasculeError(f"{domain!r} is not a domain name") from error
+            raise BasculeError(f"{name!r} is not a domain name") from error
         raise
-    click.echo(f"{domain} is prepared. Next: bascule check {domain}")
 
 
-@main.command("check")
-@click.argument("domain", type=DOMAIN)
-@click.option(
-    "--user",
-    type=ADDRESS,
-    help="An address whose legacy password you know: logs in, looks around, and sends it a probe message.",
-)
-@password_file
-@click.option("--legacy-only", is_flag=True, help="Only the legacy server; not the DNS, nor Postfix and Dovecot here.")
-@click.option("--json", "as_json", is_flag=True, help="The findings as JSON, for programs.")
+@domain.command("remove")
+@click.argument("name", type=DOMAIN)
+@click.option("--reason", default="", help="Why; required if users had moved and were sent back.")
 @click.pass_context
-def check_command(
-    context: click.Context,
-    domain: str,
-    user: str | None,
-    password_file: Path | None,
-    legacy_only: bool,
-    as_json: bool,
-) -> None:
-    """Try everything that DOMAIN needs and say what is right and what is not. Exit status 1 if anything is wrong."""
-    loaded = settings_of(context)
+def domain_remove(context: click.Context, name: str, reason: str) -> None:
+    """Take the domain NAME out again: a mistake, or nobody moves. Refused while anybody has moved or moves."""
     with database(context) as connection:
-        legacy = legacy_of(connection, domain)
-        address = None if user is None else Address.parse(user)
-        if address is not None and address.domain != legacy.domain:
-            raise BasculeError(f"{address} is not an address of {legacy.domain}")
-        password = None if address is None else password_of(f"Legacy password of {address}", password_file)
-        trust = Trust(loaded.legacy.ca_file, loaded.legacy.timeout)
-        findings = list(_told(check.check_legacy(legacy, trust, address, password), as_json=as_json))
-        wrong = any(finding.level == "wrong" for finding in findings)
-        if wrong and not legacy_only:
-            rest = Finding(
-                "note", "bascule", "DNS, Postfix and Dovecot here were not tried", "Correct the above first."
-            )
-            findings += _told(iter([rest]), as_json=as_json)
-        elif not legacy_only:
-            site = check.check_site(connection, loaded, legacy, trust, address, password)
-            findings += _told(site, as_json=as_json)
+        value(connection, "SELECT bascule.remove_domain(%s, %s)", name, reason)
+    click.echo(f"{name} is known here no more; the journal keeps what was done")
+
+
+@domain.command("show")
+@click.argument("name", type=DOMAIN)
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+@click.pass_context
+def domain_show(context: click.Context, name: str, as_json: bool) -> None:
+    """Show what is set for the domain NAME."""
+    columns = ["mode", *(each.column for each in SETTINGS)]
+    with database(context) as connection:
+        row = _row(connection, name, ", ".join(columns))
     if as_json:
-        click.echo(json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
-    if any(finding.level == "wrong" for finding in findings):
-        sys.exit(1)
+        plain = (found if isinstance(found, int | None) else str(found) for found in row)
+        shown = dict(zip(columns, plain, strict=True))
+        click.echo(json.dumps({"domain": name} | shown, indent=2))
+        return
+    say(f"{name}: {row[0]}")
+    for setting, found in zip(SETTINGS, row[1:], strict=True):
+        say(f"  {setting.option.partition('/')[0]:<26} {_shown(found)}")
 
 
-def _told(findings: Iterator[Finding], *, as_json: bool) -> Iterator[Finding]:
-    """Each as it comes: some take a while."""
-    for finding in findings:
-        if not as_json:
-            click.echo(f"{MARKS[finding.level]} {finding.area}: {finding.text}")
-            if finding.remedy:
-                click.echo(f"        -> {finding.remedy}")
-        yield finding
+@domain.command("list")
+@click.pass_context
+def domain_list(context: click.Context) -> None:
+    """List the domains, with their legacy servers."""
+    with database(context) as connection:
+        rows = connection.execute("SELECT name, mode, imap_host FROM bascule.domain ORDER BY 1").fetchall()
+    for name, mode, imap_host in rows:
+        say(f"{name}: {mode}, legacy server {imap_host}")
 
 
 days = click.option(
@@ -193,28 +196,9 @@ days = click.option(
 )
 
 
-def _new_url(loaded: settings.Settings) -> tuple[str, str]:
+def new_url(loaded: settings.Settings) -> tuple[str, str]:
     token = secrets.token_urlsafe(24)
     return token, loaded.portal.url(token)
-
-
-@main.command()
-@click.argument("domain", type=DOMAIN)
-@days
-@click.pass_context
-def activate(context: click.Context, domain: str, days: int) -> None:
-    """Open DOMAIN for migration and print the URL for its users."""
-    loaded = settings_of(context)
-    token, url = _new_url(loaded)
-    with database(context) as connection:
-        value(
-            connection,
-            "SELECT bascule.activate_domain(%s, %s, make_interval(days => %s))",
-            domain,
-            token,
-            days,
-        )
-    click.echo(url)
 
 
 @main.command("rotate-url")
@@ -224,7 +208,7 @@ def activate(context: click.Context, domain: str, days: int) -> None:
 def rotate_url(context: click.Context, domain: str, days: int) -> None:
     """Replace the URL of DOMAIN; the former one stops working at once."""
     loaded = settings_of(context)
-    token, url = _new_url(loaded)
+    token, url = new_url(loaded)
     with database(context) as connection:
         value(connection, "SELECT bascule.rotate_url(%s, %s, make_interval(days => %s))", domain, token, days)
     click.echo(url)

@@ -20,6 +20,7 @@ from bascule.cli.base import (
     password_file,
     password_of,
     reason,
+    say,
     settings_of,
 )
 from bascule.database import value
@@ -82,7 +83,7 @@ def import_command(context: click.Context, domain: str, file: TextIO, at_once: i
             counts[outcome] += 1
             bar.update(1)
             if outcome in BAD:
-                click.echo(f"{applicant.address}: {why}")
+                say(f"{applicant.address}: {why}")
     for outcome in counts:
         click.echo(f"{counts[outcome]} {outcome}")
     if any(outcome in BAD for outcome in counts):

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import json
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
-from imapclient import imap_utf7
 from psycopg.rows import dict_row
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 
 from bascule import __version__
-from bascule.cli.base import DOMAIN, database, legacy_of, main
-from bascule.config_templates import render
+from bascule.cli.base import DOMAIN, database, insist_on_known, main, say
 from bascule.database import Connection
 
 Row = dict[str, Any]
-INTERVAL = 2.0  # seconds between looks of --watch
-MOST_SHOWN = 20  # of a kind on the screen of --watch
 
 
 def _rows(connection: Connection, query: str, *parameters: object) -> list[Row]:
@@ -40,7 +30,7 @@ def _domains(connection: Connection) -> list[Row]:
     )
 
 
-class _Standing:
+class Standing:
     """What ``status`` shows of one domain; ``migrated`` only on demand, for it may be nearly everybody."""
 
     def __init__(self, connection: Connection, domain: str, *, with_migrated: bool = False) -> None:
@@ -84,17 +74,13 @@ def status(context: click.Context, domain: str | None, watch: bool, as_json: boo
         if domain is None:
             _show_domains(_domains(connection), as_json=as_json)
             return
-        legacy_of(connection, domain)
+        insist_on_known(connection, domain)
         if not watch:
-            _show(_Standing(connection, domain, with_migrated=True), as_json=as_json)
+            _show(Standing(connection, domain, with_migrated=True), as_json=as_json)
             return
-        with Live(_screen(_Standing(connection, domain)), console=Console(), auto_refresh=False) as live:
-            try:
-                while True:
-                    time.sleep(INTERVAL)
-                    live.update(_screen(_Standing(connection, domain)), refresh=True)
-            except KeyboardInterrupt:
-                return
+        from bascule.cli.screen import keep_showing  # noqa: PLC0415 (rich is slow to start, and of use here only)
+
+        keep_showing(lambda: Standing(connection, domain))
 
 
 def _plain(standing: object) -> str:
@@ -112,7 +98,7 @@ def _show_domains(domains: list[Row], *, as_json: bool) -> None:
         )
 
 
-def _show(standing: _Standing, *, as_json: bool) -> None:
+def _show(standing: Standing, *, as_json: bool) -> None:
     if as_json:
         click.echo(_plain(vars(standing)))
         return
@@ -132,7 +118,7 @@ def _show(standing: _Standing, *, as_json: bool) -> None:
     for title, lines in lists.items():
         click.echo(f"{title}: {len(lines) or 'nobody'}")
         for line in lines:
-            click.echo(f"  {line}")
+            say(f"  {line}")
 
 
 def _minute(moment: datetime) -> str:
@@ -148,44 +134,6 @@ def _how_far(row: Row) -> str:
     return text
 
 
-def _screen(standing: _Standing) -> RenderableType:
-    summary = standing.summary
-    head = Text.assemble(
-        (summary["domain"], "bold"),
-        f"  {summary['migrated']} of {summary['known']} migrated, {summary['pending']} pending, "
-        f"{summary['failed']} with trouble, {summary['forgotten']} forgotten",
-    )
-    whole = ProgressBar(total=max(summary["known"], 1), completed=summary["migrated"], width=60)
-    left = "" if summary["remaining"] is None else f", about {summary['remaining']} for those who are pending"
-    rate = Text(f"{summary['moved_last_hour']} moved in the last hour{left}. {summary['readiness']}", style="dim")
-    parts: list[RenderableType] = [head, whole, rate]
-    moving = Table(box=None, pad_edge=False)
-    for title in ("on the move", "state", "", "messages", "a second", "left"):
-        moving.add_column(title)
-    for row in standing.pending[:MOST_SHOWN]:
-        moving.add_row(
-            row["address"],
-            str(row["state"]),
-            ProgressBar(total=100, completed=row["percent"], width=20),
-            f"{row['messages_copied']}/{row['messages_total']}",
-            "" if row["messages_per_second"] is None else str(row["messages_per_second"]),
-            "" if row["remaining"] is None else str(row["remaining"]),
-        )
-    if standing.pending:
-        parts += [Text(), moving]
-    trouble = Table(box=None, pad_edge=False)
-    for title in ("trouble", "what", "what to do"):
-        trouble.add_column(title)
-    for row in standing.failed[:MOST_SHOWN]:
-        trouble.add_row(row["address"], row["problem"], row["advice"])
-    if standing.failed:
-        parts += [Text(), trouble]
-    if standing.forgotten:
-        names = ", ".join(row["address"] for row in standing.forgotten[:MOST_SHOWN])
-        parts += [Text(), Text(f"forgotten: {names}")]
-    return Group(*parts)
-
-
 @main.command()
 @click.argument("domain", type=DOMAIN)
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write it there, as one HTML page.")
@@ -194,7 +142,7 @@ def _screen(standing: _Standing) -> RenderableType:
 def report(context: click.Context, domain: str, html: Path | None, as_json: bool) -> None:
     """What was compared at the cutover of each user of DOMAIN, and found equal: evidence to be kept."""
     with database(context) as connection:
-        legacy = legacy_of(connection, domain)
+        legacy_host = insist_on_known(connection, domain)
         moved = _rows(connection, "SELECT * FROM bascule.verifications WHERE domain = %s ORDER BY address", domain)
         waived = _rows(
             connection,
@@ -203,14 +151,18 @@ def report(context: click.Context, domain: str, html: Path | None, as_json: bool
             "AND later.id > waiver.id AND later.event IN ('waived', 'waiver taken back')) ORDER BY at",
             domain,
         )
+    from imapclient import imap_utf7  # noqa: PLC0415 (the report's only)
+
     for row in moved:
         for folder in row["folder_list"]:
             folder["name"] = imap_utf7.decode(folder["name"].encode())
     if html is not None:
+        from bascule.config_templates import render  # noqa: PLC0415 (the page's only)
+
         page = render(
             "report.html.j2",
             domain=domain,
-            legacy_host=legacy.imap_host,
+            legacy_host=legacy_host,
             moved=moved,
             waived=waived,
             written_at=datetime.now(UTC),
@@ -223,12 +175,12 @@ def report(context: click.Context, domain: str, html: Path | None, as_json: bool
         click.echo(_plain({"domain": domain, "moved": moved, "waived": waived}))
         return
     for row in moved:
-        click.echo(
+        say(
             "{address}: {messages} messages in {folders} folders ({bytes} bytes) equal on both sides at "
             "{migrated_at:%Y-%m-%d %H:%M:%S}; {stragglers} came late and were brought".format(**row)
         )
         for line in (*row["waived"], *row["notes"]):
-            click.echo(f"  {line}")
+            say(f"  {line}")
     click.echo(f"{len(moved)} users, {sum(row['messages'] for row in moved)} messages")
     for row in waived:
-        click.echo(f"{row['address']} was given up by {row['actor']} on {_minute(row['at'])}: {row['reason']}")
+        say(f"{row['address']} was given up by {row['actor']} on {_minute(row['at'])}: {row['reason']}")

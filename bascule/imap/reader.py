@@ -149,6 +149,8 @@ class Reader:
 
     def __init__(self, connection: Connection, spent: Callable[[int], None] | None = None) -> None:
         self._pipeline = connection.pipeline
+        #: For another's use while nothing is under way here.
+        self.wire = connection.pipeline.wire
         self._peer = connection.pipeline.peer
         if spent is not None:
             self._pipeline.spent = spent
@@ -535,6 +537,21 @@ class Reader:
         except CommandRefused as error:
             raise FolderRefused(folder, error.message).error() from error
         return (listing.changes.flags.keys() | listing.partial.keys()) & set(uids)
+
+    def look_again(self, folder: str, uids: Sequence[int]) -> list[Message]:
+        """Those of the messages that the folder, which is open, has now, as far as the server shows them.
+
+        Raises:
+            FolderNotReadable, ServerUnavailable
+        """
+        listing = _Listing(self, folder, 1, EVERYTHING)
+        try:
+            for part in sets(sorted(uids)):
+                command = b"UID FETCH %s (%s)" % (part, b" ".join(EVERYTHING))
+                listing.read(self._pipeline.answers(self._pipeline.send(command)))
+        except CommandRefused as error:
+            raise FolderRefused(folder, error.message).error() from error
+        return listing.finish().new
 
     def guids(self, folder: str) -> dict[int, str]:
         """The GUID that Dovecot gives each message (its own FETCH item X-GUID), by UID.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 
 from bascule import log
 from bascule.errors import ServerUnavailable
@@ -46,6 +47,9 @@ class Writer(Reader):
             return False
         return True
 
+    #: UIDVALIDITY of the folder that :meth:`select` opened; 0: the server does not give it.
+    uidvalidity = 0
+
     def select(self, folder: str) -> frozenset[str] | None:
         """Open a folder for writing; the flags that it keeps, or None if it keeps any.
 
@@ -53,6 +57,7 @@ class Writer(Reader):
             FolderNotReadable, ServerUnavailable
         """
         kept: frozenset[str] | None = None
+        self.uidvalidity = 0
         try:
             for untagged in self._pipeline.run(b"SELECT %s" % quoted(folder)):
                 if untagged.text[:3].upper() != b"OK ":
@@ -61,6 +66,8 @@ class Writer(Reader):
                 if code.name == "PERMANENTFLAGS":
                     names = self.flags(code.argument.strip("()").encode("utf-8", "surrogateescape"))
                     kept = None if "\\*" in names else names
+                elif code.name == "UIDVALIDITY" and code.argument.isdigit():
+                    self.uidvalidity = int(code.argument)
         except CommandRefused as error:
             raise FolderRefused(folder, error.message).error() from error
         return kept
@@ -108,34 +115,53 @@ class Writer(Reader):
                 found.update(range(first, last + 1))
         return found
 
-    def store(self, uids: Sequence[int], flags: frozenset[str]) -> None:
-        """Set the flags of messages of the folder that is open.
+    def change_flags(self, uids: Sequence[int], flags: AbstractSet[str], *, wanted: bool) -> None:
+        """Set flags of messages of the folder that is open, or take them away; their other flags stay.
 
         Raises:
-            ServerUnavailable: it is refused.
+            CommandRefused: the server does not keep one of them.
         """
         names = " ".join(sorted(flags)).encode("utf-8", "surrogateescape")
         for part in sets(sorted(uids)):
-            self._store(b"UID STORE %s FLAGS.SILENT (%s)" % (part, names))
+            self._pipeline.run(b"UID STORE %s %sFLAGS.SILENT (%s)" % (part, b"+" if wanted else b"-", names))
+
+    @property
+    def expunges_singly(self) -> bool:
+        """Whether :meth:`expunge` leaves alone what others have marked \\Deleted (UIDPLUS, RFC 4315)."""
+        return self._has("UIDPLUS")
+
+    def marked_deleted(self) -> set[int]:
+        """The messages of the folder that is open which are marked \\Deleted."""
+        return self._search(b"DELETED")
 
     def expunge(self, uids: Sequence[int]) -> None:
         """Remove messages of the folder that is open, and no others.
 
         Raises:
-            ServerUnavailable: the server can only remove others with them, or refuses it.
+            ServerUnavailable: the server can only remove others with them, and nothing was removed; or it refuses.
         """
+        if not self.expunges_singly:
+            self._insist_on_no_other(uids)
         for part in sets(sorted(uids)):
             self._store(b"UID STORE %s +FLAGS.SILENT (\\Deleted)" % part)
-            if self._has("UIDPLUS"):
+            if self.expunges_singly:
                 self._store(b"UID EXPUNGE %s" % part)
-        if self._has("UIDPLUS"):
+        if self.expunges_singly:
             return
-        if self._search(b"DELETED") - set(uids):
+        try:
+            self._insist_on_no_other(uids)
+        except ServerUnavailable:
+            self.change_flags(uids, {"\\Deleted"}, wanted=False)
+            raise
+        self._store(b"EXPUNGE")
+
+    def _insist_on_no_other(self, uids: Sequence[int]) -> None:
+        if others := self.marked_deleted() - set(uids):
             raise self._peer.unavailable(
-                f"{self._peer.name} cannot expunge single messages (no UIDPLUS), and others are marked deleted",
+                f"{self._peer.name} cannot expunge single messages (no UIDPLUS), and others are marked deleted, "
+                f"UID {min(others)} first",
                 hint="Expunge them there, or unmark them.",
             )
-        self._store(b"EXPUNGE")
 
     def _store(self, command: bytes) -> None:
         try:

@@ -24,6 +24,18 @@ END
 $$;
 COMMENT ON FUNCTION domain_of IS 'The domain of an address, or BA001';
 
+CREATE OR REPLACE FUNCTION lock_domain_of(address text)
+RETURNS domain LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    the_domain domain;
+BEGIN
+    SELECT * INTO the_domain FROM domain WHERE id = (domain_of(address)).id FOR SHARE;
+    RETURN the_domain;
+END
+$$;
+COMMENT ON FUNCTION lock_domain_of IS
+    'The domain of an address, or BA001; its mode and its servers stay as they are until the end of the transaction';
+
 CREATE OR REPLACE FUNCTION local_part_of(address text)
 RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT lower(regexp_replace(address, '@[^@]+$', '')) $$;
 
@@ -71,3 +83,34 @@ BEGIN
     END IF;
 END
 $$;
+
+-- The journal, and what was wrong.
+
+CREATE OR REPLACE FUNCTION note(box mailbox, event text, reason text DEFAULT NULL)
+RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+    INSERT INTO journal (domain, address, event, reason)
+    SELECT domain.name, box.full_address, note.event, note.reason FROM domain WHERE domain.id = box.domain_id
+$$;
+COMMENT ON FUNCTION note(mailbox, text, text) IS 'Write an event of a mailbox into the journal';
+
+CREATE OR REPLACE FUNCTION note(the_domain domain, event text, reason text DEFAULT NULL, address text DEFAULT NULL)
+RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+    INSERT INTO journal (domain, address, event, reason) VALUES (the_domain.name, lower(note.address), note.event, note.reason)
+$$;
+COMMENT ON FUNCTION note(domain, text, text, text) IS 'Write an event of a domain, or of one of its addresses, into the journal';
+
+CREATE OR REPLACE FUNCTION forget_trouble(mailbox_id bigint)
+RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+    UPDATE mailbox SET last_error = NULL, last_advice = NULL, last_error_at = NULL, next_try = NULL
+     WHERE id = forget_trouble.mailbox_id
+       AND (last_error, last_advice, last_error_at, next_try) IS DISTINCT FROM (NULL, NULL, NULL, NULL)
+$$;
+COMMENT ON FUNCTION forget_trouble IS 'What was wrong with a mailbox is over';
+
+CREATE OR REPLACE FUNCTION printable(words text)
+RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    -- Longer than any sentence of ours, shorter than what a hostile server may say.
+    SELECT left(regexp_replace(words, '[\u0001-\u0008\u000b-\u001f\u007f-\u009f]', U&'\FFFD', 'g'), 2000)
+$$;
+COMMENT ON FUNCTION printable IS
+    'Words that may be shown on a terminal: a server may have had its say in them, and put control characters in';

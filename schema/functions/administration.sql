@@ -5,7 +5,7 @@ RETURNS domain LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_t
 DECLARE
     found_domain domain;
 BEGIN
-    SELECT * INTO found_domain FROM domain WHERE name = lower(domain_name) FOR UPDATE;
+    SELECT * INTO found_domain FROM domain WHERE name = lower(domain_name) FOR NO KEY UPDATE;
     IF found_domain IS NULL THEN
         RAISE EXCEPTION 'no domain % is known here', domain_name
             USING ERRCODE = 'BA003', HINT = 'Tell its legacy server first: bascule prepare.';
@@ -38,7 +38,7 @@ BEGIN
         RAISE EXCEPTION '% is %, it has no URL', the_domain.name, the_domain.mode USING ERRCODE = 'BA002';
     END IF;
     UPDATE domain SET url_token = token, url_expires_at = now() + valid_for WHERE id = the_domain.id;
-    INSERT INTO journal (domain, event) VALUES (the_domain.name, 'url rotated');
+    PERFORM note(the_domain, 'url rotated');
 END
 $$;
 COMMENT ON FUNCTION rotate_url IS 'Replace the URL of an active domain; the former one stops working at once';
@@ -59,8 +59,7 @@ BEGIN
     VALUES (target.domain_id, local_part_of(alias_address), target.id)
     ON CONFLICT (domain_id, local_part) DO UPDATE SET mailbox_id = excluded.mailbox_id;
     DELETE FROM sighting WHERE domain_id = target.domain_id AND local_part = local_part_of(alias_address);
-    INSERT INTO journal (domain, address, event, reason)
-    VALUES ((domain_of(alias_address)).name, lower(alias_address), 'alias', 'of ' || lower(mailbox_address));
+    PERFORM note(domain_of(alias_address), 'alias', 'of ' || lower(mailbox_address), alias_address);
 END
 $$;
 COMMENT ON FUNCTION assign_alias IS 'Make an address another name of a mailbox: its mail goes where that mailbox is';
@@ -74,7 +73,7 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION '% is no alias', alias_address USING ERRCODE = 'BA003';
     END IF;
-    INSERT INTO journal (domain, address, event) VALUES (the_domain.name, lower(alias_address), 'alias removed');
+    PERFORM note(the_domain, 'alias removed', NULL, lower(alias_address));
 END
 $$;
 COMMENT ON FUNCTION remove_alias IS 'Take an alias back: its mail goes to the legacy server again';
@@ -82,7 +81,7 @@ COMMENT ON FUNCTION remove_alias IS 'Take an alias back: its mail goes to the le
 CREATE OR REPLACE FUNCTION expect(address text, first_name text DEFAULT '', last_name text DEFAULT '')
 RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 DECLARE
-    the_domain domain := domain_of(address);
+    the_domain domain := lock_domain_of(address);
 BEGIN
     IF the_domain.mode = 'closed' THEN
         RAISE EXCEPTION '% is closed: nobody can be moved', the_domain.name USING ERRCODE = 'BA002';
@@ -90,9 +89,9 @@ BEGIN
     PERFORM refuse_alias(the_domain.id, address);
     INSERT INTO mailbox (domain_id, local_part, store, first_name, last_name)
     VALUES (the_domain.id, local_part_of(address), the_domain.store, expect.first_name, expect.last_name)
-    ON CONFLICT (domain_id, local_part) DO NOTHING;
+    ON CONFLICT DO NOTHING;
     IF FOUND THEN
-        INSERT INTO journal (domain, address, event) VALUES (the_domain.name, lower(address), 'expected');
+        PERFORM note(the_domain, 'expected', NULL, lower(address));
     END IF;
     RETURN FOUND;
 END
@@ -104,18 +103,17 @@ CREATE OR REPLACE FUNCTION place(address text, store_name text)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 DECLARE
     the_domain domain := domain_of(address);
+    box mailbox;
 BEGIN
     IF NOT EXISTS (SELECT FROM store WHERE name = store_name) THEN
         RAISE EXCEPTION 'no store % is known', store_name USING ERRCODE = 'BA003', HINT = 'Tell it first: bascule store.';
     END IF;
-    INSERT INTO mailbox AS box (domain_id, local_part, store)
-    VALUES (the_domain.id, local_part_of(address), store_name)
-    ON CONFLICT (domain_id, local_part) DO UPDATE SET store = excluded.store WHERE box.state = 'legacy';
+    box := lock_mailbox(the_domain, address);
+    UPDATE mailbox SET store = store_name WHERE id = box.id AND state = 'legacy';
     IF NOT FOUND THEN
         RAISE EXCEPTION '% moves or has moved: it stays at its store', address USING ERRCODE = 'BA002';
     END IF;
-    INSERT INTO journal (domain, address, event, reason)
-    VALUES (the_domain.name, lower(address), 'placed', 'at ' || store_name);
+    PERFORM note(the_domain, 'placed', 'at ' || store_name, lower(address));
 END
 $$;
 COMMENT ON FUNCTION place IS 'Have a mailbox kept at another store than its domain''s; before it moves';
@@ -129,8 +127,7 @@ BEGIN
     INSERT INTO sighting (domain_id, local_part, waived_at, waived_reason)
     VALUES (the_domain.id, local_part_of(address), now(), waive_address.reason)
     ON CONFLICT (domain_id, local_part) DO UPDATE SET waived_at = now(), waived_reason = excluded.waived_reason;
-    INSERT INTO journal (domain, address, event, reason)
-    VALUES (the_domain.name, lower(address), 'waived', waive_address.reason);
+    PERFORM note(the_domain, 'waived', waive_address.reason, lower(address));
 END
 $$;
 COMMENT ON FUNCTION waive_address IS 'Decide that an address is given up: it will be refused when the domain is closed';
@@ -145,7 +142,7 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION '% is not waived', address USING ERRCODE = 'BA003';
     END IF;
-    INSERT INTO journal (domain, address, event) VALUES (the_domain.name, lower(address), 'waiver taken back');
+    PERFORM note(the_domain, 'waiver taken back', NULL, lower(address));
 END
 $$;
 COMMENT ON FUNCTION unwaive_address IS 'Take back that an address is given up';
@@ -160,12 +157,12 @@ BEGIN
         RAISE EXCEPTION '% is in state %: it is over in a moment', address, box.state USING ERRCODE = 'BA002';
     END IF;
     UPDATE mailbox SET paused_at = clock_timestamp(), pause_reason = pause.reason WHERE id = box.id;
-    INSERT INTO journal (domain, address, event, reason)
-    VALUES ((domain_of(address)).name, lower(address), 'paused', pause.reason);
+    PERFORM note(box, 'paused', pause.reason);
 END
 $$;
 COMMENT ON FUNCTION pause IS
-    'Have workers leave a mailbox alone until resume(): no copy, no cutover, no sweep. A copy that is under way stops; what it brought is kept.';
+    'Have workers leave a mailbox alone until resume(): no copy, no cutover, no sweep. '
+    'A copy that is under way stops; what it brought is kept.';
 
 CREATE OR REPLACE FUNCTION resume(address text)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
@@ -177,7 +174,7 @@ BEGIN
             HINT = 'Its domain may be: see bascule.domains.';
     END IF;
     UPDATE mailbox SET paused_at = NULL, pause_reason = NULL WHERE id = box.id;
-    INSERT INTO journal (domain, address, event) VALUES ((domain_of(address)).name, lower(address), 'resumed');
+    PERFORM note(box, 'resumed');
 END
 $$;
 COMMENT ON FUNCTION resume IS 'Let a paused mailbox go on where it stopped; a worker takes it up within seconds';
@@ -189,7 +186,7 @@ DECLARE
 BEGIN
     PERFORM insist_on_reason(pause_domain.reason, format('say why %s is to wait', the_domain.name));
     UPDATE domain SET paused_at = clock_timestamp(), pause_reason = pause_domain.reason WHERE id = the_domain.id;
-    INSERT INTO journal (domain, event, reason) VALUES (the_domain.name, 'paused', pause_domain.reason);
+    PERFORM note(the_domain, 'paused', pause_domain.reason);
 END
 $$;
 COMMENT ON FUNCTION pause_domain IS
@@ -204,7 +201,7 @@ BEGIN
         RAISE EXCEPTION '% is not paused', the_domain.name USING ERRCODE = 'BA002';
     END IF;
     UPDATE domain SET paused_at = NULL, pause_reason = NULL WHERE id = the_domain.id;
-    INSERT INTO journal (domain, event) VALUES (the_domain.name, 'resumed');
+    PERFORM note(the_domain, 'resumed');
 END
 $$;
 COMMENT ON FUNCTION resume_domain IS 'Let the mailboxes of a paused domain go on';
@@ -226,8 +223,7 @@ BEGIN
     END IF;
     UPDATE mailbox SET next_try = now() WHERE id = box.id;
     PERFORM enqueue(task_of(box), box.id, box.store, now());
-    INSERT INTO journal (domain, address, event)
-    VALUES ((domain_of(address)).name, lower(address), 'retry');
+    PERFORM note(box, 'retry');
 END
 $$;
 COMMENT ON FUNCTION retry IS 'Do not wait for next_try: try the migration, the return or the sweep again now';
@@ -242,57 +238,13 @@ BEGIN
             USING ERRCODE = 'BA002', HINT = 'bascule return sends it back, with what is new here.';
     END IF;
     PERFORM set_config('bascule.reason', give_up.reason, true);
-    UPDATE mailbox SET state = 'legacy', next_try = NULL, needs_credential = false, sealed_credential = NULL
-     WHERE id = box.id;
+    UPDATE mailbox SET state = 'legacy', needs_credential = false, sealed_credential = NULL WHERE id = box.id;
+    PERFORM forget_trouble(box.id);
 END
 $$;
-COMMENT ON FUNCTION give_up IS 'Send a mailbox that has not flipped back to state legacy; its password is erased, what was copied stays for another time';
-
-CREATE OR REPLACE FUNCTION return_mailbox(address text, reason text)
-RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-DECLARE
-    box mailbox := mailbox_of(address);
-    the_domain domain := domain_of(address);
-BEGIN
-    IF box.state <> 'local' THEN
-        RAISE EXCEPTION '% is in state %: only a mailbox that has moved can be returned', address, box.state
-            USING ERRCODE = 'BA002', HINT = 'One that is on the move is stopped by bascule give-up.';
-    END IF;
-    IF the_domain.mode <> 'active' THEN
-        RAISE EXCEPTION '% is %: its legacy server is not used any more', the_domain.name, the_domain.mode
-            USING ERRCODE = 'BA002';
-    END IF;
-    PERFORM insist_on_reason(return_mailbox.reason, format('say why %s is to be returned', address));
-    UPDATE mailbox SET return_requested_at = clock_timestamp(), return_reason = return_mailbox.reason, attempts = 0
-     WHERE id = box.id;
-    PERFORM enqueue('return', box.id, box.store);
-    INSERT INTO journal (domain, address, event, reason)
-    VALUES (the_domain.name, lower(address), 'return requested', return_mailbox.reason);
-END
-$$;
-COMMENT ON FUNCTION return_mailbox IS
-    'Send a mailbox that has moved back to the legacy server: what is new or changed here is written there, then the route flips';
-
-CREATE OR REPLACE FUNCTION cancel_return(address text)
-RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-DECLARE
-    box mailbox := mailbox_of(address);
-BEGIN
-    IF box.return_requested_at IS NULL OR box.state <> 'local' THEN
-        RAISE EXCEPTION 'no return of % can be called off now', address USING ERRCODE = 'BA002';
-    END IF;
-    IF EXISTS (SELECT FROM returned_message WHERE mailbox_id = box.id) THEN
-        RAISE EXCEPTION 'the return of % has begun to append messages at the legacy server', address
-            USING ERRCODE = 'BA002', HINT = 'Let it end, then request the migration again.';
-    END IF;
-    -- The last message may be gone there already: the next sweep writes it again if so.
-    UPDATE mailbox SET return_requested_at = NULL, return_reason = NULL, last_message_at = NULL, attempts = 0,
-        last_error = NULL, last_advice = NULL, last_error_at = NULL, next_try = NULL WHERE id = box.id;
-    INSERT INTO journal (domain, address, event) VALUES ((domain_of(address)).name, lower(address), 'return called off');
-    PERFORM enqueue('sweep', box.id, box.store);
-END
-$$;
-COMMENT ON FUNCTION cancel_return IS 'Call off a return that has not yet appended anything at the legacy server';
+COMMENT ON FUNCTION give_up IS
+    'Send a mailbox that has not flipped back to state legacy: a copy that is under way stops, its password is erased; '
+    'what was copied stays for another time';
 
 CREATE OR REPLACE FUNCTION waive_messages(address text, reason text, folder text DEFAULT NULL, uid bigint DEFAULT NULL)
 RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
@@ -318,9 +270,7 @@ BEGIN
         RAISE EXCEPTION '% has no such unreadable message or folder', address
             USING ERRCODE = 'BA003', HINT = 'They are in the view bascule.unreadable.';
     END IF;
-    INSERT INTO journal (domain, address, event, reason)
-    VALUES ((domain_of(address)).name, lower(address),
-            waived || CASE waived WHEN 1 THEN ' message' ELSE ' messages' END || ' waived', waive_messages.reason);
+    PERFORM note(box, waived || CASE waived WHEN 1 THEN ' message' ELSE ' messages' END || ' waived', waive_messages.reason);
     IF box.state IN ('requested', 'copying') THEN
         UPDATE mailbox SET next_try = now() WHERE id = box.id;
         PERFORM enqueue('migrate', box.id, box.store, now());
@@ -329,7 +279,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION waive_messages IS
-    'Decide that messages and folders which the legacy server does not give need not move: all of a mailbox, or of one folder, or one UID; how many';
+    'Decide that messages and folders which the legacy server does not give need not move: '
+    'all of a mailbox, or of one folder, or one UID; how many';
 
 CREATE OR REPLACE FUNCTION close_domain(domain_name text, force boolean DEFAULT false, reason text DEFAULT '')
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
@@ -349,8 +300,10 @@ BEGIN
              WHERE domain = the_domain.name ORDER BY address LIMIT 25) AS first;
         RAISE EXCEPTION E'% cannot be closed, % in the way:\n%', the_domain.name,
             CASE how_many WHEN 1 THEN 'one thing is' ELSE how_many || ' things are' END,
-            remaining || CASE WHEN how_many > 25 THEN E'\n... and ' || how_many - 25 || ' more: SELECT * FROM bascule.closing_obstacles' ELSE '' END
-            USING ERRCODE = 'BA004', HINT = 'What would happen to each all the same is in bascule.closing_obstacles, column consequence.';
+            remaining || CASE WHEN how_many > 25
+                THEN E'\n... and ' || how_many - 25 || ' more: SELECT * FROM bascule.closing_obstacles' ELSE '' END
+            USING ERRCODE = 'BA004',
+                  HINT = 'What would happen to each all the same is in bascule.closing_obstacles, column consequence.';
     END IF;
     IF force THEN
         PERFORM insist_on_reason(close_domain.reason, 'closing by force needs a reason');
@@ -358,8 +311,7 @@ BEGIN
     IF how_many > 0 THEN
         SELECT string_agg(format('%s (%s): %s', address, why, consequence), E'\n' ORDER BY address)
           INTO remaining FROM closing_obstacles WHERE domain = the_domain.name;
-        INSERT INTO journal (domain, event, reason)
-        VALUES (the_domain.name, 'closed by force', close_domain.reason || E'\n' || remaining);
+        PERFORM note(the_domain, 'closed by force', close_domain.reason || E'\n' || remaining);
     END IF;
     PERFORM set_config('bascule.reason', 'closed: given up with the domain', true);
     UPDATE mailbox SET state = 'copying', cutover_deadline = NULL WHERE domain_id = the_domain.id AND state = 'cutover';
@@ -370,6 +322,7 @@ BEGIN
     UPDATE domain SET mode = 'closed', url_token = NULL, url_expires_at = NULL WHERE id = the_domain.id;
     UPDATE mailbox SET sealed_credential = NULL, needs_credential = false, paused_at = NULL, pause_reason = NULL
      WHERE domain_id = the_domain.id;
+    PERFORM forget_trouble(id) FROM mailbox WHERE domain_id = the_domain.id;
     UPDATE domain SET copy_login = 'user', sealed_copy_login = NULL, paused_at = NULL, pause_reason = NULL
      WHERE id = the_domain.id;
 END

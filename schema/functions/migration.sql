@@ -20,15 +20,21 @@ RETURNS boolean LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp
         copied_before = coalesce(copied_before, copied)
       FROM domain
      WHERE mailbox.id = report_progress.mailbox_id AND domain.id = mailbox.domain_id
-    RETURNING mailbox.state <> 'copying' OR (mailbox.paused_at IS NULL AND domain.paused_at IS NULL)
+    RETURNING mailbox.state = 'cutover'
+           OR (mailbox.state = 'copying' AND mailbox.paused_at IS NULL AND domain.paused_at IS NULL)
 $$;
-COMMENT ON FUNCTION report_progress IS 'How far a copy is; false: it was paused, and is to stop';
+COMMENT ON FUNCTION report_progress IS
+    'How far a copy is. False or null: it was paused, given up, or its domain closed, and is to stop.';
 
 CREATE OR REPLACE FUNCTION pause_after(attempts integer)
-RETURNS interval LANGUAGE sql IMMUTABLE AS $$
+RETURNS interval LANGUAGE sql VOLATILE AS $$
+    -- Whatever stopped many mailboxes at once does not start them all at once again.
     SELECT least(interval '5 seconds' * 2 ^ least(greatest(attempts - 1, 0), 10), interval '15 minutes')
+         * (0.8 + 0.4 * random())
 $$;
-COMMENT ON FUNCTION pause_after IS 'How long to wait after so many attempts without success: 5 s, 10 s, 20 s, ... at most 15 minutes';
+COMMENT ON FUNCTION pause_after IS
+    'How long to wait after so many attempts without success: 5 s, 10 s, 20 s, ... at most 15 minutes, '
+    'each a fifth shorter or longer at random';
 
 CREATE OR REPLACE FUNCTION task_of(box mailbox)
 RETURNS text LANGUAGE sql IMMUTABLE AS $$
@@ -38,30 +44,49 @@ $$;
 COMMENT ON FUNCTION task_of IS 'What a worker has to do for a mailbox that is not in state legacy';
 
 CREATE OR REPLACE FUNCTION attempt_failed(
-    mailbox_id bigint, message text, refused boolean DEFAULT false, at_least interval DEFAULT '0', advice text DEFAULT ''
+    mailbox_id bigint, message text, refused boolean, at_least interval, advice text, passes boolean
 )
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 DECLARE
     box mailbox;
+    the_domain domain;
 BEGIN
     SELECT * INTO box FROM mailbox WHERE id = attempt_failed.mailbox_id FOR UPDATE;
-    IF box.state NOT IN ('requested', 'copying', 'local') THEN
+    SELECT * INTO the_domain FROM domain WHERE id = box.domain_id;
+    IF coalesce(box.state NOT IN ('requested', 'copying', 'local') OR the_domain.mode <> 'active', true) THEN
         RETURN;
     END IF;
-    UPDATE mailbox SET last_error = message, last_advice = advice, last_error_at = clock_timestamp(), needs_credential = refused,
-        attempts = CASE WHEN mailbox.state = 'local' THEN attempts + 1 ELSE attempts END,
-        next_try = CASE WHEN NOT refused THEN clock_timestamp() + greatest(pause_after(attempts), at_least) END
+    IF advice = '' AND passes THEN
+        advice := CASE WHEN box.attempts < 8 THEN 'Nothing: it is tried again at next_try; bascule retry does not wait'
+            ELSE 'It lasts: bascule check ' || the_domain.name || ' says what is wrong there. It is tried again at next_try' END;
+    END IF;
+    UPDATE mailbox SET last_error = printable(message), last_advice = printable(advice), last_error_at = clock_timestamp(),
+        -- What was erased meanwhile is waited for, however this attempt ended.
+        needs_credential = refused OR (needs_credential AND sealed_credential IS NULL),
+        attempts = CASE WHEN mailbox.state = 'local' THEN attempts + 1 ELSE attempts END
      WHERE id = box.id RETURNING * INTO box;
-    INSERT INTO journal (domain, address, event, reason)
-    SELECT domain.name, box.full_address, 'attempt failed', message FROM domain WHERE id = box.domain_id;
-    IF NOT refused THEN
+    UPDATE mailbox SET next_try = CASE WHEN NOT box.needs_credential
+                                  THEN clock_timestamp() + greatest(pause_after(box.attempts), at_least) END
+     WHERE id = box.id RETURNING * INTO box;
+    PERFORM note(box, 'attempt failed', box.last_error);
+    IF NOT box.needs_credential THEN
         PERFORM enqueue(task_of(box), box.id, box.store, box.next_try);
     END IF;
 END
 $$;
-COMMENT ON FUNCTION attempt_failed IS
+COMMENT ON FUNCTION attempt_failed(bigint, text, boolean, interval, text, boolean) IS
     'The last attempt did not succeed: kept for the views, and tried again at next_try, no sooner than at_least from now; '
-    'refused: the legacy server no longer takes the sealed password, so wait for the new one';
+    'refused: the legacy server no longer takes the sealed password, so wait for the new one; '
+    'passes: the trouble is of a kind that ends by itself, if there is no other advice';
+
+CREATE OR REPLACE FUNCTION attempt_failed(
+    mailbox_id bigint, message text, refused boolean DEFAULT false, at_least interval DEFAULT '0', advice text DEFAULT ''
+)
+RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+    SELECT attempt_failed(mailbox_id, message, refused, at_least, advice, true)
+$$;
+COMMENT ON FUNCTION attempt_failed(bigint, text, boolean, interval, text) IS
+    'As the first release''s workers call it: without other advice, it is tried again';
 
 CREATE OR REPLACE FUNCTION take_connections(domain_id bigint, wanted integer)
 RETURNS integer LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
@@ -80,7 +105,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION take_connections IS
-    'Reserve up to so many of the domain''s IMAP sessions at the legacy server, until this database session ends; how many were free';
+    'Reserve up to so many of the domain''s IMAP sessions at the legacy server, until this database session ends; '
+    'how many were free';
 
 CREATE OR REPLACE FUNCTION set_unreadable(mailbox_id bigint, messages jsonb, complete boolean)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
@@ -97,7 +123,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION set_unreadable IS
-    'The messages that the legacy server did not give in the last pass; after a complete pass those not among them are forgotten. What is waived stays waived.';
+    'The messages that the legacy server did not give in the last pass; after a complete pass those not among them '
+    'are forgotten. What is waived stays waived.';
 
 CREATE OR REPLACE FUNCTION set_unreadable_folders(mailbox_id bigint, reasons jsonb)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
@@ -111,14 +138,19 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION set_unreadable_folders IS
-    'The folders that the legacy server lists and that could not be opened or stored, with the reason of each; others are forgotten. What is waived stays waived.';
+    'The folders that the legacy server lists and that could not be opened or stored, with the reason of each; '
+    'others are forgotten. What is waived stays waived.';
 
-CREATE OR REPLACE FUNCTION set_hierarchy(mailbox_id bigint, separator text, prefix text)
+DROP FUNCTION IF EXISTS set_hierarchy(bigint, text, text);
+CREATE OR REPLACE FUNCTION set_hierarchy(mailbox_id bigint, separator text, prefix text, special_uses jsonb DEFAULT NULL)
 RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-    UPDATE mailbox SET hierarchy_separator = separator, namespace_prefix = prefix
-     WHERE id = set_hierarchy.mailbox_id AND state = 'copying' AND (hierarchy_separator, namespace_prefix) <> (separator, prefix)
+    UPDATE mailbox SET hierarchy_separator = separator, namespace_prefix = prefix,
+        special_uses = coalesce(set_hierarchy.special_uses, mailbox.special_uses)
+     WHERE id = set_hierarchy.mailbox_id AND state = 'copying'
+       AND (hierarchy_separator, namespace_prefix, mailbox.special_uses)
+           IS DISTINCT FROM (separator, prefix, coalesce(set_hierarchy.special_uses, mailbox.special_uses))
 $$;
-COMMENT ON FUNCTION set_hierarchy IS 'How the legacy server writes folder names; it stays so here';
+COMMENT ON FUNCTION set_hierarchy IS 'How the legacy server writes folder names, and which folders have a special use; it stays so here';
 
 CREATE OR REPLACE FUNCTION begin_cutover(mailbox_id bigint)
 RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
@@ -128,36 +160,32 @@ BEGIN
     UPDATE mailbox SET state = 'cutover',
         cutover_deadline = clock_timestamp() + (SELECT cutover_budget FROM domain WHERE domain.id = mailbox.domain_id)
      WHERE id = begin_cutover.mailbox_id AND state = 'copying' RETURNING * INTO box;
-    IF box IS NULL THEN
-        RAISE EXCEPTION 'mailbox % is not copying: no cutover', begin_cutover.mailbox_id USING ERRCODE = 'BA002';
+    IF box.id IS NULL THEN
+        RAISE EXCEPTION 'mailbox % is not copying: no cutover', begin_cutover.mailbox_id USING ERRCODE = 'BA002',
+            HINT = 'It was paused, given up, or its domain closed, meanwhile.';
     END IF;
+    PERFORM refuse_silent_nodes(box);
     RETURN box.epoch;
 END
 $$;
-COMMENT ON FUNCTION begin_cutover IS 'Hold the mailbox''s mail and logins, for at most the domain''s cutover budget; gives the epoch to be acknowledged';
-
-CREATE OR REPLACE FUNCTION unacknowledged(mailbox_id bigint, epoch bigint)
-RETURNS TABLE (part text, node text) LANGUAGE sql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-    SELECT node.part, node.name FROM node
-     WHERE node.heartbeat_at > clock_timestamp() - interval '15 seconds'
-       AND NOT EXISTS (SELECT FROM acknowledgement AS ack
-                        WHERE ack.mailbox_id = unacknowledged.mailbox_id AND ack.node = node.name
-                          AND ack.part = node.part AND ack.epoch >= unacknowledged.epoch)
-$$;
-COMMENT ON FUNCTION unacknowledged IS 'The live nodes that have not yet put a change of state into force';
+COMMENT ON FUNCTION begin_cutover IS
+    'Hold the mailbox''s mail and logins, for at most the domain''s cutover budget; gives the epoch to be acknowledged. '
+    'Refused (BA002) while a node gives no sign of life.';
 
 CREATE OR REPLACE FUNCTION finish_cutover(mailbox_id bigint, epoch bigint, hash text, report jsonb)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 BEGIN
     UPDATE mailbox SET state = 'local', cutover_deadline = NULL, password_hash = hash,
         special_uses = coalesce(finish_cutover.report -> 'special_uses', '{}'),
-        migrated_at = clock_timestamp(), last_message_at = NULL, welcomed_at = NULL, swept_at = NULL, attempts = 0, last_error = NULL, last_advice = NULL, last_error_at = NULL, next_try = NULL
+        migrated_at = clock_timestamp(), last_message_at = NULL, welcomed_at = NULL, swept_at = NULL, attempts = 0
      WHERE id = finish_cutover.mailbox_id AND state = 'cutover' AND mailbox.epoch = finish_cutover.epoch
        AND cutover_deadline > clock_timestamp();
     IF NOT FOUND THEN
         RAISE EXCEPTION 'the cutover of mailbox % is over its time or was undone', finish_cutover.mailbox_id
             USING ERRCODE = 'BA002';
     END IF;
+    PERFORM refuse_unacknowledged(finish_cutover.mailbox_id, finish_cutover.epoch);
+    PERFORM forget_trouble(finish_cutover.mailbox_id);
     INSERT INTO verification AS old (mailbox_id, report) VALUES (finish_cutover.mailbox_id, finish_cutover.report)
     ON CONFLICT ON CONSTRAINT verification_pkey DO UPDATE SET report = excluded.report;
     DELETE FROM mailbox_folder WHERE mailbox_folder.mailbox_id = finish_cutover.mailbox_id;
@@ -167,14 +195,21 @@ BEGIN
         AS folder (name text, uidvalidity bigint, uidnext bigint);
 END
 $$;
-COMMENT ON FUNCTION finish_cutover IS 'The flip. Refused when the cutover was undone or its time is over.';
+COMMENT ON FUNCTION finish_cutover IS
+    'The flip. Refused (BA002) when the cutover was undone, its time is over, or a node has not acknowledged it.';
+
+CREATE OR REPLACE FUNCTION undone_advice()
+RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT 'It is tried again at next_try. If it happens again: see the log of its store''s worker, '
+           'and whether the domain''s cutover_budget is long enough'
+$$;
 
 CREATE OR REPLACE FUNCTION undo_cutover(mailbox_id bigint, reason text)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 BEGIN
-    PERFORM set_config('bascule.reason', undo_cutover.reason, true);
-    UPDATE mailbox SET state = 'copying', cutover_deadline = NULL, last_error = undo_cutover.reason, last_advice = NULL,
-        last_error_at = clock_timestamp(),
+    PERFORM set_config('bascule.reason', printable(undo_cutover.reason), true);
+    UPDATE mailbox SET state = 'copying', cutover_deadline = NULL, last_error = printable(undo_cutover.reason),
+        last_advice = undone_advice(), last_error_at = clock_timestamp(),
         next_try = clock_timestamp() + pause_after(attempts)
      WHERE id = undo_cutover.mailbox_id AND state = 'cutover';
     PERFORM set_config('bascule.reason', '', true);
@@ -182,134 +217,17 @@ END
 $$;
 COMMENT ON FUNCTION undo_cutover IS 'Release the held mail to the legacy server and go on copying';
 
-CREATE OR REPLACE FUNCTION begin_return(mailbox_id bigint)
-RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-DECLARE
-    box mailbox;
-BEGIN
-    PERFORM set_config('bascule.reason', (SELECT return_reason FROM mailbox WHERE id = begin_return.mailbox_id), true);
-    UPDATE mailbox SET state = 'returning',
-        cutover_deadline = clock_timestamp() + (SELECT cutover_budget FROM domain WHERE domain.id = mailbox.domain_id)
-     WHERE id = begin_return.mailbox_id AND state = 'local' AND return_requested_at IS NOT NULL RETURNING * INTO box;
-    IF box IS NULL THEN
-        RAISE EXCEPTION 'mailbox % is not to be returned', begin_return.mailbox_id USING ERRCODE = 'BA002';
-    END IF;
-    RETURN box.epoch;
-END
-$$;
-COMMENT ON FUNCTION begin_return IS 'Hold the mailbox''s mail and logins for the last step of its return, for at most the domain''s cutover budget';
-
-CREATE OR REPLACE FUNCTION undo_return(mailbox_id bigint, reason text)
-RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-DECLARE
-    box mailbox;
-BEGIN
-    PERFORM set_config('bascule.reason', undo_return.reason, true);
-    UPDATE mailbox SET state = 'local', cutover_deadline = NULL, last_error = undo_return.reason, last_advice = NULL,
-        last_error_at = clock_timestamp(), attempts = attempts + 1, next_try = clock_timestamp() + pause_after(attempts + 1)
-     WHERE id = undo_return.mailbox_id AND state = 'returning' RETURNING * INTO box;
-    PERFORM set_config('bascule.reason', '', true);
-    IF box IS NOT NULL THEN
-        PERFORM enqueue('return', box.id, box.store, box.next_try);
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION undo_return IS 'Deliver the held mail here and try the return again later';
-
-CREATE OR REPLACE FUNCTION finish_return(mailbox_id bigint, epoch bigint)
-RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-BEGIN
-    PERFORM set_config('bascule.reason', (SELECT return_reason FROM mailbox WHERE id = finish_return.mailbox_id), true);
-    UPDATE mailbox SET state = 'legacy', cutover_deadline = NULL, return_requested_at = NULL, return_reason = NULL,
-        password_hash = NULL, sealed_credential = NULL, migrated_at = NULL, last_message_at = NULL,
-        swept_at = NULL, attempts = 0, last_error = NULL, last_advice = NULL, last_error_at = NULL, next_try = NULL
-     WHERE id = finish_return.mailbox_id AND state = 'returning' AND mailbox.epoch = finish_return.epoch
-       AND cutover_deadline > clock_timestamp();
-    IF NOT FOUND THEN
-        RAISE EXCEPTION 'the return of mailbox % is over its time or was undone', finish_return.mailbox_id
-            USING ERRCODE = 'BA002';
-    END IF;
-    DELETE FROM verification WHERE verification.mailbox_id = finish_return.mailbox_id;
-    DELETE FROM mailbox_folder WHERE mailbox_folder.mailbox_id = finish_return.mailbox_id;
-    DELETE FROM straggler WHERE straggler.mailbox_id = finish_return.mailbox_id;
-    DELETE FROM returned_message WHERE returned_message.mailbox_id = finish_return.mailbox_id;
-    DELETE FROM unreadable_message WHERE unreadable_message.mailbox_id = finish_return.mailbox_id;
-END
-$$;
-COMMENT ON FUNCTION finish_return IS 'The flip back. Refused when the return was undone or its time is over.';
-
-CREATE OR REPLACE FUNCTION intend_return(
-    mailbox_id bigint, folder text, uid bigint, guid text, digest bytea, legacy_uidnext bigint
-)
-RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-    INSERT INTO returned_message (mailbox_id, folder, uid, guid, digest, legacy_uidnext)
-    VALUES (intend_return.mailbox_id, intend_return.folder, intend_return.uid, intend_return.guid, intend_return.digest,
-            intend_return.legacy_uidnext)
-    ON CONFLICT ON CONSTRAINT returned_message_pkey DO UPDATE SET guid = excluded.guid, digest = excluded.digest,
-        legacy_uidnext = excluded.legacy_uidnext, legacy_uid = NULL
-$$;
-COMMENT ON FUNCTION intend_return IS 'A message is about to be appended to the legacy mailbox';
-
-CREATE OR REPLACE FUNCTION returned(mailbox_id bigint, folder text, uid bigint, legacy_uid bigint)
-RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-    UPDATE returned_message SET legacy_uid = returned.legacy_uid
-     WHERE returned_message.mailbox_id = returned.mailbox_id AND returned_message.folder = returned.folder
-       AND returned_message.uid = returned.uid
-$$;
-COMMENT ON FUNCTION returned IS 'The message is in the legacy mailbox, with this UID there';
-
 CREATE OR REPLACE FUNCTION undo_overdue_cutovers()
 RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
     SELECT undo_cutover(id, 'the cutover was not done within its time') FROM mailbox
      WHERE state = 'cutover' AND cutover_deadline <= clock_timestamp();
-    SELECT undo_return(id, 'the return was not done within its time') FROM mailbox
-     WHERE state = 'returning' AND cutover_deadline <= clock_timestamp()
+    WITH overdue AS (
+        UPDATE mailbox SET attempts = attempts + 1
+         WHERE state = 'returning' AND cutover_deadline <= clock_timestamp() RETURNING id
+    )
+    SELECT undo_return(id, 'the return was not done within its time') FROM overdue
 $$;
 COMMENT ON FUNCTION undo_overdue_cutovers IS 'Called at each heartbeat of a policy daemon, so that a dead worker holds nobody''s mail';
-
-DROP FUNCTION IF EXISTS stage_straggler(bigint, text, bigint, bigint);
-CREATE OR REPLACE FUNCTION stage_straggler(
-    mailbox_id bigint, folder text, uidvalidity bigint, uid bigint, message_id text DEFAULT '', digest bytea DEFAULT NULL
-)
-RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-    INSERT INTO straggler (mailbox_id, folder, uidvalidity, uid, message_id, digest)
-    VALUES (stage_straggler.mailbox_id, stage_straggler.folder, stage_straggler.uidvalidity, stage_straggler.uid,
-            stage_straggler.message_id, stage_straggler.digest)
-    ON CONFLICT DO NOTHING
-$$;
-COMMENT ON FUNCTION stage_straggler IS 'The file of a late message is complete beside the mailbox; Message-ID and SHA-256 know it again';
-
-CREATE OR REPLACE FUNCTION straggler_delivered(mailbox_id bigint, folder text, uidvalidity bigint, uid bigint)
-RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-    UPDATE straggler SET delivered_at = clock_timestamp()
-     WHERE straggler.mailbox_id = straggler_delivered.mailbox_id AND straggler.folder = straggler_delivered.folder
-       AND straggler.uidvalidity = straggler_delivered.uidvalidity AND straggler.uid = straggler_delivered.uid
-       AND delivered_at IS NULL
-$$;
-
-CREATE OR REPLACE FUNCTION sweep_done(mailbox_id bigint, began timestamptz)
-RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-DECLARE
-    box mailbox;
-    the_domain domain;
-BEGIN
-    UPDATE mailbox SET attempts = 0, last_error = NULL, last_advice = NULL, last_error_at = NULL, next_try = NULL,
-        last_message_at = coalesce(last_message_at, clock_timestamp()), swept_at = began
-     WHERE id = sweep_done.mailbox_id AND state = 'local' RETURNING * INTO box;
-    SELECT * INTO the_domain FROM domain WHERE id = box.domain_id;
-    IF the_domain.mode = 'active' AND box.paused_at IS NULL AND the_domain.paused_at IS NULL THEN
-        PERFORM enqueue('sweep', box.id, box.store, clock_timestamp() + the_domain.sweep_interval);
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION sweep_done IS 'A sweep that began then found all there was, and the last message is written; the next one is queued while the domain is active';
-
-CREATE OR REPLACE FUNCTION last_message_written(mailbox_id bigint)
-RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-    UPDATE mailbox SET last_message_at = clock_timestamp()
-     WHERE id = last_message_written.mailbox_id AND state = 'local' AND last_message_at IS NULL
-$$;
-COMMENT ON FUNCTION last_message_written IS 'The last message is in the legacy mailbox';
 
 CREATE OR REPLACE FUNCTION welcomed(mailbox_id bigint)
 RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
@@ -326,7 +244,8 @@ BEGIN
     RETURN FOUND;
 END
 $$;
-COMMENT ON FUNCTION trouble_told IS 'True: the user is to be written to now that the move waits for the new password. Each time only once.';
+COMMENT ON FUNCTION trouble_told IS
+    'True: the user is to be written to now that the move waits for the new password. Each time only once.';
 
 CREATE OR REPLACE FUNCTION requeue_unattended()
 RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
@@ -348,4 +267,5 @@ BEGIN
     RETURN requeued;
 END
 $$;
-COMMENT ON FUNCTION requeue_unattended IS 'The state is the truth, the queue only follows it: queue work for mailboxes that have none waiting';
+COMMENT ON FUNCTION requeue_unattended IS
+    'The state is the truth, the queue only follows it: queue work for mailboxes that have none waiting';

@@ -1,23 +1,34 @@
 -- Requests: portal, first login, CLI.
 
+CREATE OR REPLACE FUNCTION lock_mailbox(the_domain domain, address text)
+RETURNS mailbox LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    box mailbox;
+BEGIN
+    -- No conflict target: of two that come at the same moment the second may meet either unique index first.
+    INSERT INTO mailbox (domain_id, local_part, store)
+    VALUES (the_domain.id, local_part_of(address), the_domain.store) ON CONFLICT DO NOTHING;
+    SELECT * INTO box FROM mailbox WHERE domain_id = the_domain.id AND local_part = local_part_of(address) FOR UPDATE;
+    RETURN box;
+END
+$$;
+COMMENT ON FUNCTION lock_mailbox IS
+    'The mailbox of an address, made if there is none; nobody else changes it until the end of the transaction';
+
 CREATE OR REPLACE FUNCTION request_migration(
     address text, how request_trigger, sealed bytea, first_name text DEFAULT '', last_name text DEFAULT ''
 )
 RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 DECLARE
-    the_domain domain := domain_of(address);
+    the_domain domain := lock_domain_of(address);
     box mailbox;
 BEGIN
     IF the_domain.mode <> 'active' THEN
         RAISE EXCEPTION '% is %: nobody can be moved', the_domain.name, the_domain.mode USING ERRCODE = 'BA002';
     END IF;
     PERFORM refuse_alias(the_domain.id, address);
-    INSERT INTO mailbox (domain_id, local_part, store)
-    VALUES (the_domain.id, local_part_of(address), the_domain.store)
-    ON CONFLICT (domain_id, local_part) DO NOTHING;
-    SELECT * INTO box FROM mailbox
-     WHERE domain_id = the_domain.id AND local_part = local_part_of(address) FOR UPDATE;
-
+    PERFORM refuse_oversized(sealed);
+    box := lock_mailbox(the_domain, address);
     IF box.state = 'legacy' THEN
         PERFORM set_config('bascule.reason', 'requested by ' || CASE how
             WHEN 'portal' THEN 'the user at the URL' WHEN 'login' THEN 'the user''s login' ELSE 'an administrator' END, true);
@@ -25,8 +36,9 @@ BEGIN
             first_name = coalesce(nullif(request_migration.first_name, ''), mailbox.first_name),
             last_name = coalesce(nullif(request_migration.last_name, ''), mailbox.last_name),
             messages_copied = 0, messages_total = 0, bytes_copied = 0, copy_began_at = NULL, trouble_told_at = NULL,
-            attempts = 0, last_error = NULL, last_advice = NULL, last_error_at = NULL, next_try = NULL
+            attempts = 0
          WHERE id = box.id;
+        PERFORM forget_trouble(box.id);
     ELSIF box.needs_credential AND box.state IN ('requested', 'copying', 'local') THEN
         PERFORM take_credential(box.id, sealed);  -- for the sweeps, if the mailbox has moved
     ELSIF box.state = 'local' THEN
@@ -46,46 +58,17 @@ RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_tem
 DECLARE
     box mailbox;
 BEGIN
-    UPDATE mailbox SET sealed_credential = sealed, needs_credential = false, trouble_told_at = NULL,
-        last_error = NULL, last_advice = NULL, last_error_at = NULL, next_try = NULL
-     WHERE id = take_credential.mailbox_id RETURNING * INTO box;
-    INSERT INTO journal (domain, address, event)
-    SELECT domain.name, box.full_address, 'new password taken up' FROM domain WHERE id = box.domain_id;
+    PERFORM refuse_oversized(sealed);
+    UPDATE mailbox SET sealed_credential = sealed, needs_credential = false, trouble_told_at = NULL
+     WHERE id = take_credential.mailbox_id AND needs_credential RETURNING * INTO box;
+    IF box.id IS NULL THEN
+        RETURN;  -- another request was quicker, or the domain is closed
+    END IF;
+    PERFORM forget_trouble(box.id);
+    PERFORM note(box, 'new password taken up');
     PERFORM enqueue(task_of(box), box.id, box.store);
 END
 $$;
-
-CREATE OR REPLACE FUNCTION record_login(address text, sealed bytea)
-RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-DECLARE
-    the_domain domain := domain_of(address);
-    box mailbox;
-BEGIN
-    SELECT * INTO box FROM mailbox WHERE domain_id = the_domain.id AND local_part = local_part_of(address);
-    IF box.needs_credential AND box.state IN ('requested', 'copying') THEN
-        PERFORM take_credential(box.id, sealed);
-    ELSIF coalesce(box.state, 'legacy') = 'legacy' AND the_domain.mode = 'active' AND the_domain.first_login_migrates
-        AND NOT is_alias(the_domain.id, address) THEN
-        PERFORM request_migration(address, 'login', sealed);
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION record_login IS
-    'A login that the legacy server accepted: a request if the domain''s policy says so, or the new password that a mailbox waits for';
-
-CREATE OR REPLACE FUNCTION login_state(address text)
-RETURNS TABLE (state mailbox_state, password_hash text, store text, store_host text, wants_credential boolean)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
-    SELECT coalesce(mailbox.state, 'legacy'), CASE WHEN mailbox.state = 'local' THEN mailbox.password_hash END,
-           store.name, store.login_host,
-           CASE WHEN mailbox.needs_credential THEN mailbox.state IN ('requested', 'copying')
-                ELSE domain.mode = 'active' AND domain.first_login_migrates AND coalesce(mailbox.state, 'legacy') = 'legacy' END
-      FROM domain LEFT JOIN mailbox ON mailbox.domain_id = domain.id AND mailbox.local_part = local_part_of(address)
-           JOIN store ON store.name = coalesce(mailbox.store, domain.store)
-     WHERE domain.name = lower(substring(address FROM '@([^@]+)$'))
-$$;
-COMMENT ON FUNCTION login_state IS
-    'For the authenticator: where a login is to be checked, which store has the mailbox, and whether record_login() has a use for the credential';
 
 CREATE OR REPLACE FUNCTION messages_per_second(box mailbox)
 RETURNS numeric LANGUAGE sql STABLE AS $$
@@ -102,7 +85,17 @@ RETURNS interval LANGUAGE sql STABLE AS $$
 $$;
 COMMENT ON FUNCTION remaining IS 'How long the rest of a copy will take at its present rate; null: nobody knows';
 
-CREATE OR REPLACE FUNCTION portal_domain(token text)
+-- The first release's portal_domain() gave the whole row, sealed copy login and all. Under another name it goes on,
+-- for our own use: whoever calls it while the schema is upgraded has an answer.
+DO $$
+BEGIN
+    IF 'bascule.domain'::regtype = (SELECT prorettype FROM pg_proc WHERE oid = to_regprocedure('bascule.portal_domain(text)')) THEN
+        ALTER FUNCTION portal_domain(text) RENAME TO domain_of_url;
+    END IF;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION domain_of_url(token text)
 RETURNS SETOF domain LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 BEGIN
     RETURN QUERY SELECT * FROM domain WHERE url_token = token AND mode = 'active' AND url_expires_at > now();
@@ -114,22 +107,29 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION portal_domain IS 'The domain of a users'' URL, or BA003 whose hint is "expired" or "unknown"';
+COMMENT ON FUNCTION domain_of_url IS 'The domain of a users'' URL, or BA003 whose hint is "expired" or "unknown"';
+
+CREATE OR REPLACE FUNCTION portal_domain(token text)
+RETURNS SETOF routing_domain LANGUAGE sql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+    SELECT routing_domain.* FROM domain_of_url(token) AS found JOIN routing_domain ON routing_domain.id = found.id
+$$;
+COMMENT ON FUNCTION portal_domain IS
+    'For the users'' page: the domain of a URL and its servers, or BA003 whose hint is "expired" or "unknown"';
 
 CREATE OR REPLACE FUNCTION portal_request(
     token text, address text, sealed bytea, first_name text, last_name text, language user_language
 )
 RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 DECLARE
-    the_domain domain := portal_domain(token);
+    the_domain domain := domain_of_url(token);
     box mailbox;
 BEGIN
     IF (domain_of(address)).id <> the_domain.id THEN
         RAISE EXCEPTION '% is not an address of %', address, the_domain.name USING ERRCODE = 'BA001';
     END IF;
-    SELECT * INTO box FROM mailbox WHERE domain_id = the_domain.id AND local_part = local_part_of(address);
-    IF box.state IS NULL OR box.state = 'legacy' OR box.needs_credential THEN
-        box.id := request_migration(address, 'portal', sealed, first_name, last_name);
+    box := lock_mailbox(lock_domain_of(address), address);
+    IF box.state = 'legacy' OR box.needs_credential THEN
+        PERFORM request_migration(address, 'portal', sealed, first_name, last_name);
     END IF;
     UPDATE mailbox SET language = portal_request.language WHERE id = box.id;
     RETURN box.id;

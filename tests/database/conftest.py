@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
@@ -12,8 +12,12 @@ import pytest
 
 from bascule.database import Connection
 from bascule.lab.postgres import Postgres
+from bascule.lab.process import free_ports
 
-TABLES = "journal, acknowledgement, node, sighting, alias, straggler, mailbox_folder, mailbox, domain, store"
+TABLES = (
+    "login_guess, login_source, journal, acknowledgement, node, sighting, alias, straggler, mailbox_folder, mailbox, "
+    "domain, store"
+)
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +27,7 @@ def postgres() -> Iterator[Postgres]:
     with tempfile.TemporaryDirectory(prefix="bascule-test-") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        cluster = Postgres(folder / "postgres")
+        cluster = Postgres(folder / "postgres", port=free_ports(1)[0])
         try:
             cluster.create()
             yield cluster
@@ -45,4 +49,20 @@ def owner(postgres: Postgres) -> Iterator[Connection]:
             "VALUES ('lab.test', 'local', 'imap.old.test', 993, 'implicit', 'mx.old.test', 25)"
         )
         connection.execute("SELECT activate_domain('lab.test', 'token')")
+        # One node of each part, alive however long a test takes: without them nothing flips.
+        connection.execute(
+            "INSERT INTO node (name, part, heartbeat_at) SELECT name, part, now() + interval '1 hour' "
+            "FROM (VALUES ('mx', 'policy_daemon'), ('store', 'authenticator')) AS node (name, part)"
+        )
         yield connection
+
+
+@pytest.fixture
+def acknowledge(owner: Connection) -> Callable[[int, int], None]:
+    """Acknowledge the epoch of a mailbox, as the nodes of :func:`owner` do when they have put a hold into force."""
+
+    def by_both(mailbox: int, epoch: int) -> None:
+        for node, part in (("mx", "policy_daemon"), ("store", "authenticator")):
+            owner.execute("SELECT acknowledge(%s, %s, %s, %s)", (mailbox, node, part, epoch))
+
+    return by_both

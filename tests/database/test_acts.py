@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from threading import Barrier, Event
 
 import psycopg
 import pytest
 
-from bascule.database import Connection, value
+from bascule.database import Connection, connect, value
+from bascule.lab.postgres import Postgres
 from bascule.lab.sites import eventually
+from bascule.migrator.acts import Acts
+
+Acknowledge = Callable[[int, int], None]
 
 
 def everything(connection: Connection) -> list[tuple[object, ...]]:
@@ -200,7 +208,35 @@ def test_sightings_are_counted(owner: Connection) -> None:
     assert owner.execute("SELECT address FROM forgotten").fetchall() == []
 
 
-def test_a_return_has_its_own_deadline_and_epoch(owner: Connection) -> None:
+def test_many_sightings_are_one_statement(owner: Connection) -> None:
+    put_local(owner, "moved@lab.test")
+    owner.execute("SELECT expect('info@lab.test')")
+    told = {"Scanner@Lab.test": 3, "scanner@lab.test": 2, "moved@lab.test": 9, "x@elsewhere.test": 1, "no address": 1}
+    assert value(owner, "SELECT record_sightings(%s, %s)", list(told), list(told.values())) == 0
+    assert value(owner, "SELECT record_sightings(%s, %s)", ["scanner@lab.test", "door@lab.test"], [1, 1]) == 0
+    assert owner.execute("SELECT address, messages FROM forgotten ORDER BY 1").fetchall() == [
+        ("door@lab.test", 1),
+        ("scanner@lab.test", 6),
+    ]
+
+
+def test_sightings_are_bounded_and_it_is_said(owner: Connection) -> None:
+    kept = value(owner, "SELECT sightings_kept()")
+    owner.execute(
+        "INSERT INTO sighting (domain_id, local_part) "
+        "SELECT domain.id, 'x' || number FROM domain, generate_series(1, %s) AS number",
+        (kept - 1,),
+    )
+    full = "SELECT why FROM closing_obstacles WHERE address = '*@lab.test'"
+    assert value(owner, full) is None
+    told = ["a@lab.test", "b@lab.test", "x1@lab.test"]
+    assert value(owner, "SELECT record_sightings(%s, %s)", told, [1, 1, 1]) == 1
+    assert value(owner, "SELECT count(*) FROM sighting") == kept
+    assert value(owner, "SELECT messages FROM sighting WHERE local_part = 'x1'") == 1
+    assert value(owner, full) == "receives mail at more addresses than are counted"
+
+
+def test_a_return_has_its_own_deadline_and_epoch(owner: Connection, acknowledge: Acknowledge) -> None:
     mailbox = put_local(owner, "alice@lab.test")
     with pytest.raises(psycopg.Error, match="is not to be returned"):
         owner.execute("SELECT begin_return(%s)", (mailbox,))
@@ -217,19 +253,91 @@ def test_a_return_has_its_own_deadline_and_epoch(owner: Connection) -> None:
     assert value(owner, "SELECT state FROM mailbox") == "local"
     assert value(owner, "SELECT return_requested_at IS NOT NULL FROM mailbox")
     epoch = value(owner, "SELECT begin_return(%s)", mailbox)
+    acknowledge(mailbox, epoch)
     owner.execute("SELECT finish_return(%s, %s)", (mailbox, epoch))
     row = owner.execute("SELECT state, password_hash, sealed_credential, return_requested_at FROM mailbox").fetchone()
     assert row == ("legacy", None, None, None)
 
 
-def test_a_return_that_appended_cannot_be_called_off(owner: Connection) -> None:
+def test_a_return_that_appended_is_called_off_and_knows_what_it_appended(owner: Connection) -> None:
+    mailbox = put_local(owner, "alice@lab.test")
+    owner.execute("SELECT return_mailbox('alice@lab.test', 'a reason', true)")
+    assert value(owner, "SELECT return_forced FROM mailbox") is True
+    owner.execute("SELECT intend_return(%s, 'INBOX', 7, 'guid', 'digest', 9)", (mailbox,))
+    owner.execute("SELECT cancel_return('alice@lab.test')")
+    row = owner.execute("SELECT return_requested_at, return_forced, last_message_at FROM mailbox").fetchone()
+    assert row == (None, False, None)
+    assert value(owner, "SELECT count(*) FROM returned_message") == 1
+
+
+def test_an_append_is_remembered_before_its_uid_is_known(owner: Connection) -> None:
+    mailbox = put_local(owner, "alice@lab.test")
+    owner.execute("SELECT intend_return(%s, 'INBOX', 7, 'guid', 'digest', 9, 5, 0, '<a@b>')", (mailbox,))
+    owner.execute("SELECT appended(%s, 'INBOX', 7)", (mailbox,))
+    known = "SELECT appended_at IS NOT NULL, legacy_uid, legacy_uidvalidity, message_id FROM returned_message"
+    assert owner.execute(known).fetchone() == (True, None, 5, "<a@b>")
+    owner.execute("SELECT returned(%s, 'INBOX', 7, 12)", (mailbox,))
+    assert owner.execute(known).fetchone() == (True, 12, 5, "<a@b>")
+    owner.execute("SELECT intend_return(%s, 'INBOX', 7, 'another', 'digest', 9)", (mailbox,))
+    assert owner.execute(known).fetchone() == (False, None, None, ""), "it is another message's UID by now"
+
+
+def test_a_failed_return_is_counted_once(owner: Connection) -> None:
     mailbox = put_local(owner, "alice@lab.test")
     owner.execute("SELECT return_mailbox('alice@lab.test', 'a reason')")
-    owner.execute("SELECT intend_return(%s, 'INBOX', 7, 'guid', 'digest', 9)", (mailbox,))
-    with pytest.raises(psycopg.Error, match="has begun to append"):
-        owner.execute("SELECT cancel_return('alice@lab.test')")
-    owner.execute("SELECT close_domain('lab.test', true, 'enough')")
-    assert value(owner, "SELECT return_requested_at FROM mailbox") is None
+    for attempts in (1, 2, 3):
+        owner.execute("SELECT begin_return(%s)", (mailbox,))
+        owner.execute("SELECT undo_return(%s, 'not clean')", (mailbox,))
+        owner.execute("SELECT attempt_failed(%s, 'not clean')", (mailbox,))
+        assert value(owner, "SELECT attempts FROM mailbox") == attempts
+
+
+def test_what_a_return_leaves_behind_is_in_the_journal(owner: Connection, acknowledge: Acknowledge) -> None:
+    mailbox = put_local(owner, "alice@lab.test")
+    owner.execute("SELECT return_mailbox('alice@lab.test', 'a reason')")
+    epoch = value(owner, "SELECT begin_return(%s)", mailbox)
+    acknowledge(mailbox, epoch)
+    owner.execute("SELECT finish_return(%s, %s, 'a Sieve script')", (mailbox, epoch))
+    assert value(owner, "SELECT reason FROM journal WHERE event = 'not returned'") == "a Sieve script"
+
+
+def test_a_last_message_that_is_not_taken_does_not_end_the_sweeps(owner: Connection) -> None:
+    mailbox = put_local(owner, "alice@lab.test")
+    owner.execute("UPDATE mailbox SET last_message_at = NULL, attempts = 4")
+    owner.execute("SELECT sweep_done(%s, now(), 'last message not written: full', 'Make room')", (mailbox,))
+    row = owner.execute("SELECT problem, advice, last_message_at, attempts FROM mailboxes").fetchone()
+    assert row == ("last message not written: full", "Make room", None, 0)
+    assert value(owner, "SELECT swept_at IS NOT NULL FROM mailbox")
+    assert value(owner, "SELECT count(*) FROM queue.procrastinate_jobs WHERE task_name = 'sweep'") == 1
+    with pytest.raises(psycopg.Error, match="say why"):
+        owner.execute("SELECT waive_last_message('alice@lab.test', ' ')")
+    owner.execute("SELECT waive_last_message('alice@lab.test', 'nobody reads it')")
+    assert value(owner, "SELECT last_message_at IS NOT NULL FROM mailbox")
+    with pytest.raises(psycopg.Error, match="no last message"):
+        owner.execute("SELECT waive_last_message('alice@lab.test', 'again')")
+    owner.execute("SELECT sweep_done(%s, now())", (mailbox,))
+    assert value(owner, "SELECT problem FROM mailboxes") is None
+
+
+def test_late_messages_that_changed_places_are_renumbered_together(owner: Connection) -> None:
+    mailbox = put_local(owner, "alice@lab.test")
+    for uid, name in ((6, "a"), (7, "b"), (8, "c")):
+        owner.execute(
+            "SELECT stage_straggler(%s, 'INBOX', 1, %s, '', '', 0, '{}', %s), straggler_delivered(%s, 'INBOX', 1, %s)",
+            (mailbox, uid, name, mailbox, uid),
+        )
+    moves = [
+        {"uidvalidity": 1, "uid": 6, "to_uidvalidity": 1, "to_uid": 7},
+        {"uidvalidity": 1, "uid": 7, "to_uidvalidity": 2, "to_uid": 6},
+    ]
+    owner.execute("SELECT renumber_stragglers(%s, 'INBOX', %s)", (mailbox, json.dumps(moves)))
+    kept = owner.execute("SELECT uidvalidity, uid, name FROM straggler ORDER BY name").fetchall()
+    assert kept == [(1, 7, "a"), (2, 6, "b"), (1, 8, "c")]
+    owner.execute("SELECT stage_straggler(%s, 'INBOX', 1, 8, '', '', 0, '{}', 'd')", (mailbox,))
+    found = owner.execute("SELECT name, delivered_at FROM straggler WHERE uid = 8").fetchall()
+    assert found == [("d", None)], "another message has its UID"
+    owner.execute("SELECT stage_straggler(%s, 'INBOX', 1, 8, '', '', 0, '{}', 'e')", (mailbox,))
+    assert value(owner, "SELECT name FROM straggler WHERE uid = 8") == "d", "what is staged is delivered first"
 
 
 def test_who_has_not_moved_cannot_be_returned(owner: Connection) -> None:
@@ -305,11 +413,258 @@ def test_a_mailbox_is_placed_before_it_moves(owner: Connection) -> None:
     assert value(owner, "SELECT count(*) FROM mailbox") == 1
 
 
-@pytest.mark.parametrize("address", ['"john doe"@lab.test', "a b@lab.test", "a\tb@lab.test"])
-def test_a_local_part_that_must_be_quoted_stays(owner: Connection, address: str) -> None:
-    """Dovecot takes no such name of a user."""
-    with pytest.raises(psycopg.Error, match="Dovecot takes no such name of a user"):
-        owner.execute("SELECT request_migration(%s, 'administrator', 'sealed')", (address,))
+@pytest.mark.parametrize(
+    "address",
+    [
+        '"john doe"@lab.test', "a b@lab.test", "a\tb@lab.test", "o'brien@lab.test", "r&d@lab.test", "a+b@lab.test",
+        "a/b@lab.test", "../x@lab.test", "a=b@lab.test", "50%@lab.test", "josé@lab.test", "a*@lab.test", "~a@lab.test",
+        "a@b@lab.test", "\u200ba@lab.test",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("way", ["portal_request('token', %s, 's', '', '', 'en')", "record_login(%s, 's')"])
+def test_a_name_that_dovecot_does_not_take_stays(owner: Connection, address: str, way: str) -> None:
+    before = everything(owner)
+    with pytest.raises(psycopg.Error, match="Dovecot takes no such name of a user") as refused:
+        owner.execute(f"SELECT {way}".encode(), (address,))
+    assert refused.value.sqlstate == "BA002"
+    assert "Have it renamed there" in (refused.value.diag.message_hint or "")
+    assert everything(owner) == before
+
+
+@pytest.mark.parametrize("name", ["alice", "a.b", "a_b", "a-b", "0", "-", "x" * 64])
+def test_a_name_that_dovecot_takes_moves(owner: Connection, name: str) -> None:
+    owner.execute("SELECT request_migration(%s, 'portal', 'sealed')", (f"{name}@lab.test",))
+    assert value(owner, "SELECT state FROM mailbox") == "requested"
+
+
+def test_a_name_that_cannot_move_is_expected_and_waived(owner: Connection) -> None:
+    """The administrator's list may name it: it is in the way of the close until it is decided on."""
+    assert value(owner, "SELECT expect('o''brien@lab.test')") is True
+    with pytest.raises(psycopg.Error, match="Dovecot takes no such name"):
+        owner.execute("SELECT request_migration('o''brien@lab.test', 'administrator', 'sealed')")
+    assert value(owner, "SELECT state FROM mailbox") == "legacy"
+    owner.execute("SELECT waive_address('o''brien@lab.test', 'renamed')")
+    owner.execute("SELECT close_domain('lab.test')")
+
+
+def test_a_sealed_box_has_bounds(owner: Connection) -> None:
+    owner.execute("SELECT record_login('alice@lab.test', %s)", (b"x" * 4096,))
+    before = everything(owner)
+    with pytest.raises(psycopg.Error, match="a password of 4097 bytes is not taken"):
+        owner.execute("SELECT record_login('bob@lab.test', %s)", (b"x" * 4097,))
+    assert everything(owner) == before
+    owner.execute("UPDATE mailbox SET needs_credential = true")
+    with pytest.raises(psycopg.Error, match="is not taken"):
+        owner.execute("SELECT record_login('alice@lab.test', %s)", (b"x" * 100_000,))
+
+
+# Credentials and the server that they are for -------------------------------------------
+
+
+def moving_and_moved(owner: Connection) -> tuple[int, int]:
+    moved = put_local(owner, "moved@lab.test")
+    moving = int(value(owner, "SELECT request_migration('moving@lab.test', 'portal', 'sealed')"))
+    owner.execute("SELECT begin_copy(%s)", (moving,))
+    owner.execute("SELECT expect('expected@lab.test')")
+    owner.execute("UPDATE domain SET copy_login = 'master', sealed_copy_login = 'sealed'")
+    return moving, moved
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "imap_host = 'evil.test'",
+        "imap_port = 1143",
+        "imap_tls = 'none'",
+        "pop3_port = 110, pop3_tls = 'none'",
+        "sieve_port = 4190, sieve_tls = 'none'",
+    ],
+)
+def test_no_stored_password_goes_to_another_server(owner: Connection, change: str) -> None:
+    moving_and_moved(owner)
+    notices: list[str] = []
+    owner.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))
+    owner.execute(f"UPDATE domain SET {change} WHERE name = 'lab.test'".encode())
+    assert owner.execute("SELECT copy_login, sealed_copy_login FROM domain").fetchall() == [("user", None)]
+    assert owner.execute(
+        "SELECT local_part, state, sealed_credential, needs_credential FROM mailbox ORDER BY 1"
+    ).fetchall() == [
+        ("expected", "legacy", None, False),
+        ("moved", "local", None, True),
+        ("moving", "copying", None, True),
+    ]
+    event = value(owner, "SELECT reason FROM events WHERE event = 'credentials erased'")
+    assert "2 stored passwords, the copy login erased" in event
+    assert notices == [f"lab.test: {event}"]
+    problems = owner.execute("SELECT problem FROM failed ORDER BY address").fetchall()
+    assert (
+        problems == [("waits for the user's password: the one we kept was erased when the legacy server changed",)] * 2
+    )
+    owner.execute("DELETE FROM queue.procrastinate_jobs")
+    assert value(owner, "SELECT requeue_unattended()") == 0
+
+
+def test_the_next_login_brings_what_was_erased(owner: Connection) -> None:
+    moving_and_moved(owner)
+    owner.execute("UPDATE domain SET imap_host = 'new-name.old.test'")
+    for name in ("moving", "moved"):
+        assert value(owner, "SELECT wants_credential FROM login_state(%s)", f"{name}@lab.test") is True
+        owner.execute("SELECT record_login(%s, 'again')", (f"{name}@lab.test",))
+    assert owner.execute("SELECT FROM failed").fetchall() == []
+    assert owner.execute("SELECT task_name FROM queue.procrastinate_jobs ORDER BY 1").fetchall()[0] == ("migrate",)
+
+
+@pytest.mark.parametrize(
+    "change", ["smtp_host = 'other.test'", "submission_port = 587, submission_tls = 'starttls'", "imap_port = 993"]
+)
+def test_what_no_password_is_sent_to_may_change(owner: Connection, change: str) -> None:
+    moving_and_moved(owner)
+    owner.execute(f"UPDATE domain SET {change}".encode())
+    assert value(owner, "SELECT count(*) FROM mailbox WHERE sealed_credential IS NOT NULL") == 2
+    assert value(owner, "SELECT sealed_copy_login FROM domain") == b"sealed"
+
+
+def test_where_nothing_is_sealed_nothing_is_erased(owner: Connection) -> None:
+    owner.execute("SELECT expect('expected@lab.test')")
+    owner.execute("UPDATE domain SET imap_host = 'other.test'")
+    assert owner.execute("SELECT FROM events WHERE event = 'credentials erased'").fetchall() == []
+
+
+def test_an_attempt_that_was_under_way_does_not_end_the_wait(owner: Connection) -> None:
+    moving, _ = moving_and_moved(owner)
+    owner.execute("UPDATE domain SET imap_host = 'other.test'")
+    owner.execute("DELETE FROM queue.procrastinate_jobs")
+    owner.execute("SELECT attempt_failed(%s, 'session lost')", (moving,))
+    assert owner.execute("SELECT needs_credential, next_try FROM mailbox WHERE id = %s", (moving,)).fetchall() == [
+        (True, None)
+    ]
+    assert owner.execute("SELECT FROM queue.procrastinate_jobs").fetchall() == []
+
+
+# Two at once ----------------------------------------------------------------------------
+
+
+def is_blocked(owner: Connection, by: Connection) -> bool:
+    return bool(
+        value(owner, "SELECT count(*) FROM pg_stat_activity WHERE %s = ANY(pg_blocking_pids(pid))", by.info.backend_pid)
+    )
+
+
+@pytest.mark.parametrize(
+    ("act", "outcome"),
+    [
+        ("SELECT bascule.portal_request('token', 'new@lab.test', 's', '', '', 'en')", "is closed: nobody can be moved"),
+        ("SELECT bascule.record_login('new@lab.test', 's')", None),
+        ("SELECT bascule.record_login('waits@lab.test', 's')", None),
+        ("SELECT bascule.return_mailbox('moved@lab.test', 'why')", "its legacy server is not used any more"),
+        ("SELECT bascule.expect('new@lab.test')", "is closed: nobody can be moved"),
+    ],
+)
+def test_who_comes_while_a_domain_is_closed_comes_too_late(owner: Connection, act: str, outcome: str | None) -> None:
+    waits = value(owner, "SELECT request_migration('waits@lab.test', 'portal', 'sealed')")
+    owner.execute("SELECT attempt_failed(%s, 'refused', true)", (waits,))
+    put_local(owner, "moved@lab.test")
+    with psycopg.connect(owner.info.dsn) as closing, psycopg.connect(owner.info.dsn, autocommit=True) as coming:
+        closing.execute("SELECT bascule.close_domain('lab.test', true, 'x')")
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(coming.execute, act.encode())
+            eventually("it waits for the close", lambda: is_blocked(owner, closing), 10)
+            closing.commit()
+            if outcome is None:
+                asked.result(10)
+            else:
+                with pytest.raises(psycopg.Error, match=outcome):
+                    asked.result(10)
+    assert value(owner, "SELECT count(*) FROM mailbox WHERE sealed_credential IS NOT NULL") == 0
+    assert value(owner, "SELECT count(*) FROM mailbox WHERE state NOT IN ('legacy', 'local')") == 0
+    assert value(owner, "SELECT count(*) FROM mailbox WHERE return_requested_at IS NOT NULL") == 0
+    assert value(owner, "SELECT requeue_unattended()") == 0
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        "SELECT bascule.portal_request('token', 'alice@lab.test', 's', 'A', 'Q', 'en')",
+        "SELECT bascule.record_login('alice@lab.test', 's')",
+        "SELECT bascule.expect('alice@lab.test')",
+        "SELECT bascule.place('alice@lab.test', 'local')",
+    ],
+)
+def test_two_of_the_same_at_the_same_moment_are_as_one(owner: Connection, act: str) -> None:
+    """Telephone and computer log in together, the button is pressed twice."""
+    rounds, pairs = 20, 4
+    with ExitStack() as stack:
+        comers = [stack.enter_context(psycopg.connect(owner.info.dsn, autocommit=True)) for _ in range(pairs)]
+        pool = stack.enter_context(ThreadPoolExecutor(pairs))
+        for _ in range(rounds):
+            owner.execute("DELETE FROM mailbox; DELETE FROM queue.procrastinate_jobs")
+            together = Barrier(pairs)
+
+            def come(comer: Connection, together: Barrier = together) -> None:
+                together.wait(10)
+                comer.execute(act.encode())
+
+            for asked in [pool.submit(come, comer) for comer in comers]:
+                asked.result(30)
+            assert value(owner, "SELECT count(*) FROM mailbox") == 1
+            assert value(owner, "SELECT count(*) FROM queue.procrastinate_jobs") <= 1
+
+
+def test_a_sighting_and_a_close_do_not_deadlock(owner: Connection) -> None:
+    put_local(owner, "moved@lab.test")
+    value(owner, "SELECT request_migration('alice@lab.test', 'portal', 'sealed')")
+    with psycopg.connect(owner.info.dsn) as seeing, psycopg.connect(owner.info.dsn) as closing:
+        seeing.execute("SELECT FROM bascule.mailbox WHERE local_part = 'alice' FOR SHARE")
+        with ThreadPoolExecutor(1) as pool:
+            closed = pool.submit(closing.execute, b"SELECT bascule.close_domain('lab.test', true, 'x')")
+            eventually("the close waits for the mailbox", lambda: is_blocked(owner, seeing), 10)
+            seeing.execute("SELECT bascule.record_sighting('alice@lab.test', 1)")
+            seeing.commit()
+            closed.result(10)
+        closing.commit()
+
+
+# Stopping, and what is said ---------------------------------------------------------------
+
+
+def test_what_is_given_up_stops(owner: Connection) -> None:
+    mailbox = value(owner, "SELECT request_migration('alice@lab.test', 'portal', 'sealed')")
+    owner.execute("SELECT begin_copy(%s)", (mailbox,))
+    owner.execute("SELECT attempt_failed(%s, 'away')", (mailbox,))
+    assert value(owner, "SELECT report_progress(%s, 1, 10, 100)", mailbox) is True
+    owner.execute("SELECT give_up('alice@lab.test', 'not now')")
+    assert value(owner, "SELECT report_progress(%s, 2, 10, 200)", mailbox) is False
+    assert owner.execute("SELECT FROM failed").fetchall() == []
+
+
+def test_words_of_a_server_are_fit_for_a_terminal(owner: Connection) -> None:
+    mailbox = value(owner, "SELECT request_migration('alice@lab.test', 'portal', 'sealed')")
+    owner.execute("SELECT begin_copy(%s)", (mailbox,))
+    owner.execute("SELECT attempt_failed(%s, %s)", (mailbox, "it says \x1b]0;x\x07 and \x9b1m" + "x" * 10_000))
+    problem = value(owner, "SELECT problem FROM failed")
+    assert problem.startswith("it says \ufffd]0;x\ufffd and \ufffd1mxxx")
+    assert len(problem) == 2000
+    assert value(owner, "SELECT max(length(reason)) FROM events") == 2000
+
+
+def test_only_what_passes_by_itself_is_said_to(owner: Connection) -> None:
+    mailbox = value(owner, "SELECT request_migration('alice@lab.test', 'portal', 'sealed')")
+    failed = "SELECT attempt_failed(%s, 'why', false, '0', '', %s)"
+
+    def advice() -> str:
+        return str(value(owner, "SELECT advice FROM failed"))
+
+    owner.execute(failed.encode(), (mailbox, True))
+    assert advice().startswith("Nothing: it is tried again")
+    owner.execute(failed.encode(), (mailbox, False))
+    assert "See the log of the worker" in advice()
+    owner.execute("UPDATE mailbox SET attempts = 8")
+    owner.execute(failed.encode(), (mailbox, True))
+    assert advice().startswith("It lasts: bascule check lab.test says what is wrong there")
+    owner.execute("UPDATE mailbox SET state = 'copying'")
+    owner.execute("SELECT begin_cutover(%s)", (mailbox,))
+    owner.execute("SELECT undo_cutover(%s, 'over its time')", (mailbox,))
+    assert "cutover_budget" in advice()
 
 
 LOGIN_STATE = "SELECT state::text, store, store_host, wants_credential FROM login_state('alice@lab.test')"
@@ -502,6 +857,80 @@ def test_the_parts_that_run(owner: Connection) -> None:
     owner.execute("SELECT beat('mx2', 'policy_daemon')")
     owner.execute("UPDATE node SET heartbeat_at = now() - interval '1 minute' WHERE name = 'mx2'")
     assert owner.execute("SELECT part, name, alive FROM parts ORDER BY name").fetchall() == [
+        ("policy_daemon", "mx", True),
         ("policy_daemon", "mx1", True),
         ("policy_daemon", "mx2", False),
+        ("authenticator", "store", True),
     ]
+    owner.execute("SELECT sign_off('mx', 'policy_daemon'), sign_off('store', 'authenticator')")
+    assert owner.execute("SELECT name, alive FROM parts ORDER BY name").fetchall() == [
+        ("mx1", True),
+        ("mx2", False),
+        ("store", False),
+    ]
+
+
+# As the workers call it --------------------------------------------------------------------
+
+
+def test_a_copy_stops_with_its_worker_and_a_cutover_does_not(postgres: Postgres, owner: Connection) -> None:
+    mailbox = int(value(owner, "SELECT request_migration('alice@lab.test', 'portal', 'sealed')"))
+    stopping = Event()
+    with connect(postgres.dsn("bascule_worker")) as connection:
+        acts = Acts(connection, stopping)
+        acts.begin_copy(mailbox)
+        assert acts.report_progress(mailbox, 1, 10, 100) is True
+        stopping.set()
+        assert acts.report_progress(mailbox, 2, 10, 200) is False
+        acts.begin_cutover(mailbox)
+        assert acts.report_progress(mailbox, 10, 10, 1000) is True
+        owner.execute("DELETE FROM mailbox")
+        assert acts.report_progress(mailbox, 10, 10, 1000) is False
+
+
+def test_what_a_server_says_can_always_be_recorded(postgres: Postgres, owner: Connection) -> None:
+    """A NUL, or bytes that are no text: the failure is kept, and the next attempt queued for later."""
+    mailbox = int(value(owner, "SELECT request_migration('alice@lab.test', 'portal', 'sealed')"))
+    said = "it says \0 and " + b"\xff".decode(errors="surrogateescape")
+    with connect(postgres.dsn("bascule_worker")) as connection:
+        acts = Acts(connection)
+        acts.attempt_failed(mailbox, said, advice=said)
+        acts.set_unreadable(mailbox, [{"folder": "INBOX", "uidvalidity": 1, "uid": 2, "reason": said}], complete=True)
+        acts.set_unreadable_folders(mailbox, {"Broken": said})
+        acts.undo_cutover(mailbox, said)
+    assert value(owner, "SELECT last_error FROM mailbox") == "it says \ufffd and ?"
+    assert value(owner, "SELECT next_try > now() FROM mailbox")
+    reasons = owner.execute("SELECT reason FROM unreadable").fetchall()
+    assert reasons == [("it says \ufffd and ?",)] * 2
+
+
+def test_one_worker_writes_to_a_user(postgres: Postgres, owner: Connection) -> None:
+    mailbox = int(value(owner, "SELECT request_migration('alice@lab.test', 'portal', 'sealed')"))
+    owner.execute("SELECT attempt_failed(%s, 'refused', true)", (mailbox,))
+    dsn = postgres.dsn("bascule_worker")
+    with connect(dsn) as first, connect(dsn) as second:
+        one, other = Acts(first), Acts(second)
+        assert one.waiting_for_password("local") == other.waiting_for_password("local") == [mailbox]
+        with one.only_writer(mailbox) as mine, other.only_writer(mailbox) as too:
+            assert (mine, too) == (True, False)
+            # Nobody who comes with the password waits meanwhile.
+            owner.execute("SET statement_timeout = '5s'")
+            owner.execute("SELECT trouble_told_at FROM mailbox FOR UPDATE")
+            owner.execute("RESET statement_timeout")
+            assert one.waits_for_password(mailbox)
+            one.trouble_told(mailbox)
+        with other.only_writer(mailbox) as mine:
+            assert mine
+            assert not other.waits_for_password(mailbox)
+
+
+def test_a_copy_login_that_is_given_anew_lets_the_sweeps_go_on(owner: Connection) -> None:
+    moved = put_local(owner, "moved@lab.test")
+    owner.execute("UPDATE domain SET copy_login = 'master', sealed_copy_login = 'sealed'")
+    owner.execute("UPDATE domain SET imap_host = 'other.test'")
+    needs = "SELECT needs_credential FROM mailbox WHERE id = %s"
+    assert value(owner, needs, moved) is True
+    owner.execute("UPDATE domain SET copy_login = 'master', sealed_copy_login = 'anew'")
+    assert value(owner, needs, moved) is False
+    owner.execute("UPDATE domain SET copy_login = 'user', sealed_copy_login = NULL")
+    assert value(owner, needs, moved) is True

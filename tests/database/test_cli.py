@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from bascule import schema
 from bascule.cli import main
+from bascule.cli.options import SETTINGS
 from bascule.config_templates import render
 from bascule.credential import Password, Sealer, Unsealer, create_keys
 from bascule.database import Connection
@@ -26,7 +28,7 @@ def bascule(postgres: Postgres, owner: Connection, tmp_path: Path) -> Bascule:
     create_keys(tmp_path / "seal.pub", tmp_path / "seal.key")
     path = tmp_path / "bascule.toml"
     written = Settings(
-        database=f"host={postgres.folder} dbname=bascule",
+        database=postgres.conninfo,
         keys=Keys(public=tmp_path / "seal.pub", private=tmp_path / "seal.key"),
     )
     path.write_text(render("bascule.toml.j2", **written.model_dump()))
@@ -37,11 +39,133 @@ def bascule(postgres: Postgres, owner: Connection, tmp_path: Path) -> Bascule:
     return run
 
 
-def test_a_domain_is_prepared_and_corrected(bascule: Bascule, owner: Connection) -> None:
-    assert bascule("prepare", "New.test", *PREPARE, "--pop3-port", "995").exit_code == 0
-    assert bascule("prepare", "new.test", *PREPARE, "--imap-port", "143", "--imap-tls", "starttls").exit_code == 0
-    rows = owner.execute("SELECT imap_port, imap_tls, pop3_port, pop3_tls, mode FROM domain WHERE name = 'new.test'")
-    assert rows.fetchall() == [(143, "starttls", None, None, "prepared")]
+def test_prepare_is_the_former_name_of_domain_add_and_set(bascule: Bascule, owner: Connection) -> None:
+    """It works as scripts use it; what is not named stays as it was, and it says so."""
+    first = bascule("prepare", "New.test", *PREPARE, "--pop3-port", "995", "--no-first-login")
+    assert (first.exit_code, "new.test is prepared" in first.output) == (0, True)
+    again = bascule("prepare", "new.test", *PREPARE, "--imap-port", "143", "--imap-tls", "starttls")
+    assert again.exit_code == 0
+    assert "new.test: imap_port 993 -> 143, imap_tls implicit -> starttls; all else is as it was" in again.output
+    assert "say: bascule domain add, bascule domain set" in again.output
+    rows = owner.execute(
+        "SELECT imap_port, imap_tls, pop3_port, pop3_tls, first_login_migrates, mode FROM domain "
+        "WHERE name = 'new.test'"
+    )
+    assert rows.fetchall() == [(143, "starttls", 995, "implicit", False, "prepared")]
+
+
+def test_prepare_of_a_new_domain_needs_both_hosts(bascule: Bascule, owner: Connection) -> None:
+    done = bascule("prepare", "new.test", "--smtp-host", "mx.old.test")
+    assert (done.exit_code, "Missing option '--imap-host'" in done.output) == (2, True)
+    assert owner.execute("SELECT FROM domain WHERE name = 'new.test'").fetchall() == []
+
+
+SHAPE = "SELECT to_jsonb(d) - 'id' - 'created_at' FROM domain AS d WHERE name = 'new.test'"
+
+
+def test_setting_one_thing_changes_nothing_else(bascule: Bascule, owner: Connection) -> None:
+    """Every option by itself, on a domain where nothing is as by default."""
+    owner.execute("INSERT INTO store VALUES ('other', 'unix:/run/other')")
+    everything = {
+        "--imap-host": "a.test", "--imap-port": "143", "--imap-tls": "starttls", "--smtp-host": "b.test",
+        "--smtp-port": "2525", "--pop3-port": "110", "--pop3-tls": "none", "--submission-port": "465",
+        "--submission-tls": "implicit", "--sieve-port": "4191", "--sieve-tls": "none", "--login-form": "local_part",
+        "--store": "other", "--sweep-interval": "00:01:00", "--cutover-budget": "00:00:30", "--connections": "7",
+        "--connections-per-mailbox": "3", "--quiet-period": "02:00:00", "--language": "fr",
+        "--bytes-per-second": "1000",
+    }  # fmt: skip
+    words = [word for pair in everything.items() for word in pair]
+    added = bascule("domain", "add", "new.test", *words, "--no-messages", "--no-first-login")
+    assert added.exit_code == 0, added.output
+    others = {
+        "--imap-host": "c.test", "--imap-port": "993", "--imap-tls": "none", "--smtp-host": "d.test",
+        "--smtp-port": "25",
+        "--pop3-tls": "starttls", "--submission-tls": "none", "--sieve-tls": "starttls", "--login-form": "address",
+        "--store": "local", "--sweep-interval": "00:02:00", "--cutover-budget": "00:00:40", "--connections": "8",
+        "--connections-per-mailbox": "4", "--quiet-period": "03:00:00", "--language": "ar", "--bytes-per-second": "off",
+        "--messages": "", "--first-login": "",
+    }  # fmt: skip
+    for option, value in others.items():
+        (before,) = owner.execute(SHAPE).fetchall()[0]
+        done = bascule("domain", "set", "new.test", option, *([value] if value else []))
+        assert done.exit_code == 0, done.output
+        (after,) = owner.execute(SHAPE).fetchall()[0]
+        different = [column for column in before if before[column] != after[column]]
+        assert len(different) == 1, (option, different)
+        assert f"new.test: {different[0]} " in done.output
+    assert set(others) | {"--pop3-port", "--submission-port", "--sieve-port"} == {
+        each.option.partition("/")[0] for each in SETTINGS
+    }
+
+
+def test_a_service_is_taken_out_with_its_security(bascule: Bascule, owner: Connection) -> None:
+    bascule("domain", "add", "new.test", *PREPARE, "--pop3-port", "110")
+    done = bascule("domain", "set", "new.test", "--pop3-port", "off")
+    assert "pop3_port 110 -> off, pop3_tls starttls -> off" in done.output
+    rows = owner.execute("SELECT pop3_port, pop3_tls FROM domain WHERE name = 'new.test'").fetchall()
+    assert rows == [(None, None)]
+
+
+def test_a_domain_is_not_added_twice(bascule: Bascule, owner: Connection) -> None:
+    (before,) = owner.execute("SELECT d::text FROM domain AS d WHERE name = 'lab.test'").fetchall()
+    done = bascule("domain", "add", "lab.test", *PREPARE, "--connections", "1")
+    assert (done.exit_code, "lab.test is known here already" in done.output) == (1, True)
+    assert owner.execute("SELECT d::text FROM domain AS d WHERE name = 'lab.test'").fetchall() == [before]
+
+
+def test_domains_are_shown_and_listed(bascule: Bascule, owner: Connection) -> None:
+    bascule("domain", "add", "new.test", *PREPARE, "--sieve-port", "4190")
+    shown = bascule("domain", "show", "new.test").output
+    assert "new.test: prepared" in shown
+    assert "--sieve-tls                starttls" in shown
+    assert "--pop3-port                off" in shown
+    assert json.loads(bascule("domain", "show", "new.test", "--json").output)["imap_port"] == 993
+    listed = bascule("domain", "list").output
+    assert listed == "lab.test: active, legacy server imap.old.test\nnew.test: prepared, legacy server imap.old.test\n"
+
+
+def test_a_domain_is_taken_out_again(bascule: Bascule, owner: Connection) -> None:
+    """A mistyped name, with what came in for it meanwhile; the journal stays."""
+    bascule("domain", "add", "new.test", *PREPARE)
+    owner.execute("SELECT expect('a@new.test'), record_sighting('b@new.test', 1)")
+    owner.execute("SELECT assign_alias('c@new.test', 'a@new.test')")
+    done = bascule("domain", "remove", "new.test")
+    assert (done.exit_code, "new.test is known here no more" in done.output) == (0, True)
+    assert owner.execute("SELECT name FROM domain").fetchall() == [("lab.test",)]
+    events = owner.execute("SELECT event FROM journal WHERE domain = 'new.test' ORDER BY id DESC LIMIT 1").fetchall()
+    assert events == [("removed",)]
+
+
+def test_a_domain_whose_users_move_stays(bascule: Bascule, owner: Connection) -> None:
+    owner.execute("SELECT request_migration('alice@lab.test', 'portal', 'sealed')")
+    done = bascule("domain", "remove", "lab.test")
+    assert done.exit_code == 1
+    assert "lab.test cannot be taken out: alice@lab.test moved, or on the move" in done.output
+    owner.execute("SELECT give_up('alice@lab.test', 'x')")
+    assert bascule("domain", "remove", "lab.test").exit_code == 0
+
+
+def test_a_changed_legacy_host_is_told_with_what_the_database_says_of_it(bascule: Bascule, owner: Connection) -> None:
+    """A notice of the database, on what it erased for instance, reaches the administrator."""
+    owner.execute(
+        "CREATE FUNCTION speak() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE NOTICE 'two passwords are erased' USING HINT = 'Ask for them again.'; RETURN NEW; END $$"
+    )
+    owner.execute("CREATE TRIGGER speak BEFORE UPDATE ON domain FOR EACH ROW EXECUTE FUNCTION speak()")
+    try:
+        done = bascule("domain", "set", "lab.test", "--imap-host", "other.test")
+    finally:
+        owner.execute("DROP TRIGGER speak ON domain; DROP FUNCTION speak")
+    assert "two passwords are erased\nAsk for them again.\n" in done.output
+    assert "lab.test: imap_host imap.old.test -> other.test" in done.output
+
+
+def test_words_of_a_server_cannot_move_the_cursor(bascule: Bascule, owner: Connection) -> None:
+    owner.execute("SELECT request_migration('alice@lab.test', 'portal', 'sealed')")
+    owner.execute("UPDATE mailbox SET last_error = E'a \x1b[2Jb [gmail] [/x] \u202ec', last_error_at = now()")
+    shown = bascule("status", "lab.test").output
+    assert "a \\x1b[2Jb [gmail] [/x] \\u202ec" in shown
+    assert "\x1b" not in shown
 
 
 def test_a_port_implies_its_tls(bascule: Bascule, owner: Connection) -> None:
@@ -57,6 +181,11 @@ def test_a_port_implies_its_tls(bascule: Bascule, owner: Connection) -> None:
         (("prepare", "new.test", *PREPARE, "--store", "x"), "no store 'x' is known"),
         (("prepare", "new.test", *PREPARE, "--sweep-interval", "soon"), "invalid input syntax for type interval"),
         (("prepare", "new.test", *PREPARE, "--cutover-budget", "0 seconds"), "cutover_budget"),
+        (("domain", "set", "new.test", "--connections", "3"), "no domain new.test is known here"),
+        (("domain", "set", "lab.test", "--store", "x"), "no store 'x' is known"),
+        (("domain", "remove", "new.test"), "no domain new.test is known here"),
+        (("domain", "show", "new.test"), "no domain new.test is known here"),
+        (("check", "lab.test", "--only", "no.such"), "there is no check no.such"),
         (("store", "x", "nonsense"), "is not unix:path or inet:host:port"),
         (("check", "new.test"), "no domain new.test is known here"),
         (("check", "lab.test", "--user", "x@elsewhere.test"), "x@elsewhere.test is not an address of lab.test"),
@@ -85,7 +214,7 @@ def test_bad_input_is_told(bascule: Bascule, owner: Connection, arguments: tuple
 
 def test_activation_prints_the_url(bascule: Bascule, owner: Connection) -> None:
     assert bascule("prepare", "new.test", *PREPARE).exit_code == 0
-    url = bascule("activate", "new.test").output.strip()
+    url = bascule("activate", "new.test").stdout.strip()
     token = url.rpartition("/m/")[2]
     assert owner.execute("SELECT name FROM portal_domain(%s)", (token,)).fetchall() == [("new.test",)]
     assert len(token) >= 32
@@ -151,7 +280,14 @@ def test_what_is_done_can_be_taken_back(bascule: Bascule, owner: Connection) -> 
 
 @pytest.mark.parametrize(
     "arguments",
-    [("alias", "info@lab.test"), ("alias", "a@lab.test", "b@lab.test", "--remove"), ("waive", "a@lab.test")],
+    [
+        ("alias", "info@lab.test"),
+        ("alias", "a@lab.test", "b@lab.test", "--remove"),
+        ("waive", "a@lab.test"),
+        ("domain", "set", "lab.test"),
+        ("check",),
+        ("check", "lab.test", "--host"),
+    ],
 )
 def test_half_a_command_is_wrong_usage(bascule: Bascule, arguments: tuple[str, ...]) -> None:
     assert bascule(*arguments).exit_code == 2

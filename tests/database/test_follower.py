@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import subprocess
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from bascule import follower
 from bascule.address import Address
-from bascule.database import Connection
+from bascule.database import Connection, connect
 from bascule.directory import Directory, Mailbox
+from bascule.errors import DatabaseUnavailable
 from bascule.follower import BATCH, Follower
 from bascule.lab.postgres import Postgres
+from bascule.lab.process import free_ports, program
+from bascule.lab.sites import eventually
+from bascule.settings import Settings
 from bascule.snapshot import Snapshot
 
 Change = tuple[str, str | None, str | None]
@@ -22,7 +30,7 @@ Change = tuple[str, str | None, str | None]
 class Followed:
     """A follower at work, and what it told."""
 
-    def __init__(self, postgres: Postgres, path: Path) -> None:
+    def __init__(self, dsn: str, path: Path) -> None:
         self.directory = Directory()
         self.changes: list[Change] = []
         self.snapshot = Snapshot(path)
@@ -30,8 +38,8 @@ class Followed:
         self.follower = Follower(
             self.directory,
             self.snapshot,
-            postgres.dsn("bascule_policy_daemon"),
-            node="mx",
+            dsn,
+            node="mx3",
             part="policy_daemon",
             on_change=self._changed,
             on_update=self._told.set,
@@ -50,11 +58,13 @@ class Followed:
                 await self._told.wait()
 
 
-def follow(postgres: Postgres, path: Path, work: Callable[[Followed], Awaitable[None]]) -> Followed:
+def follow(
+    postgres: Postgres, path: Path, work: Callable[[Followed], Awaitable[None]], *, dsn: str | None = None
+) -> Followed:
     """Do ``work`` while a follower runs."""
 
     async def run() -> Followed:
-        followed = Followed(postgres, path)
+        followed = Followed(dsn or postgres.dsn("bascule_policy_daemon"), path)
         followed.follower.restore()
         running = asyncio.create_task(followed.follower.run())
         try:
@@ -204,3 +214,150 @@ def test_a_start_from_the_snapshot_tells_what_differs(postgres: Postgres, owner:
         await followed.until(lambda: len(followed.directory.mailboxes) == 2)
 
     assert follow(postgres, path, again).changes == [("b@lab.test", None, "local")]
+
+
+def test_a_notification_that_was_lost_is_made_up_for(
+    postgres: Postgres, owner: Connection, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "RELOAD", 0.5)
+
+    async def work(followed: Followed) -> None:
+        await followed.until(lambda: followed.follower.connected)
+        insert(owner, "a", "local")  # and nobody is told
+        await followed.until(lambda: Address("a", "lab.test") in followed.directory.mailboxes)
+
+    assert follow(postgres, path, work).changes == [("a@lab.test", None, "local")]
+
+
+def test_a_mailbox_with_a_delimiter_in_its_name_is_not_another_s_detail(
+    postgres: Postgres, owner: Connection, path: Path
+) -> None:
+    """mary and info have moved; mary-jane, whom an administrator expects, and info-desk have not."""
+    insert(owner, "mary", "local")
+    owner.execute("SELECT assign_alias('info@lab.test', 'mary@lab.test')")
+    owner.execute("SELECT expect('mary-jane@lab.test'), expect('info-desk@lab.test')")
+
+    def of(followed: Followed, name: str) -> object:
+        found = followed.directory.mailbox(Address(name, "lab.test"))
+        return None if found is None else found.address.local_part
+
+    async def work(followed: Followed) -> None:
+        followed.directory.delimiter = "-"
+        await followed.until(lambda: followed.directory.loaded)
+        assert of(followed, "mary-jane") is None
+        assert followed.directory.alias(Address("info-desk", "lab.test")) is None
+        assert followed.directory.alias(Address("info-x", "lab.test")) == Address("mary-x", "lab.test")
+        assert of(followed, "mary-anything") == of(followed, "mary-late") == "mary"
+        owner.execute("SELECT expect('mary-late@lab.test')")
+        await followed.until(lambda: of(followed, "mary-late") is None)
+        owner.execute("DELETE FROM mailbox WHERE local_part LIKE 'mary-%'")
+        owner.execute("SELECT pg_notify('bascule_mailbox', 'mary-jane@lab.test')")
+        await followed.until(lambda: of(followed, "mary-jane") == "mary")
+
+    follow(postgres, path, work)
+
+
+def test_a_name_that_is_another_host_s_stops_no_route(postgres: Postgres, owner: Connection, path: Path) -> None:
+    owner.execute("INSERT INTO node (name, part, speaker) VALUES ('mx3', 'policy_daemon', 'another')")
+
+    async def work(followed: Followed) -> None:
+        await followed.until(lambda: followed.follower.connected)
+        owner.execute("SELECT request_migration('b@lab.test', 'portal', 'sealed')")
+        insert(owner, "a", "local")
+        owner.execute("SELECT pg_notify('bascule_mailbox', 'a@lab.test')")
+        await followed.until(lambda: Address("a", "lab.test") in followed.directory.mailboxes)
+        assert followed.follower.connected
+
+    with capture_logs() as logs:
+        follow(postgres, path, work)
+    refused = [each for each in logs if each["event"] == "heartbeat refused"]
+    assert refused
+    assert "that is another" in refused[0]["reason"]
+    assert "name of its own" in refused[0]["advice"]
+    assert owner.execute("SELECT speaker FROM node WHERE name = 'mx3'").fetchall() == [("another",)]
+
+
+@contextmanager
+def pgbouncer(postgres: Postgres, folder: Path, mode: str) -> Iterator[str]:
+    """The real one, before ``postgres``; a policy daemon's connection string."""
+    port = free_ports(1)[0]
+    config = folder / "pgbouncer.ini"
+    config.write_text(
+        f"""
+[databases]
+bascule = host={postgres.folder} port={postgres.port} user=bascule_policy_daemon
+[pgbouncer]
+pool_mode = {mode}
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+""",
+    )
+    process = subprocess.Popen([program("pgbouncer"), "-q", "-u", "postgres", str(config)])
+    try:
+        dsn = f"host=127.0.0.1 port={port} dbname=bascule user=bascule_policy_daemon"
+        eventually("PgBouncer answers", lambda: is_answered(dsn), 20)
+        yield dsn
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def is_answered(dsn: str) -> bool:
+    try:
+        psycopg.connect(dsn, connect_timeout=5).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def test_a_pooler_that_passes_no_notification_on_is_named(
+    postgres: Postgres, owner: Connection, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "ARRIVAL", 1.0)
+    monkeypatch.setattr(follower, "RELOAD_UNTOLD", 1.0)
+    insert(owner, "a", "local")
+
+    async def work(followed: Followed) -> None:
+        await followed.until(lambda: Address("a", "lab.test") in followed.directory.mailboxes)
+        insert(owner, "b", "local")
+        await followed.until(lambda: Address("b", "lab.test") in followed.directory.mailboxes)
+        assert not followed.follower.connected
+
+    with pgbouncer(postgres, tmp_path, "transaction") as dsn, capture_logs() as logs:
+        follow(postgres, path, work, dsn=dsn)
+    told = next(each for each in logs if each["event"] == "changes are not notified")
+    assert "pool_mode" in told["advice"]
+    # It is not registered: no flip waits for it, and none goes by what it says.
+    assert owner.execute("SELECT FROM node WHERE name = 'mx3'").fetchall() == []
+
+
+def test_a_pooler_in_session_mode_is_as_none(postgres: Postgres, owner: Connection, path: Path, tmp_path: Path) -> None:
+    async def work(followed: Followed) -> None:
+        await followed.until(lambda: followed.follower.connected)
+        insert(owner, "a", "cutover")
+        owner.execute("UPDATE mailbox SET state = 'local', cutover_deadline = NULL")
+        await followed.until(lambda: Address("a", "lab.test") in followed.directory.mailboxes)
+
+    with pgbouncer(postgres, tmp_path, "session") as dsn:
+        follow(postgres, path, work, dsn=dsn)
+
+
+def test_a_standby_is_named(postgres: Postgres, owner: Connection) -> None:
+    """As what libpq finds when the primary is not among the hosts that it knows."""
+    settings = Settings(database=postgres.conninfo)
+    owner.execute("ALTER ROLE bascule_policy_daemon SET default_transaction_read_only = on")
+    try:
+        with (
+            pytest.raises(DatabaseUnavailable, match="it is a standby, or set to read-only") as named,
+            connect(settings.dsn("policy_daemon")),
+        ):
+            pass
+    finally:
+        owner.execute("ALTER ROLE bascule_policy_daemon RESET default_transaction_read_only")
+    assert "the primary" in named.value.hint
+    with connect(settings.dsn("policy_daemon")):
+        pass
+    chosen = Settings(database=f"{postgres.conninfo} target_session_attrs=any").dsn("policy_daemon")
+    assert chosen.count("target_session_attrs") == 1

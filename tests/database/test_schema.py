@@ -76,18 +76,43 @@ def test_the_public_views_are_there(owner: Connection) -> None:
 
 #: What each role must not be able to do; every line is tried.
 FORBIDDEN = [
+    ("portal", "SELECT bascule.record_findings('x', '[]')"),
+    ("portal", "SELECT * FROM bascule.findings"),
+    ("dovecot", "SELECT bascule.record_findings('x', '[]')"),
+    ("worker", "SELECT bascule.remove_domain('lab.test')"),
+    ("policy_daemon", "DELETE FROM bascule.finding"),
+    ("admin", "DELETE FROM bascule.domain"),
+    ("policy_daemon", "SELECT bascule.activate_domain_regardless('lab.test', 'x', '1 day', 'x', 'x')"),
     ("portal", "SELECT sealed_credential FROM bascule.mailbox"),
     ("portal", "SELECT * FROM bascule.mailboxes"),
     ("portal", "SELECT * FROM bascule.domain"),
     ("portal", "UPDATE bascule.mailbox SET state = 'legacy'"),
     ("portal", "SELECT bascule.close_domain('lab.test')"),
     ("portal", "SELECT bascule.enqueue('migrate', 1, 'local')"),
+    ("portal", "SELECT sealed_copy_login FROM bascule.domain"),
+    ("portal", "SELECT * FROM bascule.domain_of_url('token')"),
+    ("portal", "SELECT * FROM bascule.domain_of('x@lab.test')"),
+    ("portal", "SELECT bascule.beat('page', 'authenticator')"),
     ("authenticator", "SELECT sealed_credential FROM bascule.mailbox"),
     ("authenticator", "SELECT password_hash FROM bascule.mailbox"),
     ("authenticator", "SELECT bascule.begin_cutover(1)"),
     ("authenticator", "SELECT bascule.take_credential(1, 'x')"),
+    ("authenticator", "SELECT sealed_copy_login FROM bascule.domain"),
+    ("authenticator", "SELECT * FROM bascule.mailbox_of('alice@lab.test')"),
+    ("authenticator", "SELECT bascule.beat('x', 'policy_daemon')"),
+    ("authenticator", "SELECT bascule.sign_off('mx', 'policy_daemon')"),
+    ("authenticator", "SELECT bascule.acknowledge(1, 'mx', 'policy_daemon', 1)"),
+    ("authenticator", "SELECT bascule.forget_node('mx', 'policy_daemon', 'x')"),
+    ("authenticator", "SELECT bascule.speak_for('x', 'policy_daemon')"),
+    ("authenticator", "DELETE FROM bascule.node"),
     ("policy_daemon", "SELECT sealed_credential FROM bascule.mailbox"),
     ("policy_daemon", "SELECT bascule.login_state('alice@lab.test')"),
+    ("policy_daemon", "SELECT sealed_copy_login FROM bascule.domain"),
+    ("policy_daemon", "SELECT bascule.beat('store', 'authenticator')"),
+    ("policy_daemon", "SELECT bascule.sign_off('store', 'authenticator')"),
+    ("policy_daemon", "SELECT bascule.acknowledge(1, 'store', 'authenticator', 1)"),
+    ("policy_daemon", "SELECT bascule.forget_node('store', 'authenticator', 'x')"),
+    ("policy_daemon", "UPDATE bascule.node SET heartbeat_at = now()"),
     ("policy_daemon", "SELECT bascule.request_migration('alice@lab.test', 'portal', 'x')"),
     ("policy_daemon", "SELECT bascule.record_login('alice@lab.test', 'x')"),
     ("portal", "SELECT bascule.request_migration('alice@lab.test', 'portal', 'x')"),
@@ -98,14 +123,25 @@ FORBIDDEN = [
     ("authenticator", "SELECT bascule.request_migration('alice@lab.test', 'portal', 'x')"),
     ("authenticator", "SELECT * FROM bascule.dovecot_user"),
     ("authenticator", "SELECT bascule.record_sighting('alice@lab.test', 1)"),
+    ("authenticator", "SELECT bascule.record_sightings('{alice@lab.test}', '{1}')"),
     ("dovecot", "SELECT bascule.beat('x', 'policy_daemon')"),
     ("dovecot", "SELECT sealed_credential FROM bascule.mailbox"),
     ("dovecot", "SELECT * FROM bascule.routing_mailbox"),
     ("worker", "UPDATE bascule.mailbox SET state = 'local'"),
     ("worker", "SELECT bascule.close_domain('lab.test', true, 'x')"),
     ("worker", "INSERT INTO bascule.journal (event) VALUES ('x')"),
+    ("worker", "SELECT bascule.acknowledge(1, 'mx', 'policy_daemon', 1)"),
+    ("worker", "SELECT bascule.forget_node('mx', 'policy_daemon', 'x')"),
+    ("worker", "UPDATE bascule.domain SET imap_host = 'x.test'"),
     ("admin", "SELECT sealed_credential FROM bascule.mailbox"),
     ("admin", "SELECT password_hash FROM bascule.mailbox"),
+    ("admin", "SELECT sealed_copy_login FROM bascule.domain"),
+    ("admin", "SELECT * FROM bascule.domain"),
+    ("admin", "SELECT domain FROM bascule.domain"),  # the whole row as one value
+    ("admin", "UPDATE bascule.domain SET connections = 1 RETURNING sealed_copy_login"),
+    ("admin", "SELECT bascule.acknowledge(1, 'mx', 'policy_daemon', 1)"),
+    ("admin", "SELECT bascule.beat('x', 'policy_daemon')"),
+    ("admin", "SELECT bascule.note(NULL::bascule.domain, 'x')"),
     ("admin", "UPDATE bascule.domain SET mode = 'closed'"),
     ("admin", "UPDATE bascule.domain SET url_token = 'x'"),
     ("admin", "INSERT INTO bascule.domain (name, mode) VALUES ('x.test', 'closed')"),
@@ -126,6 +162,8 @@ def test_what_a_role_cannot_do(postgres: Postgres, owner: Connection, role: str,
 
 
 ALLOWED = [
+    ("admin", "SELECT * FROM bascule.findings"),
+    ("authenticator", "SELECT bascule.record_findings('n', '[]')"),
     ("portal", "SELECT * FROM bascule.portal_domain('token')"),
     ("portal", "SELECT bascule.portal_request('token', 'bob@lab.test', 'x', '', '', 'fr')"),
     ("portal", "SELECT * FROM bascule.portal_progress(1)"),
@@ -139,6 +177,9 @@ ALLOWED = [
     ("authenticator", "SELECT * FROM bascule.routing_domain"),
     ("policy_daemon", "SELECT * FROM bascule.routing_mailbox"),
     ("policy_daemon", "SELECT bascule.record_sighting('bob@lab.test', 1)"),
+    ("policy_daemon", "SELECT bascule.record_sightings('{bob@lab.test}', '{1}')"),
+    ("policy_daemon", "SELECT * FROM bascule.routing_unmoved"),
+    ("admin", "UPDATE bascule.domain SET smtp_tls = 'verify'"),
     ("policy_daemon", "SELECT bascule.beat('n', 'policy_daemon')"),
     ("policy_daemon", "SELECT bascule.undo_overdue_cutovers()"),
     ("dovecot", "SELECT * FROM bascule.dovecot_user"),
@@ -149,7 +190,33 @@ ALLOWED = [
     ("admin", "UPDATE bascule.store SET login_host = 'store1.test'"),
     ("admin", "SELECT bascule.retry('alice@lab.test')"),
     ("admin", "UPDATE bascule.domain SET sweep_interval = '1 minute'"),
+    ("admin", "SELECT imap_host, copy_login, url_token FROM bascule.domain"),
+    ("admin", "UPDATE bascule.domain SET copy_login = 'master', sealed_copy_login = 'x' WHERE name = 'lab.test'"),
+    ("worker", "SELECT sealed_copy_login FROM bascule.domain"),
+    ("worker", "SELECT bascule.attempt_failed(1, 'x'), bascule.attempt_failed(1, 'x', false, '0', '', true)"),
+    ("authenticator", "SELECT bascule.beat('n', 'authenticator'), bascule.sign_off('n', 'authenticator')"),
 ]
+
+
+def test_the_page_is_told_nothing_secret(postgres: Postgres, owner: Connection) -> None:
+    owner.execute("UPDATE domain SET copy_login = 'master', sealed_copy_login = 'sealed box'")
+    with psycopg.connect(postgres.dsn("bascule_portal"), autocommit=True) as portal:
+        row = portal.execute("SELECT to_jsonb(found) FROM bascule.portal_domain('token') AS found").fetchone()
+    assert row is not None
+    assert row[0]["imap_host"] == "imap.old.test"
+    assert not {"sealed_copy_login", "url_token", "url_expires_at"} & set(row[0])
+
+
+def test_nothing_sealed_is_readable_but_by_workers(owner: Connection) -> None:
+    """By whatever grant, on whatever table or view, also one that is added later."""
+    readable = owner.execute(
+        "SELECT role.rolname, attrelid::regclass::text, attname FROM pg_roles AS role CROSS JOIN pg_attribute "
+        "JOIN pg_class ON pg_class.oid = attrelid "
+        "WHERE relnamespace = 'bascule'::regnamespace AND relkind IN ('r', 'v') "
+        "AND (attname LIKE 'sealed%' OR attname = 'password_hash') AND NOT attisdropped "
+        "AND role.rolname LIKE 'bascule\\_%' AND has_column_privilege(role.rolname, attrelid, attnum, 'SELECT')"
+    ).fetchall()
+    assert {role for role, _, _ in readable} == {"bascule_worker"}
 
 
 @pytest.mark.parametrize(("role", "act"), ALLOWED)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from random import Random
 
 import pytest
 
+from bascule.config_templates import render
 from bascule.lab.mail import Ledger
+from bascule.lab.process import Daemon, free_ports
 from bascule.lab.sites import CATCH_ALL_DOMAIN, DOMAIN, IDN_DOMAIN, Lab, LegacySite, NewSite, eventually, full
+from bascule.settings import Settings
 
 #: Who is whose is said in the tests.
 NAMES = (
@@ -20,6 +25,7 @@ NAMES = (
     "shared-here", "shared-there", "shared-moving", "limited-guesser", "guessed-once", "guessed-page",
     "stayed-at-page", "scripted", "checked", "checked-loop", "checked-junk", "paged", "troubled", "paused", "awaited",
     "imported-1", "imported-2", "imported-3", "behind-proxy", "guessed-behind-proxy",
+    "outlived", "guessed-moved", "guessed-fresh", "cached-front",
     "relaying-here", "relaying-there", f"buch@{IDN_DOMAIN}",
 )  # fmt: skip
 
@@ -82,3 +88,25 @@ def await_state(new: NewSite) -> Await:
         eventually(f"{name} in state {state}, not {new.state(name)}", lambda: new.state(name) == state, timeout)
 
     return wait
+
+
+@contextmanager
+def another_page(new: NewSite, folder: Path, public_url: str = "", **changes: object) -> Iterator[Settings]:
+    """A page with settings of its own beside the lab's; its log is ``page.log`` in ``folder``.
+
+    ``changes`` are settings' tables; one source is not many people to it.
+    """
+    (port,) = free_ports(1)
+    listen = f"127.0.0.1:{port}"
+    portal = new.settings.portal.model_copy(
+        update={"listen": listen, "public_url": public_url or f"http://{listen}", "metrics": None}
+    )
+    settings = new.settings.model_copy(update={"portal": portal, "trusted_sources": (), **changes})
+    settings_file = folder / "bascule.toml"
+    settings_file.write_text(render("bascule.toml.j2", **settings.model_dump()))
+    page = Daemon([*new.portal.command[:-1], str(settings_file)], folder=folder, name="page")
+    page.start()
+    try:
+        yield settings
+    finally:
+        page.stop()

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.namespaces]
 
 
 def test_nothing_is_lost_whatever_goes_wrong() -> None:

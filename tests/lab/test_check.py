@@ -12,15 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from bascule import check as checks
 from bascule.address import Address
-from bascule.check import check_legacy
-from bascule.check.dns import Here, check_dns
-from bascule.check.finding import Finding
+from bascule.check import Finding, Subject, User
+from bascule.check.dns import Resolver, check_client_names, check_mx, check_spf
+from bascule.check.finding import Said
 from bascule.credential import Password
+from bascule.directory import Mode
 from bascule.lab.dns import NameServer
 from bascule.lab.process import VMAIL, Daemon, free_ports
 from bascule.lab.sites import DOMAIN, Lab, full
-from bascule.legacy import LegacySettings, Service, Trust
+from bascule.legacy import LegacySettings, Service
 
 pytestmark = pytest.mark.lab
 
@@ -163,9 +165,9 @@ def legacy_of(lab: Lab) -> LegacySettings:
 
 
 def findings_at_legacy(lab: Lab, legacy: LegacySettings, password: str = "") -> list[Finding]:
-    trust = Trust(lab.new.settings.legacy.ca_file, 10)
-    address = Address.parse(full("checked"))
-    return list(check_legacy(legacy, trust, address, Password(password or lab.legacy.users["checked"])))
+    user = User(Address.parse(full("checked")), Password(password or lab.legacy.users["checked"]))
+    subject = Subject(lab.new.settings, legacy=legacy, user=user, legacy_only=True)
+    return list(checks.run(checks.matching(["legacy.*"]), subject))
 
 
 def test_the_wrong_login_form(lab: Lab) -> None:
@@ -193,7 +195,7 @@ def test_no_password_is_in_any_finding(lab: Lab) -> None:
 
 # The DNS --------------------------------------------------------------------------
 
-HERE = Here(("mx.new.test",), ("imap.new.test",))
+NODES, CLIENT_NAMES = ("mx.new.test",), ("imap.new.test",)
 HOSTS = {"mx.new.test": "192.0.2.1", "mx.old.test": "192.0.2.9", "imap.new.test": "192.0.2.2"}
 
 
@@ -209,13 +211,18 @@ def serve(server: NameServer, mx: str = "mx.new.test", spf: str = "v=spf1 mx -al
     server.start(mx={"x.test": mx}, spf={"x.test": spf}, hosts=HOSTS, ttl=ttl)
 
 
-Servers = tuple[NameServer, NameServer]
+Servers = tuple[NameServer, ...]
 
 
-def asked(servers: Servers, mode: str = "active", here: Here = HERE) -> dict[str, str]:
+def found(servers: Servers, mode: Mode = "active") -> list[Said]:
+    return list(check_mx("x.test", mode, NODES, [server.name for server in servers]))
+
+
+def asked(servers: Servers, client_names: tuple[str, ...] = CLIENT_NAMES) -> dict[str, str]:
     """Level by text."""
-    names = [server.name for server in servers]
-    return {each.text: each.level for each in check_dns("x.test", mode, here, names)}  # type: ignore[arg-type]
+    resolver = Resolver(servers[0].name)
+    said = [*found(servers), *check_spf("x.test", NODES, resolver), *check_client_names(client_names, resolver)]
+    return {each.text: each.level for each in said}
 
 
 def test_the_mx_is_here(servers: Servers) -> None:
@@ -230,10 +237,10 @@ def test_the_mx_is_here(servers: Servers) -> None:
 
 
 @pytest.mark.parametrize(("mode", "level"), [("prepared", "note"), ("active", "wrong")])
-def test_the_mx_is_elsewhere(servers: Servers, mode: str, level: str) -> None:
+def test_the_mx_is_elsewhere(servers: Servers, mode: Mode, level: str) -> None:
     for server in servers:
         serve(server, "mx.old.test", ttl=86400)
-    findings = list(check_dns("x.test", mode, HERE, [servers[0].name]))  # type: ignore[arg-type]
+    findings = found(servers[:1], mode)
     assert findings[0].level == level
     assert "TTL 86400 s" in findings[0].text
     if mode == "prepared":
@@ -243,7 +250,7 @@ def test_the_mx_is_elsewhere(servers: Servers, mode: str, level: str) -> None:
 def test_resolvers_that_do_not_agree(servers: Servers) -> None:
     serve(servers[0])
     serve(servers[1], "mx.old.test", ttl=3600)
-    findings = list(check_dns("x.test", "active", HERE, [server.name for server in servers]))
+    findings = found(servers)
     assert [each.level for each in findings[:3]] == ["good", "wrong", "note"]
     assert findings[2].text == "not all resolvers see the same MX of x.test"
     assert findings[2].remedy == "Wait for the TTL: 3600 s at most."
@@ -252,7 +259,7 @@ def test_resolvers_that_do_not_agree(servers: Servers) -> None:
 def test_a_resolver_that_is_away(servers: Servers) -> None:
     serve(servers[0])
     away = f"127.0.0.1:{free_ports(1)[0]}"
-    findings = list(check_dns("x.test", "active", HERE, [away, servers[0].name]))
+    findings = list(check_mx("x.test", "active", NODES, [away, servers[0].name]))
     assert findings[0].level == "note"
     assert f"the resolver {away} does not say" in findings[0].text
     assert findings[1].level == "good"
@@ -272,10 +279,10 @@ def test_a_resolver_that_is_away(servers: Servers) -> None:
 def test_spf(servers: Servers, policy: str, result: str, level: str) -> None:
     serve(servers[0], spf=policy)
     text = f"SPF of x.test for mail from mx.new.test (192.0.2.1): {result}"
-    assert asked(servers[:1])[text] == level  # type: ignore[arg-type]
+    assert asked(servers[:1])[text] == level
 
 
 def test_a_name_for_users_that_does_not_exist(servers: Servers) -> None:
     serve(servers[0])
-    told = asked(servers[:1], here=Here(("mx.new.test",), ("imap.typo.test",)))  # type: ignore[arg-type]
+    told = asked(servers[:1], ("imap.typo.test",))
     assert told["users are told imap.typo.test, and it has no address"] == "wrong"

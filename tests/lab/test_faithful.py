@@ -85,9 +85,9 @@ def test_what_clients_rely_on_is_kept(
     legacy = LegacySettings(DOMAIN, "localhost", Service(1, "none"), "127.0.0.1", 25)
     service = Service(lab.new.dovecot.ports.sieve, "starttls")
     trust = Trust(lab.new.settings.legacy.ca_file, 10)
-    scripts, active = read_scripts(legacy, service, trust, Address(name, DOMAIN), Password(password))
-    assert scripts == {"to the archive": SCRIPT.replace(b"\r\n", b"\n")}  # as files have it here
-    assert active == "to the archive"
+    scripts = read_scripts(legacy, service, trust, Address(name, DOMAIN), Password(password))
+    assert scripts.bodies == {"to the archive": SCRIPT.replace(b"\r\n", b"\n")}  # as files have it here
+    assert scripts.active == "to the archive"
 
 
 def synchronise(port: int, name: str, password: str, cache: Path) -> str:

@@ -25,7 +25,7 @@ Request = Callable[[str], None]
 Await = Callable[..., None]
 
 
-@pytest.fixture(scope="module", params=["2.3", "2.4"])
+@pytest.fixture(scope="module", params=["2.3", pytest.param("2.4", marks=pytest.mark.namespaces)])
 def front(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Front]:
     with Front(lab.new, request.param) as running:
         yield running

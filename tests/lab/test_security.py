@@ -46,7 +46,12 @@ def authenticator(new: NewSite, name: str, **changes: object) -> Iterator[Path]:
     folder = new.folder / name
     folder.mkdir()
     mine = new.settings.authenticator.model_copy(
-        update={"socket": folder / "socket", "snapshot": folder / "snapshot", "metrics": None}
+        update={
+            "socket": folder / "socket",
+            "snapshot": folder / "snapshot",
+            "domains": folder / "domains",
+            "metrics": None,
+        }
     )
     settings: Settings = new.settings.model_copy(update={"node": name, "authenticator": mine, **changes})
     path = folder / "bascule.toml"

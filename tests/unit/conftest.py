@@ -8,7 +8,7 @@ import pytest
 
 from bascule.address import Address
 from bascule.directory import Directory, Domain, Mailbox, Mode, State
-from bascule.legacy import LegacySettings, Service
+from bascule.legacy import LegacySettings, Service, SmtpTls
 from bascule.policy_daemon.routes import Routes
 
 HOLD = "unix:/run/hold"
@@ -17,7 +17,9 @@ MakeRoutes = Callable[..., Routes]
 
 
 def domain(name: str, mode: Mode) -> Domain:
-    return Domain(1, mode, LegacySettings(name, "imap.old.test", Service(993, "implicit"), "mx.old.test", 25))
+    smtp_tls: SmtpTls = "verify" if name == "verified.test" else "may"
+    imap = Service(993, "implicit")
+    return Domain(1, mode, LegacySettings(name, "imap.old.test", imap, "mx.old.test", 25, smtp_tls=smtp_tls))
 
 
 @pytest.fixture
@@ -26,6 +28,7 @@ def directory() -> Directory:
         "active.test": "active",
         "closed.test": "closed",
         "prepared.test": "prepared",
+        "verified.test": "active",
         "xn--mlut-moa5l.test": "active",  # ümläut
     }
     made = Directory(loaded=True)
@@ -42,22 +45,24 @@ def directory() -> Directory:
         made.mailboxes[parsed] = Mailbox(number, parsed, state, 1, "unix:/run/lmtp")
     afar = Address.parse("afar@active.test")
     made.mailboxes[afar] = Mailbox(99, afar, "local", 1, "inet:store2.test:24")
+    made.unmoved.add(Address.parse("here+own@active.test"))
+    made.aliases[Address.parse("tom@active.test")] = Address.parse("unmoved@active.test")
     made.aliases[Address.parse("info@active.test")] = Address.parse("here@active.test")
     return made
 
 
 @pytest.fixture
-def barriers() -> list[str]:
-    """The nonces whose lookup was seen."""
+def accepted() -> list[Address]:
+    """What the milter told of and was counted."""
     return []
 
 
 @pytest.fixture
-def routes(directory: Directory, barriers: list[str]) -> Routes:
-    return Routes(directory, HOLD, barriers.append)
+def routes(directory: Directory, accepted: list[Address]) -> Routes:
+    return Routes(directory, HOLD, accepted.append)
 
 
 @pytest.fixture
-def unloaded(barriers: list[str]) -> Routes:
+def unloaded(accepted: list[Address]) -> Routes:
     """Before the first load."""
-    return Routes(Directory(), HOLD, barriers.append)
+    return Routes(Directory(), HOLD, accepted.append)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 
 import pytest
@@ -28,12 +29,33 @@ def _module(name: str) -> ModuleType:
 
 
 main_cf = _module("main_cf")
+dovecot_includes = _module("dovecot_includes")
 
-BLOCK = """# ours
+BLOCK = """# bascule: ours
+bascule_transport_maps = socketmap:unix:bascule/socketmap:transport
+transport_maps = $bascule_transport_maps, ...
+bascule_first = check_policy_service { unix:bascule/policy, { policy_context = trusted $mynetworks } }
+bascule_smtpd_recipient_restrictions = check_policy_service unix:bascule/policy
+smtpd_recipient_restrictions = $bascule_first, ..., $bascule_smtpd_recipient_restrictions
+bascule_smtpd_milters = { unix:bascule/milter, default_action=accept }
+smtpd_milters = ..., $bascule_smtpd_milters
+bascule_smtputf8_enable = no
+smtputf8_enable = $bascule_smtputf8_enable
+bascule_authorized_mailq_users = bascule
+authorized_mailq_users = $bascule_authorized_mailq_users, ...
+"""
+#: What the first release wrote.
+FORMER_BLOCK = """# bascule: the settings that it adds to Postfix's main.cf.
+
 transport_maps = socketmap:unix:bascule/socketmap:transport $bascule_former_transport_maps
+relay_domains = socketmap:unix:bascule/socketmap:domains
+
 smtpd_recipient_restrictions =
-    check_policy_service unix:bascule/policy, $bascule_former_smtpd_recipient_restrictions
-address_verify_poll_delay = 1s
+    check_policy_service { unix:bascule/policy, policy_context=verification },
+    check_policy_service { unix:bascule/policy, policy_context=accepted } $bascule_former_smtpd_recipient_restrictions
+unverified_recipient_reject_code = 550
+address_verify_sender =
+recipient_delimiter = +
 """
 LINES = st.sampled_from(
     [
@@ -41,10 +63,18 @@ LINES = st.sampled_from(
         "transport_maps=",
         "  hash:/etc/postfix/more",
         "# transport_maps = a comment",
+        "# bascule is what we try next",
+        "   # a comment inside",
         "smtpd_recipient_restrictions =",
-        "\treject_unauth_destination",
-        "address_verify_poll_delay = 3s",
+        "\treject_unauth_destination,",
+        "\tpermit_mynetworks permit",
+        "smtpd_recipient_restrictions = permit_auth_destination,reject",
+        "smtpd_milters=inet:127.0.0.1:11332",
+        "smtpd_milters = { unix:x, default_action=accept },",
+        "smtputf8_enable = no",
+        "authorized_mailq_users = root",
         "my_transport_maps = x",
+        "bascule-lmtp_destination_recipient_limit = 1",
         "relayhost =",
         "",
         "caf\udce9 = not UTF-8",
@@ -69,21 +99,110 @@ def test_what_was_edited_meanwhile_stays(lines: list[str]) -> None:
     assert main_cf.without_block(edited) == f"first = 1\n{former}last = 1\n"
 
 
-def test_a_former_value_goes_on_under_its_other_name() -> None:
+def test_the_owner_s_lines_stay_where_and_as_they_are() -> None:
     plugged, extended, kept = main_cf.with_block(
-        "transport_maps = hash:/x\n  hash:/y\naddress_verify_poll_delay = 3s\n", BLOCK
+        "transport_maps = hash:/x\n  # why\n  hash:/y\nsmtputf8_enable = no\nsmtpd_milters=inet:a:1\n", BLOCK
     )
-    assert plugged.startswith("bascule_former_transport_maps = hash:/x\n  hash:/y\n")
-    assert extended == ["transport_maps"]
-    assert kept == ["address_verify_poll_delay"]
-    assert "address_verify_poll_delay = 1s" not in plugged
-    assert "$bascule_former_smtpd_recipient_restrictions" not in plugged
+    assert plugged.startswith(
+        "transport_maps = $bascule_transport_maps, hash:/x\n  # why\n  hash:/y\nsmtputf8_enable = no\n"
+        f"smtpd_milters=inet:a:1, $bascule_smtpd_milters\n{main_cf.BEGIN}\n"
+    )
+    assert extended == ["transport_maps", "smtpd_milters"]
+    assert kept == ["smtputf8_enable"]
+    assert "bascule_smtputf8_enable" not in plugged
+    assert "authorized_mailq_users" not in plugged  # nobody has said who may
 
 
-def test_half_a_block_is_not_guessed_at() -> None:
-    plugged, _, _ = main_cf.with_block("x = 1\n", BLOCK)
-    with pytest.raises(ValueError, match="is missing"):
-        main_cf.without_block(plugged.replace(main_cf.END, ""))
+def test_the_block_defines_nothing_of_the_owner_s() -> None:
+    """But for references to ours, where nothing is set."""
+    plugged, _, _ = main_cf.with_block("", BLOCK, {"transport_maps": "$virtual", "relay_domains": "x"})
+    for line in plugged.splitlines():
+        assert line.startswith(("#", "bascule_")) or "= $bascule_" in line
+    assert "bascule_transport_maps = socketmap:unix:bascule/socketmap:transport, $virtual\n" in plugged
+    assert "smtpd_recipient_restrictions = $bascule_first, $bascule_smtpd_recipient_restrictions\n" in plugged
+
+
+@pytest.mark.parametrize(
+    ("former", "plugged"),
+    [
+        ("permit_mynetworks, reject_rbl_client a.b", "$1, permit_mynetworks, reject_rbl_client a.b, $2"),
+        ("reject_a,\n  # why\n  reject_x,\n  permit", "$1, reject_a,\n  # why\n  reject_x,\n  $2, permit"),
+        ("reject_x permit_auth_destination reject", "$1, reject_x $2, permit_auth_destination reject"),
+        ("check_policy_service { x, a=permit }, reject", "$1, check_policy_service { x, a=permit }, reject, $2"),
+        ("\n  reject_x,\n# permit\n  reject_y", "$1, \n  reject_x,\n# permit\n  reject_y, $2"),
+        ("", "$1, , $2"),
+    ],
+)  # fmt: skip
+def test_ours_stand_before_what_would_accept_anybody(former: str, plugged: str) -> None:
+    text, _, _ = main_cf.with_block(f"smtpd_recipient_restrictions = {former}\nlast = 1\n", BLOCK)
+    expected = plugged.replace("$1", "$bascule_first").replace("$2", "$bascule_smtpd_recipient_restrictions")
+    assert text.startswith(f"smtpd_recipient_restrictions = {expected}\nlast = 1\n")
+
+
+def _postconf_e(text: str, name: str, value: str) -> str:
+    """What ``postconf -e`` does: one line in the place of the first, its continuation lines gone."""
+    found = [entry for entry in main_cf.entries(text) if entry.name == name]
+    assert found
+    return text.replace(found[0].text, f"{name} = {value}\n")
+
+
+@pytest.mark.parametrize("former", ["transport_maps = hash:/x\n  hash:/y\n", ""])
+def test_a_panel_s_edit_loses_neither_side(former: str) -> None:
+    """Ours are gone until the next run, whatever is then set of the owner's stays."""
+    plugged, _, _ = main_cf.with_block(former, BLOCK)
+    edited = _postconf_e(plugged, "transport_maps", "hash:/new")
+    assert main_cf.without_block(edited) == "transport_maps = hash:/new\n"
+    again, _, _ = main_cf.with_block(main_cf.without_block(edited), BLOCK)
+    assert "transport_maps = $bascule_transport_maps, hash:/new\n" in again
+    # One who goes by what is set now keeps ours, too.
+    polite = _postconf_e(plugged, "transport_maps", "$bascule_transport_maps, hash:/new")
+    assert main_cf.without_block(polite) == "transport_maps = hash:/new\n"
+
+
+def _former(text: str) -> str:
+    """As the first release plugged in."""
+    for name in ("transport_maps", "smtpd_recipient_restrictions"):
+        text = re.sub(rf"^{name}(?=\s*=)", f"bascule_former_{name}", text, flags=re.MULTILINE)
+    begin = main_cf.FORMER_BEGIN
+    if not text.endswith("\n"):
+        text, begin = f"{text}\n", f"{begin} "
+    return f"{text}{begin}\n{FORMER_BLOCK}{main_cf.END}\n"
+
+
+@pytest.mark.parametrize("end", ["\n", ""])
+def test_the_former_way_is_taken_out_as_well(end: str) -> None:
+    owner = f"transport_maps = hash:/x\n  hash:/y\nsmtpd_recipient_restrictions = reject_x{end}"
+    assert main_cf.without_block(_former(owner)) == owner
+    # A line of that block that somebody has written anew is that one's.
+    edited = _postconf_e(_former(owner), "relay_domains", "backup.test, second.test")
+    assert "relay_domains = backup.test, second.test\n" in main_cf.without_block(edited)
+
+
+@pytest.mark.parametrize(
+    ("text", "included"),
+    [
+        ("!include conf.d/*.conf\n", True),
+        ("  !include_try conf.d/99-bascule.conf # ours\n", True),
+        ("!include {folder}/conf.d/*.conf\n", True),
+        ("!include ./conf.d/../conf.d/9*.conf\n", True),
+        ("!include_try other.conf\n", True),  # which includes it
+        ("#!include conf.d/*.conf\n", False),
+        ("!include conf.d/*.ext\n", False),
+        ("!include conf.d\n", False),
+        ("!include *.conf\n", True),  # other.conf is among them
+        ("!include_try local.conf\n!include absent/*.conf\n", False),
+        ("protocols = imap\n", False),
+    ],
+)
+def test_it_is_seen_whether_dovecot_reads_a_file(tmp_path: Path, text: str, included: bool) -> None:
+    main = tmp_path / "dovecot.conf"
+    main.write_text(text.format(folder=tmp_path))
+    # Includes itself, and what is asked about.
+    (tmp_path / "other.conf").write_text("!include other.conf\n!include conf.d/*.conf\n")
+    (tmp_path / "local.conf").write_text("mail_debug = yes\n")
+    (tmp_path / "conf.d").mkdir()
+    asked = PurePosixPath(tmp_path / "conf.d" / "99-bascule.conf")
+    assert dovecot_includes.includes(main, asked) is included
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:

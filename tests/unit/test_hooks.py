@@ -22,7 +22,7 @@ from bascule.credential import Password
 from bascule.errors import BasculeError, LegacyBusy, LegacyRefusedLogin, LegacyUnavailable
 from bascule.hooks import legacy_logins
 from bascule.hooks.legacy_logins import AT_ONE_SERVER, LegacyLogins
-from bascule.hooks.protocol import MAX_FIELD, Reply, Request
+from bascule.hooks.protocol import AT_WORK, MAX_FIELD, Login, Lookup, Reply, Users, decode
 from bascule.legacy import LegacySettings, Service, Trust
 from bascule.serving import BadRequest
 
@@ -36,17 +36,22 @@ for name in $EXTRA; do eval echo "$name=\\$$name"; done
 
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=200))
 def test_a_request_is_read_as_it_was_made(text: str) -> None:
-    request = Request.decode(f"{text}\0{text}\0imap\x00192.0.2.1".encode())
-    assert (request.user, request.password.secret) == (text, text)
+    for former in (False, True):
+        fields = [] if former else ["login"]
+        request = decode("\0".join([*fields, text, text, "imap", "192.0.2.1"]).encode())
+        assert isinstance(request, Login)
+        assert (request.user, request.password.secret, request.wants_sign) == (text, text, not former)
+    assert decode(f"userdb\0{text}\0lmtp".encode()) == Lookup("userdb", text, "lmtp")
+    assert decode(b"users") == Users()
 
 
 @pytest.mark.parametrize(
     "payload",
-    [b"", b"a\0b", b"a\0b\0c\0d\0e", b"\xff\0b\0c\0d", b"a\0" + b"s3cret" * MAX_FIELD + b"\0imap\0"],
+    [b"", b"a\0b", b"a\0b\0c\0d\0e", b"otherdb\0b\0c", b"\xff\0b\0c\0d", b"a\0" + b"s3cret" * MAX_FIELD + b"\0imap\0"],
 )
 def test_what_is_no_request_is_refused_and_not_quoted(payload: bytes) -> None:
     with pytest.raises(BadRequest) as error:
-        Request.decode(payload)
+        decode(payload)
     assert "s3cret" not in str(error.value)
     assert error.value.__cause__ is None
 
@@ -72,22 +77,27 @@ def answering(path: Path, answer: bytes) -> Iterator[list[bytes]]:
         yield asked
 
 
-def checkpassword(tmp_path: Path, given: bytes) -> subprocess.CompletedProcess[bytes]:
+def checkpassword(
+    tmp_path: Path, given: bytes, listed: str | None = "a.test", **more: str
+) -> subprocess.CompletedProcess[bytes]:
     """Run the script as Dovecot does."""
     program = tmp_path / "checkpassword-reply"
     program.write_text(REPLY)
     program.chmod(0o755)
     secrets = tmp_path / "descriptor-3"
     secrets.write_bytes(given)
-    command = f'exec {sys.executable} -IS {CHECKPASSWORD} {tmp_path / "socket"} {program} 3<"{secrets}"'
-    environment = {"SERVICE": "imap", "TCPREMOTEIP": "192.0.2.1", "PATH": "/usr/bin:/bin"}
+    domains = tmp_path / "domains"
+    if listed is not None:
+        domains.write_text(f"# Domains\n{listed}\n")
+    command = f'exec {sys.executable} -IS {CHECKPASSWORD} {tmp_path / "socket"} {domains} {program} 3<"{secrets}"'
+    environment = {"SERVICE": "imap", "TCPREMOTEIP": "192.0.2.1", "PATH": "/usr/bin:/bin", **more}
     return subprocess.run(["/bin/sh", "-c", command], env=environment, capture_output=True, timeout=30, check=False)
 
 
 @pytest.mark.parametrize(
     ("reply", "code", "printed"),
     [
-        (Reply("ok"), 0, "user=Al extra=\n"),
+        (Reply("ok"), 0, "user=Al@a.test extra=\n"),
         (Reply("ok", {"user": "al@a.test"}), 0, "user=al@a.test extra=\n"),
         (
             Reply("ok", {"proxy": "y", "host": "old.test", "user": "al@a.test"}),
@@ -95,32 +105,73 @@ def checkpassword(tmp_path: Path, given: bytes) -> subprocess.CompletedProcess[b
             "user=al@a.test extra=proxy host\nproxy=y\nhost=old.test\n",
         ),
         (Reply("refused"), 1, ""),
-        (Reply("unknown"), 1, ""),
+        (Reply("unknown"), 0, "user=Al@a.test extra=noauthenticate\nnoauthenticate=y\n"),
         (Reply("temporary"), 111, ""),
     ],
 )
 def test_checkpassword(tmp_path: Path, reply: Reply, code: int, printed: str) -> None:
-    with answering(tmp_path / "socket", reply.encode()) as asked:
-        done = checkpassword(tmp_path, "Al\0pässword\0001\0".encode())
+    with answering(tmp_path / "socket", AT_WORK + reply.encode()) as asked:
+        done = checkpassword(tmp_path, "Al@a.test\0pässword\0001\0".encode())
     assert (done.returncode, done.stdout.decode(), done.stderr.decode()) == (code, printed, "")
-    assert asked == ["Al\0pässword\0imap\x00192.0.2.1".encode()]
+    assert asked == ["login\0Al@a.test\0pässword\0imap\x00192.0.2.1".encode()]
+
+
+@pytest.mark.parametrize(
+    ("reply", "code", "printed"),
+    [
+        (
+            Reply("ok", {"user": "al@a.test", "home": "/mail/al", "namespace/inbox/separator": "."}),
+            0,
+            "user=al@a.test extra=userdb_user userdb_namespace/inbox/separator\n",
+        ),
+        (Reply("refused"), 111, ""),
+        (Reply("unknown"), 3, ""),
+        (Reply("temporary"), 111, ""),
+    ],
+)
+def test_checkpassword_as_a_userdb(tmp_path: Path, reply: Reply, code: int, printed: str) -> None:
+    """Dovecot says the name as auth_username_format left it, and the original one in the environment."""
+    with answering(tmp_path / "socket", reply.encode()) as asked:
+        done = checkpassword(tmp_path, b"al\0\0\0", AUTHORIZED="1", AUTH_ORIG_USER="al@a.test", SERVICE="lmtp")
+    assert (done.returncode, done.stdout.decode().splitlines(keepends=True)[:1]) == (code, [printed] if printed else [])
+    assert asked == [b"userdb\0al@a.test\0lmtp"]
+
+
+@pytest.mark.parametrize("name", ["al", "al@b.test", "al@a.test.b"])
+def test_names_of_others_do_not_wait_for_the_authenticator(tmp_path: Path, name: str) -> None:
+    """There is none."""
+    done = checkpassword(tmp_path, f"{name}\0secret\0001\0".encode())
+    assert (done.returncode, "noauthenticate" in done.stdout.decode()) == (0, True)
+    assert checkpassword(tmp_path, f"{name}\0\0\0".encode(), AUTHORIZED="1").returncode == 3
+
+
+def test_while_there_is_no_list_every_domain_may_be_ours(tmp_path: Path) -> None:
+    assert checkpassword(tmp_path, b"al@b.test\0secret\0001\0", listed=None).returncode == 111
+    assert checkpassword(tmp_path, b"al@b.test\0\0\0", listed=None, AUTHORIZED="1").returncode == 111
+
+
+def test_an_authenticator_that_hangs_is_given_up_soon(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        listening.listen()
+        assert checkpassword(tmp_path, b"al@a.test\0secret\0001\0").returncode == 111
 
 
 @pytest.mark.parametrize("answer", [b"", b"2:o", b"junk", b"2:ok", b"99:ok,", b"4:maybe,", b"5:maybe,"])
 def test_half_an_answer_is_no_answer(tmp_path: Path, answer: bytes) -> None:
     with answering(tmp_path / "socket", answer):
-        assert checkpassword(tmp_path, b"al\0s3cret\0001\0").returncode == 111
+        assert checkpassword(tmp_path, b"al@a.test\0s3cret\0001\0").returncode == 111
 
 
 def test_without_the_authenticator_it_is_temporary(tmp_path: Path) -> None:
-    done = checkpassword(tmp_path, b"al\0s3cret\0001\0")
+    done = checkpassword(tmp_path, b"al@a.test\0s3cret\0001\0")
     assert done.returncode == 111
     assert b"does not answer" in done.stderr
     assert b"s3cret" not in done.stderr
 
 
 def test_a_password_that_is_not_text_is_refused(tmp_path: Path) -> None:
-    assert checkpassword(tmp_path, b"al\0\xff\xfe\0001\0").returncode == 1
+    assert checkpassword(tmp_path, b"al@a.test\0\xff\xfe\0001\0").returncode == 1
 
 
 # A legacy server that does not answer ------------------------------------------------

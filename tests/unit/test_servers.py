@@ -26,7 +26,7 @@ def socketmap(routes: Routes) -> MakeServer:
     return lambda endpoint: servers.PromptServer(endpoint, lambda: servers.Socketmap(routes))
 
 
-def policy(decide: Callable[[dict[str, str]], str]) -> MakeServer:
+def policy(decide: Callable[[dict[str, str]], str | Awaitable[str]]) -> MakeServer:
     return lambda endpoint: servers.PromptServer(endpoint, lambda: servers.Policy(decide))
 
 
@@ -74,7 +74,7 @@ SOCKETMAP_REPLIES = b"".join(
         b"OK bascule-lmtp:unix:/run/lmtp",
         b"NOTFOUND ",
         b"OK here@active.test",
-        b"PERM bascule has no map 'nonsense'; it has transport, domains, aliases, route",
+        b"PERM bascule has no map 'nonsense'; it has transport, domains, aliases, senders, route, accepted",
     )
 )
 
@@ -103,11 +103,16 @@ REQUEST = b"request=smtpd_access_policy\nprotocol_state=RCPT\nrecipient=%s\n\n"
 def test_policy(routes: Routes, tmp_path: Path, size: int) -> None:
     data = REQUEST % b"anybody@active.test" + REQUEST % b"here@active.test"
 
-    def answer(attributes: dict[str, str]) -> str:
-        return routes.verification(attributes["recipient"])
+    async def asked() -> str:
+        await asyncio.sleep(0)
+        return "450 4.2.0 ask again"
+
+    def answer(attributes: dict[str, str]) -> str | Awaitable[str]:
+        found = routes.verification(attributes["recipient"])
+        return found if isinstance(found, str) else asked()
 
     replies = converse(tmp_path, policy(answer), sending(data, size))
-    assert replies == b"action=reject_unverified_recipient\n\naction=DUNNO\n\n"
+    assert replies == b"action=450 4.2.0 ask again\n\naction=DUNNO\n\n"
 
 
 @pytest.mark.parametrize("data", [b"nonsense\n\n", b"request=other\n\n", b"a=b\n" * 20_000])
@@ -208,5 +213,56 @@ def test_a_client_that_does_not_read_is_not_listened_to(routes: Routes, tmp_path
     assert converse(tmp_path, socketmap(routes), talk) == netstring.encode(b"NOTFOUND ") * count
 
 
-def test_held_mail_is_always_told_to_come_back(tmp_path: Path) -> None:
-    assert converse(tmp_path, streams(servers.hold), sending(b"")).startswith(b"421 4.2.1 ")
+HELLO = b"LHLO mx.test\r\nMAIL FROM:<>\r\n"
+
+
+def lmtp(arrived: list[str]) -> MakeServer:
+    return streams(servers.Lmtp(lambda recipient: recipient.endswith("@barrier.test"), arrived.append).serve)
+
+
+@pytest.mark.parametrize("size", [1, 16, 4096])
+def test_held_mail_is_always_told_to_come_back(tmp_path: Path, size: int) -> None:
+    arrived: list[str] = []
+    data = (
+        HELLO
+        + b"RCPT TO:<alice@lab.test>\r\nRSET\r\nMAIL FROM:<a@b.test>\r\nRCPT TO:<bob@lab.test>\r\nDATA\r\nQUIT\r\n"
+    )
+    said = converse(tmp_path, lmtp(arrived), sending(data, size)).split(b"\r\n")
+    assert [line[:9] for line in said if line.startswith((b"4", b"5"))] == [b"450 4.2.1", b"450 4.2.1", b"503 5.5.1"]
+    assert arrived == []
+
+
+@pytest.mark.parametrize("size", [1, 16, 4096])
+def test_a_barrier_has_arrived_when_it_is_whole(tmp_path: Path, size: int) -> None:
+    data = HELLO + b"RCPT TO:<alice@lab.test>\r\nRCPT TO:<x@barrier.test>\r\nDATA\r\nSubject: barrier\r\n\r\n"
+    broken_off: list[str] = []
+    converse(tmp_path, lmtp(broken_off), sending(data, size))
+    assert broken_off == []
+    arrived: list[str] = []
+    said = converse(tmp_path, lmtp(arrived), sending(data + b".\r\nQUIT\r\n", size))
+    assert arrived == ["x@barrier.test"]
+    assert said.endswith(b"354 go on\r\n250 2.0.0 ok\r\n221 2.0.0 bye\r\n")
+
+
+def test_a_line_without_end_is_not_lmtp(tmp_path: Path) -> None:
+    assert converse(tmp_path, lmtp([]), sending(b"x" * 100_000)) == b"220 bascule\r\n"
+
+
+def test_an_answer_that_takes_time_is_given_before_the_end(tmp_path: Path) -> None:
+    async def slowly() -> str:
+        await asyncio.sleep(0.05)
+        return "DUNNO"
+
+    async def run() -> bytes:
+        server = policy(lambda _: slowly())(f"unix:{tmp_path / 'socket'}")
+        await server.start()
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "socket")
+        writer.write(REQUEST % b"x@y.test")
+        while not any(each.answering for each in getattr(server, "clients")):  # noqa: ASYNC110, B009
+            await asyncio.sleep(0)
+        await server.stop()
+        answered = await reader.read()
+        writer.close()
+        return answered
+
+    assert uvloop.run(run()) == b"action=DUNNO\n\n"

@@ -9,10 +9,12 @@ author: The bascule developers
 version_added: "0.2.0"
 short_description: Adds settings to a main.cf that others have written, and removes them exactly
 description:
-  - Adds a block of parameters at the end of Postfix's C(main.cf).
-  - A parameter whose value in the block refers to C($bascule_former_NAME) extends what is set before. The former
-    assignment goes on under the name C(bascule_former_NAME), where its owner may edit it.
-  - Any other parameter that is set before keeps its former value, and is left out of the block.
+  - Adds a block of parameters named C(bascule_...) at the end of Postfix's C(main.cf), and has others refer to them.
+  - C(NAME = $bascule_NAME, ...) in the block puts the reference in front of what the file says of C(NAME);
+    C(NAME = ..., $bascule_NAME) puts it behind. The owner's line stays where it is and is edited as before.
+    In lists of restrictions, behind means before the first restriction that would accept any recipient.
+  - C(NAME = $bascule_NAME) is for a parameter that its owner has not set. Otherwise it is left out, and so is
+    C(bascule_NAME).
   - With O(state=absent) the file is again what it was, byte for byte, with whatever was edited meanwhile.
 options:
   path:
@@ -20,9 +22,13 @@ options:
     type: path
     default: /etc/postfix/main.cf
   block:
-    description: Comments and assignments, as in main.cf.
+    description: Comments that begin with C(# bascule:), and assignments, as in main.cf.
     type: str
     default: ""
+  defaults:
+    description: Values of Postfix's own (C(postconf -d)) that go on behind ours where the owner has set nothing.
+    type: dict
+    default: {}
   state:
     description: Whether the block is there.
     type: str
@@ -41,17 +47,18 @@ EXAMPLES = """
 - name: Ask bascule first
   bascule.mail.main_cf:
     block: |
-      transport_maps = socketmap:unix:bascule/socketmap:transport $bascule_former_transport_maps
+      bascule_transport_maps = socketmap:unix:bascule/socketmap:transport
+      transport_maps = $bascule_transport_maps, ...
 """
 
 RETURN = """
 extended:
-  description: Parameters whose former value is asked after ours.
+  description: Parameters of the owner's that refer to ours now.
   returned: always
   type: list
   elements: str
 kept:
-  description: Parameters that the operator has set otherwise, and that were left alone.
+  description: Parameters that the owner has set otherwise, and that were left alone.
   returned: always
   type: list
   elements: str
@@ -62,79 +69,178 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
-BEGIN = "# bascule: begin. What follows is written by Ansible; former values are above, as bascule_former_..."
+OURS = "bascule_"
+COMMENT = "# bascule"
+BEGIN = (
+    "# bascule: begin. Written by Ansible; what is yours stays in your own lines and refers to these by $bascule_..."
+)
 #: The same, where the file had no newline at its end.
 BEGIN_NO_NEWLINE = f"{BEGIN} "
 END = "# bascule: end"
-FORMER = "bascule_former_"
+#: Where they are not set everybody may, and needs no word of ours.
+ONLY_WHERE_SET = ("authorized_mailq_users", "authorized_flush_users")
+#: Restrictions that accept a recipient of ours, whoever sends (postconf(5), smtpd_recipient_restrictions).
+ACCEPTING = ("permit", "permit_auth_destination", "permit_mx_backup")
 
-_ASSIGNMENT = re.compile(r"([A-Za-z0-9_]+)[ \t]*=")
-_REFERENCE = re.compile(rf"[ \t]*,?[ \t]*\${FORMER}([A-Za-z0-9_]+)")
+#: The first release renamed the owner's lines, and put ours in their place.
+FORMER = "bascule_former_"
+FORMER_BEGIN = "# bascule: begin. What follows is written by Ansible; former values are above, as bascule_former_..."
+FORMER_PLAIN = (
+    "unverified_recipient_reject_code = 550",
+    "unverified_recipient_reject_reason = no such user here",
+    "address_verify_sender =",
+    "address_verify_poll_delay = 1s",
+    "address_verify_negative_refresh_time = 10m",
+    "address_verify_negative_expire_time = 1h",
+    "smtputf8_enable = no",
+    "recipient_delimiter = +",
+)
+
+_ASSIGNMENT = re.compile(r"([A-Za-z0-9_.-]+)[ \t]*=[ \t]*")
+_REFERENCE = rf"\${OURS}[A-Za-z0-9_]+"
+_USE = re.compile(rf"{_REFERENCE}(, {_REFERENCE})*")
+_IN_FRONT = re.compile(rf"{_REFERENCE},[ \t]?")
+_BEHIND = re.compile(rf"(,[ \t]*)?{_REFERENCE}")
+
+
+class Entry:
+    """A logical line of main.cf (postconf(5)) with what comments stand inside, or a comment or empty line alone."""
+
+    def __init__(self, text: str, name: str = "") -> None:
+        self.text = text
+        self.name = name
+
+    @property
+    def value(self) -> str:
+        """What is assigned, without comments, in one line."""
+        found = _ASSIGNMENT.match(self.text)
+        if found is None:
+            return ""
+        lines = self.text[found.end() :].splitlines()
+        return " ".join(line.strip() for line in lines if not line.lstrip().startswith("#")).strip()
+
+
+def entries(text: str) -> list[Entry]:
+    """The file in logical lines; their texts together are ``text``."""
+    found: list[Entry] = []
+    last: int | None = None  # the logical line that a line with white space in front goes on
+    for line in text.splitlines(keepends=True):
+        if line[:1] in {" ", "\t"} and line.strip() and not line.lstrip().startswith("#") and last is not None:
+            for between in found[last + 1 :]:
+                found[last].text += between.text
+            del found[last + 1 :]
+            found[last].text += line
+            continue
+        assignment = _ASSIGNMENT.match(line)
+        found.append(Entry(line, assignment[1] if assignment else ""))
+        if assignment:
+            last = len(found) - 1
+        elif line.strip() and not line.lstrip().startswith("#"):
+            last = None
+    return found
 
 
 def without_block(text: str) -> str:
-    """The text as it was before :func:`with_block`; edits outside the block stay."""
-    for begin, newline in ((BEGIN, "\n"), (BEGIN_NO_NEWLINE, "")):
-        head, found, rest = _cut(text, f"{begin}\n")
-        if found:
-            _, ended, tail = rest.partition(f"{END}\n")
-            if not ended:
-                raise ValueError(f"a line {END!r} is missing")
-            head = head if newline or tail else head.removesuffix("\n")
-            text = head + tail
-    return re.sub(rf"^{FORMER}(?=[A-Za-z0-9_]+[ \t]*=)", "", text, flags=re.MULTILINE)
-
-
-def _cut(text: str, line: str) -> tuple[str, bool, str]:
-    """What stands before and after a whole line."""
-    if text.startswith(line):
-        return "", True, text[len(line) :]
-    head, found, tail = text.partition(f"\n{line}")
-    return (f"{head}\n", True, tail) if found else (text, False, "")
-
-
-def with_block(text: str, block: str) -> tuple[str, list[str], list[str]]:
-    """``text``, which has no block, with ``block`` at its end; the parameters that are extended, and those kept."""
-    present = set(_ASSIGNMENT.findall("\n".join(_first_lines(text))))
-    extended: list[str] = []
+    """The text as it was before :func:`with_block`; whatever was edited stays."""
     kept: list[str] = []
-    ours: list[str] = []
-    for entry in _entries(block):
-        assignment = _ASSIGNMENT.match(entry)
-        name = assignment[1] if assignment else None
-        extends = name is not None and f"${FORMER}{name}" in entry
-        if name in present and not extends:
-            kept.append(name)
+    missing_newline = inside = former = False
+    for entry in entries(text):
+        line = entry.text.rstrip("\n")
+        if line.rstrip(" ") in {BEGIN, FORMER_BEGIN}:
+            inside, former = True, line.startswith(FORMER_BEGIN)
+            missing_newline = line.endswith(" ")
+        elif line == END:
+            inside = former = False
+        elif not _is_ours(entry, inside=inside, former=former):
+            kept.append(_without_references(entry))
+            missing_newline = False  # something was added behind
+    result = "".join(kept)
+    return result.removesuffix("\n") if missing_newline else result
+
+
+def _is_ours(entry: Entry, *, inside: bool, former: bool) -> bool:
+    if former:
+        # Whoever has written a line of the former block anew has taken ours out of it.
+        plain = " ".join(entry.text.split())
+        return not entry.name or "bascule" in entry.text or plain in FORMER_PLAIN
+    if entry.name.startswith(OURS):
+        return not entry.name.startswith(FORMER)
+    if entry.name:
+        return bool(_USE.fullmatch(entry.value)) and entry.text.count("\n") <= 1
+    return inside and entry.text.startswith(COMMENT)
+
+
+def _without_references(entry: Entry) -> str:
+    text = entry.text
+    if entry.name.startswith(FORMER):
+        return text.removeprefix(FORMER)
+    return _BEHIND.sub("", _IN_FRONT.sub("", text)) if entry.name else text
+
+
+def with_block(text: str, block: str, defaults: dict[str, str] | None = None) -> tuple[str, list[str], list[str]]:
+    """``text``, which has no block, with ``block`` at its end; the parameters that are extended, and those kept.
+
+    ``defaults`` are what Postfix says where nobody has set a parameter: they go on behind ours.
+    """
+    there = entries(text)
+    present = {entry.name: entry for entry in there if entry.name}  # of several, Postfix takes the last
+    extended: list[str] = []
+    left_out: list[str] = []
+    ours: list[Entry] = []
+    for entry in entries(block):
+        if entry.name and not entry.name.startswith(OURS):
+            front, dots, behind = entry.value.partition("...")
+            if entry.name in present and dots:
+                present[entry.name].text = _woven(present[entry.name].text, front.strip(" ,"), behind.strip(" ,"))
+                extended.append(entry.name)
+                continue
+            if entry.name in present or entry.name in ONLY_WHERE_SET:
+                left_out.append(entry.name)
+                continue
+            uses = ", ".join(each.strip(" ,") for each in (front, behind) if each.strip(" ,"))
+            ours.append(Entry(f"{entry.name} = {uses}\n", entry.name))
             continue
-        if name in present:
-            extended.append(name)
-        ours.append(_REFERENCE.sub(lambda found: found[0] if found[1] in present else "", entry))
-    lines = text.splitlines(keepends=True)
-    for number, line in enumerate(lines):
-        found = _ASSIGNMENT.match(line)
-        if found and found[1] in extended:
-            lines[number] = FORMER + line
-    head = "".join(lines)
+        ours.append(entry)
+    for entry in ours:
+        default = (defaults or {}).get(entry.name.removeprefix(OURS), "")
+        if default and entry.name.startswith(OURS) and entry.name.removeprefix(OURS) not in present:
+            entry.text = f"{entry.text.rstrip()}, {default}\n"
+    unused = {f"{OURS}{name}" for name in left_out}
+    body = "".join(entry.text for entry in ours if entry.name not in unused)
+    head = "".join(entry.text for entry in there)
     begin = BEGIN
     if head and not head.endswith("\n"):
         head, begin = f"{head}\n", BEGIN_NO_NEWLINE
-    return f"{head}{begin}\n{''.join(ours)}{END}\n", extended, kept
+    kept = [name for name in left_out if name in present]
+    return f"{head}{begin}\n{body}{END}\n", extended, kept
 
 
-def _first_lines(text: str) -> list[str]:
-    """The lines that begin a logical line (postconf(5)): no comment, no continuation."""
-    return [line for line in text.splitlines() if line[:1] not in {"#", " ", "\t", ""}]
+def _woven(text: str, front: str, behind: str) -> str:
+    """A logical line with a reference in front of its value, and one behind."""
+    assignment = _ASSIGNMENT.match(text)
+    if assignment is None:
+        raise ValueError(f"no assignment: {text!r}")
+    if behind:
+        place, at_end = _place_behind(text, assignment.end())
+        text = text[:place] + (f", {behind}" if at_end else f"{behind}, ") + text[place:]
+    if front:
+        text = f"{text[: assignment.end()]}{front}, {text[assignment.end() :]}"
+    return text
 
 
-def _entries(block: str) -> list[str]:
-    """Logical lines, each with its continuations; comments and empty lines by themselves."""
-    entries: list[str] = []
-    for line in block.splitlines(keepends=True):
-        if entries and line[:1] in {" ", "\t"} and line.strip():
-            entries[-1] += line
-        else:
-            entries.append(line)
-    return entries
+def _place_behind(text: str, start: int) -> tuple[int, bool]:
+    """Before the first restriction that would accept any recipient, or at the end of the value (True)."""
+    end, depth, position = start, 0, start
+    for line in text[start:].splitlines(keepends=True):
+        if not line.lstrip().startswith("#") or position == start:
+            for word in re.finditer(r"[{}]|[^\s,{}]+", line):
+                depth += {"{": 1, "}": -1}.get(word[0], 0)
+                if depth == 0 and word[0] in ACCEPTING:
+                    return position + word.start(), False
+            if line.strip():
+                end = position + len(line.rstrip())
+        position += len(line)
+    return end, True
 
 
 def main() -> None:
@@ -143,6 +249,7 @@ def main() -> None:
         argument_spec={
             "path": {"type": "path", "default": "/etc/postfix/main.cf"},
             "block": {"type": "str", "default": ""},
+            "defaults": {"type": "dict", "default": {}},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
         },
         supports_check_mode=True,
@@ -151,13 +258,13 @@ def main() -> None:
     try:
         before = path.read_bytes().decode("utf-8", "surrogateescape")
         after = without_block(before)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         module.fail_json(msg=f"{path} was left as it is: {error}")
         return
     extended: list[str] = []
     kept: list[str] = []
     if module.params["state"] == "present":
-        after, extended, kept = with_block(after, module.params["block"])
+        after, extended, kept = with_block(after, module.params["block"], module.params["defaults"])
     if after != before and not module.check_mode:
         new = Path(module.tmpdir) / "main.cf"
         new.write_bytes(after.encode("utf-8", "surrogateescape"))

@@ -9,7 +9,7 @@ author: The bascule developers
 version_added: "0.2.0"
 short_description: Sends a message to a mailbox of this server, logs in and looks for it
 description:
-  - Sends one message to O(recipient) by SMTP, logs in by IMAP as O(user), waits until the message is there, and
+  - Logs in by IMAP as O(user), sends one message to O(recipient) by SMTP, waits until the message is there, and
     removes it. Fails in words if any of that fails.
 options:
   recipient:
@@ -86,12 +86,13 @@ def main() -> None:
     options = module.params
     identity = f"<bascule-probe-{secrets.token_hex(8)}@localhost>"
     began = time.monotonic()
-    step = f"Postfix at {options['smtp']} does not take a message for {options['recipient']}"
+    user = options["user"] or options["recipient"]
+    # First of all: who cannot get in could not take the message away again.
+    step = f"Dovecot at {options['imap']} does not let {user} in"
     try:
-        _send(options["smtp"], options["recipient"], identity)
-        user = options["user"] or options["recipient"]
-        step = f"Dovecot at {options['imap']} does not let {user} in"
         session = _login(options["imap"], user, options["password"])
+        step = f"Postfix at {options['smtp']} does not take a message for {options['recipient']}"
+        _send(options["smtp"], options["recipient"], identity)
         step = f"the INBOX of {user} cannot be read"
         while not _take_away(session, identity):
             if time.monotonic() - began > options["patience"]:

@@ -1,0 +1,547 @@
+"""How the Dovecot of this host is configured, and what of it would hurt a domain that moves.
+
+Sources: the manuals of Dovecot 2.3 and 2.4 (Namespaces, Authentication, Quota,
+Variables), Pigeonhole's on script locations, execve(2) on the length of a string.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from bascule.address import Address
+from bascule.check.facts import Block, DovecotFacts, NotReadable
+from bascule.check.finding import Said, good, note, wrong
+from bascule.check.registry import check
+from bascule.check.subject import Subject, invented
+from bascule.settings import Settings
+
+MAX_ARG_STRLEN = 131_072  # bytes of one string in an environment (execve(2), "Limits on size of arguments")
+LARGEST_CA = 100_000  # bytes; Dovecot 2.3 escapes it and adds the rest of its settings
+BATCH = 100  # addresses that one doveadm is asked about
+NO_USER = 67  # exit status of doveadm if one of those it was asked about does not exist (sysexits.h, EX_NOUSER)
+NAMED = 5  # addresses that one finding names
+#: Directories that systemd hides from our units (systemd.exec(5), ProtectHome).
+HIDDEN = ("/home", "/root", "/run/user")
+_UNITS = {"": 1024, "B": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+_NO_SUCH_USER = re.compile(r"user (\S+) doesn't exist")
+
+
+# Users ------------------------------------------------------------------------------
+
+
+def keeps_the_domain(username_format: str) -> bool:
+    """Whether a user name made by an auth_username_format has its domain: ``%Lu`` and ``%{user | lower}`` do, ``%n`` "
+    "not."""
+    for found in re.finditer(r"%\{([^}]*)\}|%[0-9.\-]*[A-Z]*([a-z])", username_format):
+        if found[2] is not None:
+            if found[2] in "ud":
+                return True
+            continue
+        variable, *filters = (part.strip() for part in found[1].split("|"))
+        if variable in {"domain", "orig_domain"} or (variable in {"user", "orig_user"} and "username" not in filters):
+            return True
+    return not username_format.strip()
+
+
+@check("dovecot.username-format", "Dovecot", needs=("Dovecot",), stops=True)
+def username_format(subject: Subject) -> Iterator[Said]:
+    """Whether mail for a domain that moves could come to a user of the same local part."""
+    facts = subject.dovecot
+    dropping = [
+        f"{'protocol lmtp: ' if protocol else ''}auth_username_format = {value}"
+        for protocol, value in (("", facts.value("auth_username_format")), ("lmtp", _lmtp_format(facts)))
+        if value and not keeps_the_domain(value)
+    ]
+    if not dropping:
+        yield good("Dovecot keeps the domain of a user name")
+        return
+    text = f"Dovecot drops the domain of a user name ({dropping[-1]})"
+    remedy = (
+        "Say %Lu (2.3) or %{user | lower} (2.4) there; users of this host are then known by their full address only."
+    )
+    if not subject.has(("domain",)) or subject.legacy_only:
+        yield note(f"{text}: users of a domain that moves must not be taken for those of this host", remedy)
+        return
+    names = _users_of_this_host(facts)
+    shadows = _foreign(subject, [Address(name, subject.domain) for name in names])
+    if shadows:
+        named = ", ".join(str(address) for address in list(shadows)[:NAMED])
+        yield wrong(f"{text}: mail for {named} would be given to the user of this host with that local part", remedy)
+    else:
+        yield good(f"{text}, and no user of this host gets mail of {subject.domain} by it")
+
+
+def _lmtp_format(facts: DovecotFacts) -> str:
+    block = facts.root.named("protocol", "lmtp")
+    return block.get("auth_username_format") if block else ""
+
+
+def _users_of_this_host(facts: DovecotFacts) -> list[str]:
+    """User names without a domain: the system's, and those that Dovecot lists."""
+    listed = facts.user("*")
+    names = {entry.pw_name for entry in pwd.getpwall()}
+    names.update(name for name in listed.text.split() if "@" not in name)
+    return sorted(name.lower() for name in names)[:500]
+
+
+@check("dovecot.userdb", "Dovecot", needs=("Dovecot", "domain"), stops=True)
+def userdb(subject: Subject) -> Iterator[Said]:
+    """Whether a user database of the operator's knows addresses of the domain."""
+    nobody = invented(subject.domain)
+    if _foreign(subject, [nobody]):
+        yield wrong(
+            f"a userdb of this Dovecot knows {nobody}, who does not exist: it takes every name for its own, and mail "
+            "of "
+            "users who have moved would go to the homes that it names",
+            "Let it say no to what it does not know (a userdb static needs allow_all_users = no), or have bascule's "
+            "stand "
+            "before it.",
+        )
+        return
+    foreign = known_elsewhere(subject)
+    if not foreign:
+        yield good(f"no userdb of this Dovecot but bascule's knows an address of {subject.domain}")
+        return
+    named = ", ".join(
+        f"{address} ({home})" if home else str(address) for address, home in list(foreign.items())[:NAMED]
+    )
+    more = f" and {len(foreign) - NAMED} more" if len(foreign) > NAMED else ""
+    yield wrong(
+        f"a userdb of this Dovecot knows {named}{more}: when they have moved, Dovecot would show that mailbox, "
+        "and not the one that was copied",
+        "Take them out of your own user database first (if there is mail, import it at the legacy server).",
+    )
+
+
+def known_elsewhere(subject: Subject) -> dict[Address, str]:
+    """The addresses of the domain that the operator's userdb knows, each with the home that it names."""
+    if subject.addresses is not None:
+        return _foreign(subject, subject.addresses)
+    listed = [
+        Address.parse(name)
+        for name in subject.dovecot.user(f"*@{subject.domain}").text.split()
+        if _is_of(name, subject)
+    ]
+    known: list[Address] = [subject.user.address] if subject.user is not None else []
+    if subject.connection is not None:
+        rows = subject.connection.execute(
+            "SELECT address FROM bascule.mailboxes WHERE domain = %s ORDER BY 1", (subject.domain,)
+        ).fetchall()
+        known += [Address.parse(address) for (address,) in rows]
+    return _foreign(subject, list(dict.fromkeys([*listed, *known])))
+
+
+def _is_of(name: str, subject: Subject) -> bool:
+    return name.lower().endswith(f"@{subject.domain}")
+
+
+def home_of(address: Address) -> str:
+    """The home of a mailbox below mail_root; as the function of that name in the database has it."""
+    local_part = address.local_part.replace("/", "%2F")
+    return f"{address.domain}/{'%2E' + local_part[1:] if local_part.startswith('.') else local_part}"
+
+
+def _foreign(subject: Subject, addresses: Sequence[Address]) -> dict[Address, str]:
+    """Those for whom Dovecot has a home, or a place of the mail, that is not bascule's."""
+    return foreign_homes(subject.dovecot, subject.settings, addresses)
+
+
+def foreign_homes(facts: DovecotFacts, settings: Settings, addresses: Sequence[Address]) -> dict[Address, str]:
+    """As LMTP looks them up: the addresses whose home or mail is not bascule's, with that home.
+
+    Raises:
+        NotReadable: Dovecot does not say.
+    """
+    found: dict[Address, str] = {}
+    for start in range(0, len(addresses), BATCH):
+        batch = addresses[start : start + BATCH]
+        said = facts.user("-x", "service=lmtp", "-f", "home", *map(str, batch))
+        unknown = set(_NO_SUCH_USER.findall(said.errors))
+        there = [address for address in batch if str(address) not in unknown]
+        ours = {_ours(settings, address) for address in there}
+        mails = (
+            set(facts.user("-x", "service=lmtp", "-f", "mail", *map(str, there)).text.split("\n")) - {""}
+            if there
+            else set()
+        )
+        homes = {os.path.normpath(line) for line in said.text.splitlines() if line.strip()}
+        if said.status in {0, NO_USER} and homes == ours and mails <= {settings.worker.mail_location}:
+            continue
+        for address in there:
+            home = _home_elsewhere(facts, settings, address)
+            if home is not None:
+                found[address] = home
+    return found
+
+
+def _ours(settings: Settings, address: Address) -> str:
+    return os.path.normpath(settings.worker.mail_root / home_of(address))
+
+
+def _home_elsewhere(facts: DovecotFacts, settings: Settings, address: Address) -> str | None:
+    """The home of an address if it is not bascule's; None if it is, or if there is no such user."""
+    said = facts.user("-x", "service=lmtp", str(address))
+    if _NO_SUCH_USER.search(said.errors):
+        return None
+    fields = dict(line.split("\t", 1) for line in said.text.splitlines() if "\t" in line)
+    if not fields.get("home") and not fields.get("uid"):
+        # It fails for a user whom a userdb knows and Dovecot may not serve (another uid, for instance), and for
+        # everybody while a userdb is away.
+        if _NO_SUCH_USER.search(facts.user("-x", "service=lmtp", str(invented(address.domain))).errors):
+            return ""
+        last = (said.errors.strip().splitlines() or ["no answer"])[-1]
+        raise NotReadable(f"Dovecot does not say whether it knows {address}: {last}")
+    home = fields.get("home", "")
+    ours = home and os.path.normpath(home) == _ours(settings, address)
+    mail = fields.get("mail", "")
+    if ours and mail in {"", settings.worker.mail_location}:
+        return None
+    return home if not ours else mail
+
+
+@check("dovecot.userdb-order", "Dovecot", needs=("Dovecot",))
+def userdb_order(subject: Subject) -> Iterator[Said]:
+    """Whether a userdb that takes every name for its own stands before bascule's."""
+    for block in subject.dovecot.blocks("userdb"):
+        if _is_ours(block):
+            return
+        driver = block.get("driver") or block.get("userdb_driver") or block.name
+        if driver in {"static", "prefetch"} and driver == "static" and "allow_all_users=yes" not in block.get("args"):
+            yield note(
+                "a userdb static stands before bascule's: if no passdb is asked first, it takes every name for its own",
+                "See store__before_static of the role, or use another userdb.",
+            )
+
+
+def _is_ours(block: Block) -> bool:
+    return any("bascule" in value for value in (*block.settings.values(), block.name))
+
+
+# Logins ------------------------------------------------------------------------------
+
+
+@check("dovecot.protocols", "Dovecot", needs=("Dovecot",))
+def protocols(subject: Subject) -> Iterator[Said]:
+    """Whether this Dovecot keeps mailboxes: IMAP and LMTP."""
+    lacking = sorted({"imap", "lmtp"} - subject.dovecot.protocols)
+    if lacking:
+        yield wrong(
+            f"Dovecot here does not speak {' nor '.join(lacking)}",
+            "bascule needs both: install dovecot-imapd and dovecot-lmtpd. A director or a pure proxy cannot be a "
+            "store.",
+        )
+    else:
+        yield good("Dovecot speaks IMAP and LMTP")
+
+
+@check("dovecot.mechanisms", "Dovecot", needs=("Dovecot",))
+def mechanisms(subject: Subject) -> Iterator[Said]:
+    """Whether clients log in with their password, which the legacy server must be asked about."""
+    offered = set(subject.dovecot.value("auth_mechanisms").lower().split())
+    hiding = sorted(
+        offered - {"plain", "login", "external", "oauthbearer", "xoauth2", "anonymous", "gssapi", "gss-spnego"}
+    )
+    if offered and not offered & {"plain", "login"}:
+        yield wrong(
+            f"auth_mechanisms is {' '.join(sorted(offered))}: no user who has not moved can log in",
+            "Add plain: the legacy server must be shown the password.",
+        )
+    elif hiding:
+        yield note(
+            f"auth_mechanisms offers {' '.join(hiding)}, with which the legacy server cannot be asked",
+            "Clients that choose it are refused until their user has moved, and after it: take it out.",
+        )
+    else:
+        yield good("clients log in with their password")
+
+
+@check("dovecot.auth-cache", "Dovecot", needs=("Dovecot", "plugged"))
+def auth_cache(subject: Subject) -> Iterator[Said]:
+    """Whether Dovecot keeps answers of bascule's in its cache, across the flip."""
+    size = subject.dovecot.value("auth_cache_size")
+    if not size or size.split()[0] in {"0", "0B"}:
+        return
+    for block in (*subject.dovecot.blocks("passdb"), *subject.dovecot.blocks("userdb")):
+        text = " ".join((*block.settings.values(), *block.settings))
+        lua = "lua" in {block.get("driver"), block.name, block.get(f"{block.kind}_driver")}
+        if lua and "bascule" in text and "cache_key" not in text:
+            yield wrong(
+                f"auth_cache_size is {size}, and bascule's passdb says no cache_key: logins would go on to the legacy "
+                "server "
+                "after the flip",
+                "Plug bascule in again; or say auth_cache_size = 0.",
+            )
+            return
+    yield good(f"auth_cache_size is {size}, and no answer of bascule's is cached")
+
+
+# Mailboxes ----------------------------------------------------------------------------
+
+
+@check("dovecot.namespaces", "Dovecot", needs=("Dovecot",))
+def namespaces(subject: Subject) -> Iterator[Said]:
+    """Whether the operator's namespaces agree with the separator and prefix of the legacy server."""
+    blocks = [each for each in subject.dovecot.blocks("namespace") if each.get("disabled") != "yes"]
+    inbox = next((each for each in blocks if each.get("inbox") == "yes"), None)
+    if inbox is not None and inbox.name != "inbox":
+        yield wrong(
+            f"the namespace with the INBOX is {f'named {inbox.name}' if inbox.name else 'not named'}: moved users' "
+            "folders "
+            "would get neither separator nor prefix of the legacy server",
+            "Name it: namespace inbox { inbox = yes ... }.",
+        )
+    others = [each for each in blocks if each is not inbox and each.get("list", "yes") in {"yes", "children"}]
+    own_prefix = inbox.get("prefix").strip('"') if inbox else ""
+    if not subject.has(("user",)):
+        for each in others:
+            yield note(
+                f"{_called(each)} is listed beside the INBOX's, with separator {_separator(each)!r}",
+                "A user can only be moved if the legacy server has the same separator: bascule check DOMAIN --user "
+                "says.",
+            )
+        if own_prefix:
+            yield note(
+                f"the prefix of the INBOX's namespace is {own_prefix!r}",
+                "Fine if the legacy server has a prefix or this separator: bascule check DOMAIN --user says.",
+            )
+        return
+    if subject.legacy_only:
+        return
+    separator, prefix = subject.survey.separator, subject.survey.prefix
+    clean = True
+    if own_prefix and not prefix and not own_prefix.endswith(separator):
+        clean = False
+        yield wrong(
+            f"the prefix of the INBOX's namespace here is {own_prefix!r}; the legacy server has separator "
+            f"{separator!r} "
+            "and no prefix: nobody can be moved",
+            "Dovecot wants a prefix to end with its separator. Take the prefix out here (or give your own users "
+            "theirs by "
+            "userdb fields namespace/inbox/prefix and .../separator).",
+        )
+    for each in others:
+        if _separator(each) != separator:
+            clean = False
+            yield wrong(
+                f"{_called(each)} is listed with separator {_separator(each)!r}, and the legacy server has "
+                f"{separator!r}: "
+                "nobody can be moved",
+                f"Dovecot wants one separator for all that are listed: say separator = {separator} there, or list = "
+                "no.",
+            )
+    if clean:
+        yield good(f"the namespaces here go with the legacy server's separator {separator!r}")
+
+
+def _called(namespace: Block) -> str:
+    return f"the namespace {namespace.name or namespace.get('prefix').strip(chr(34)) or '(unnamed)'}"
+
+
+def _separator(namespace: Block) -> str:
+    said = namespace.get("separator").strip('"')
+    if said:
+        return said
+    location = namespace.get("location") or namespace.get("mail_driver")
+    return "." if location.startswith("maildir") and "LAYOUT=fs" not in location else "/"
+
+
+@check("dovecot.quota", "Dovecot", needs=("Dovecot",))
+def quota(subject: Subject) -> Iterator[Said]:
+    """Whether the default quota here is smaller than the mailbox at the legacy server."""
+    limit = default_quota(subject.dovecot)
+    if limit is None:
+        return
+    if not subject.has(("user",)) or subject.legacy_only:
+        yield note(
+            f"every user has a quota of {_megabytes(limit)} here",
+            "A mailbox that is larger at the legacy server would be full from the flip on, and get no mail.",
+        )
+        return
+    used = max(subject.survey.size, subject.survey.quota_used or 0)
+    address = subject.account.address
+    if used >= limit:
+        yield wrong(
+            f"the default quota here is {_megabytes(limit)}, and {address} has {_megabytes(used)} at the legacy "
+            "server: "
+            "after the move all mail for them would be refused",
+            "Raise quota_rule (2.3) or quota_storage_size (2.4) above the largest mailbox that is to move.",
+        )
+    else:
+        yield good(f"{address} has {_megabytes(used)} at the legacy server, and a quota of {_megabytes(limit)} here")
+
+
+def default_quota(facts: DovecotFacts) -> int | None:
+    """The smallest limit for storage that every user has, in bytes; None: there is none."""
+    limits = []
+    for block in facts.blocks("plugin"):  # 2.3
+        for name, value in block.settings.items():
+            if re.fullmatch(r"quota\d*_rule\d*", name):
+                limits += [found for found in (_storage(rule) for rule in value.splitlines()) if found]
+    for block in (facts.root, *facts.blocks("quota")):  # 2.4
+        for name, value in block.settings.items():
+            if name in {"quota_storage_size", "storage_size"} and (found := _bytes(value)):
+                limits.append(found)
+    return min(limits, default=None)
+
+
+def _storage(rule: str) -> int | None:
+    """Of ``*:storage=1G:messages=10000``; a rule for one folder is not of all."""
+    folder, *limits = rule.strip().split(":")
+    for each in limits if folder == "*" else ():
+        name, _, value = each.partition("=")
+        if name in {"storage", "bytes"}:
+            return _bytes(value, otherwise="" if name == "storage" else "B")
+    return None
+
+
+def _bytes(text: str, otherwise: str = "B") -> int | None:
+    found = re.fullmatch(r"\s*(\d+)\s*([KMGTB]?)I?B?\s*", text.upper())
+    return int(found[1]) * _UNITS[found[2] or otherwise] or None if found else None
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1024**2:.1f} MiB"
+
+
+@check("dovecot.autoexpunge", "Dovecot", needs=("Dovecot",))
+def autoexpunge(subject: Subject) -> Iterator[Said]:
+    """Folders from which Dovecot removes old mail by itself."""
+    for namespace in subject.dovecot.blocks("namespace"):
+        for folder in namespace.all("mailbox"):
+            after = folder.get("autoexpunge", "0")
+            if after.split()[0] != "0":
+                yield note(
+                    f"Dovecot removes mail from {folder.name} after {after} (autoexpunge)",
+                    "It does so with moved mail, too, at the user's first login here; before the close a return would "
+                    "remove it "
+                    "at the legacy server as well. Say so to the users, or take the setting out meanwhile.",
+                )
+
+
+@check("dovecot.sieve", "Dovecot", needs=("Dovecot",))
+def sieve(subject: Subject) -> Iterator[Said]:
+    """Whether Sieve scripts are looked for where bascule writes them."""
+    if subject.has(("domain",)) and subject.legacy.sieve is None:
+        return
+    facts = subject.dovecot
+    if "sieve" not in facts.protocols and "sieve" not in facts.text:
+        return
+    where = facts.plugin("sieve") or facts.plugin("sieve_dir")
+    for block in facts.blocks("sieve_script"):  # 2.4
+        kind = block.get("type") or block.get("sieve_script_type") or "personal"
+        if kind == "personal":
+            where = block.get("active_path") or block.get("sieve_script_active_path") or block.get("path")
+    if where and "~/.dovecot.sieve" not in where and "%h/.dovecot.sieve" not in where:
+        yield note(
+            f"Dovecot looks for a user's Sieve script at {where}; bascule writes it to ~/sieve, active by "
+            "~/.dovecot.sieve",
+            "Scripts of users who move would be there and not run: say sieve = file:~/sieve;active=~/.dovecot.sieve.",
+        )
+    for setting in ("sieve_before", "sieve_after", "imapsieve_mailbox1_name", "imapsieve_mailbox2_name"):
+        if facts.plugin(setting):
+            yield note(
+                f"{setting} is {facts.plugin(setting)}",
+                "A folder that it names (INBOX.Junk, for instance) is named with the legacy server's separator for "
+                "users "
+                "who have moved: see that it exists for them.",
+            )
+
+
+@check("dovecot.recipient-delimiter", "Dovecot", needs=("Dovecot",))
+def dovecot_delimiter(subject: Subject) -> Iterator[Said]:
+    """Whether Dovecot and bascule separate user+detail in the same way."""
+    here, ours = subject.dovecot.value("recipient_delimiter"), subject.settings.dovecot.recipient_delimiter
+    if here and ours not in here:
+        yield wrong(
+            f"recipient_delimiter of Dovecot is {here!r}, bascule's is {ours!r}: mail with a detail is refused by LMTP",
+            "Say the same in Dovecot, in Postfix and in [dovecot] recipient_delimiter of bascule.toml.",
+        )
+
+
+# Trust, places, owners --------------------------------------------------------------
+
+
+@check("dovecot.ssl-ca", "Dovecot", needs=("Dovecot",))
+def ssl_ca(subject: Subject) -> Iterator[Said]:
+    """Whether ssl_ca is too long for programs that read Dovecot's configuration by themselves."""
+    value = subject.dovecot.value("ssl_ca")
+    if not value or not subject.dovecot.version.startswith("2.3"):
+        return
+    path = Path(value.removeprefix("<").strip())
+    if not value.startswith("<"):
+        size = len(value)
+    else:
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            yield note(f"ssl_ca is {path}, which cannot be looked at: {error.strerror}", "Run bascule check as root.")
+            return
+    if size > LARGEST_CA:
+        yield wrong(
+            f"ssl_ca is {path}, of {size} bytes: dovecot-lda, doveadm and imap that are not started by root end with "
+            f"'Argument list too long' (an environment's string has {MAX_ARG_STRLEN} bytes at most)",
+            "Name a file with the legacy server's authority only in ssl_ca, and in [legacy] ca_file of bascule.toml: "
+            "bascule check DOMAIN --write-ca FILE makes it.",
+        )
+    else:
+        yield good(f"ssl_ca has {size} bytes, and fits into an environment")
+
+
+@check("dovecot.mail-root", "Dovecot", needs=("Dovecot",))
+def mail_root(subject: Subject) -> Iterator[Said]:
+    """Whether the workers reach the place of the mailboxes."""
+    root = subject.settings.worker.mail_root
+    hidden = next((each for each in HIDDEN if _is_below(root, each)), None)
+    if hidden is not None:
+        yield wrong(
+            f"mail_root is {root}, below {hidden}, which systemd hides from bascule's units (ProtectHome): nothing "
+            "could "
+            "be stored",
+            "systemctl edit bascule-worker: ProtectHome=no; or keep mailboxes elsewhere ([worker] mail_root).",
+        )
+        return
+    try:
+        owner = root.stat().st_uid
+    except OSError:
+        return  # it is made when bascule is plugged in
+    first = int(subject.dovecot.value("first_valid_uid") or 0)
+    last = int(subject.dovecot.value("last_valid_uid") or 0)
+    if owner and (owner < first or (last and owner > last)):
+        yield wrong(
+            f"{root} belongs to the uid {owner}, and Dovecot serves mailboxes of uids from {first} to {last or 'any'} "
+            "only",
+            "Correct first_valid_uid or last_valid_uid in Dovecot.",
+        )
+
+
+def _is_below(path: Path, folder: str) -> bool:
+    real = Path(os.path.realpath(path))
+    return real.is_relative_to(folder) or path.is_relative_to(folder)
+
+
+@check("dovecot.conf-d", "Dovecot", needs=("Dovecot",))
+def conf_d(subject: Subject) -> Iterator[Said]:
+    """Whether Dovecot reads the file by which bascule is plugged in."""
+    if _names_bascule(subject.dovecot.blocks("passdb")):
+        yield good("Dovecot asks bascule about logins")
+        return
+    path = subject.settings.dovecot.config_file
+    try:
+        text = path.read_text(errors="replace")
+    except OSError:
+        return
+    if re.search(r"^\s*!include(_try)?\s+\S*(conf\.d/\*|conf\.d/99-bascule)", text, re.MULTILINE):
+        yield good(f"{path} includes conf.d")
+    else:
+        yield wrong(
+            f"{path} is a single file: what bascule puts beside it is not read",
+            "Add this line at its end, and nothing else of conf.d: !include_try conf.d/99-bascule.conf",
+        )
+
+
+def _names_bascule(blocks: Iterable[Block]) -> bool:
+    return any(_is_ours(each) for each in blocks)

@@ -1,0 +1,234 @@
+-- Views: what administrators and programs may read. Those before "For the parts"
+-- are a public interface: a column keeps its name and meaning, new ones are added
+-- at the end. See docs/administration.md.
+
+DROP VIEW IF EXISTS domains, mailboxes, migrated, pending, failed, forgotten, closing_obstacles, stragglers, unreadable,
+    verifications, events, parts, gauges, routing_domain, routing_mailbox, routing_alias, dovecot_user CASCADE;
+
+CREATE VIEW mailboxes AS
+SELECT mailbox.full_address AS address, domain.name AS domain, mailbox.state, mailbox.trigger,
+       mailbox.first_name, mailbox.last_name, mailbox.store,
+       mailbox.messages_copied, mailbox.messages_total, mailbox.bytes_copied, mailbox.state_since,
+       mailbox.attempts,
+       CASE WHEN mailbox.paused_at IS NOT NULL THEN 'paused: ' || mailbox.pause_reason
+            WHEN mailbox.needs_credential THEN
+                'waits for the user''s new password: the legacy server refuses the one we keep'
+            WHEN unreadable.mailbox_id IS NOT NULL THEN 'the legacy server does not give every message'
+            ELSE mailbox.last_error END AS problem,
+       mailbox.last_error_at AS problem_at, mailbox.next_try, mailbox.migrated_at, mailbox.last_message_at,
+       mailbox.swept_at, mailbox.return_requested_at,
+       CASE WHEN mailbox.state = 'local' THEN 100
+            WHEN mailbox.state IN ('copying', 'cutover') AND mailbox.messages_total > 0
+                THEN least(100 * mailbox.messages_copied / mailbox.messages_total, 100)
+            ELSE 0 END::integer AS percent,
+       messages_per_second(mailbox) AS messages_per_second,
+       CASE WHEN mailbox.state = 'copying' THEN remaining(mailbox) END AS remaining,
+       CASE WHEN mailbox.paused_at IS NOT NULL THEN 'Let it go on when it may: bascule resume'
+            WHEN mailbox.needs_credential AND mailbox.state = 'local' THEN
+                'Late messages are not brought until then: bascule request, if you know the new one'
+            WHEN mailbox.needs_credential THEN
+                'Have the user log in here, or ask at the URL, with the new one; or bascule request, if you know it'
+            WHEN unreadable.mailbox_id IS NOT NULL THEN
+                'See bascule.unreadable: have them mended at the legacy server, or bascule waive-messages'
+            WHEN mailbox.last_error IS NOT NULL THEN
+                coalesce(nullif(mailbox.last_advice, ''), 'Nothing: it is tried again at next_try; bascule retry does not wait')
+            END AS advice,
+       coalesce(mailbox.language, domain.language) AS language, mailbox.needs_credential AS needs_password
+  FROM mailbox JOIN domain ON domain.id = mailbox.domain_id
+  LEFT JOIN (SELECT DISTINCT mailbox_id FROM unreadable_message WHERE waived_at IS NULL) AS unreadable
+    ON unreadable.mailbox_id = mailbox.id;
+COMMENT ON VIEW mailboxes IS 'Every mailbox we know of, where it stands, and what the last trouble with it was';
+COMMENT ON COLUMN mailboxes.percent IS 'Of the messages, how many are copied; 100: the mailbox has moved';
+COMMENT ON COLUMN mailboxes.messages_per_second IS 'Since its worker took it up; null: it is not being copied';
+COMMENT ON COLUMN mailboxes.remaining IS 'How long the rest of the copy will take at this rate';
+COMMENT ON COLUMN mailboxes.problem IS 'The last trouble, in words; null: none';
+COMMENT ON COLUMN mailboxes.needs_password IS 'Whether it waits for the user''s new password';
+COMMENT ON COLUMN mailboxes.advice IS 'What to do about the problem';
+
+CREATE VIEW migrated AS SELECT * FROM mailboxes WHERE state = 'local' AND return_requested_at IS NULL;
+COMMENT ON VIEW migrated IS 'Users who have moved';
+
+CREATE VIEW pending AS
+SELECT * FROM mailboxes WHERE state IN ('requested', 'copying', 'cutover', 'returning') OR return_requested_at IS NOT NULL;
+COMMENT ON VIEW pending IS 'Users who are on the move';
+
+CREATE VIEW failed AS
+SELECT address, domain, state, problem, advice, attempts, problem_at, next_try FROM mailboxes WHERE problem IS NOT NULL;
+COMMENT ON VIEW failed IS 'Mailboxes with which something is wrong: what it is, what to do, and when it is tried again (null: not by itself)';
+
+CREATE VIEW forgotten AS
+SELECT sighting.local_part || '@' || domain.name AS address, domain.name AS domain,
+       sighting.messages, sighting.first_seen, sighting.last_seen
+  FROM sighting JOIN domain ON domain.id = sighting.domain_id
+ WHERE sighting.waived_at IS NULL
+   AND NOT EXISTS (SELECT FROM mailbox WHERE mailbox.domain_id = sighting.domain_id
+                      AND mailbox.local_part = sighting.local_part
+                      AND mailbox.state IN ('requested', 'copying', 'cutover', 'returning'));
+COMMENT ON VIEW forgotten IS
+    'Addresses that the legacy server takes mail for and that are neither moved, nor moving, nor an alias here, nor '
+    'waived: people who did not come, and technical addresses that nobody thinks of';
+
+CREATE VIEW stragglers AS
+SELECT mailbox.full_address AS address, straggler.folder, straggler.uid,
+       straggler.staged_at, straggler.delivered_at, domain.name AS domain
+  FROM straggler JOIN mailbox ON mailbox.id = straggler.mailbox_id JOIN domain ON domain.id = mailbox.domain_id;
+COMMENT ON VIEW stragglers IS 'Messages that reached a legacy mailbox after its owner moved, and when each was brought here';
+
+CREATE VIEW unreadable AS
+SELECT mailbox.full_address AS address, message.folder, message.uid, message.reason,
+       message.first_seen, message.last_seen, message.waived_at, message.waived_reason, domain.name AS domain
+  FROM unreadable_message AS message
+  JOIN mailbox ON mailbox.id = message.mailbox_id JOIN domain ON domain.id = mailbox.domain_id;
+COMMENT ON VIEW unreadable IS
+    'Messages that the legacy server says it has and does not give, and which of them were waived: a mailbox with one that is not waived is copied but not cut over';
+
+CREATE VIEW verifications AS
+SELECT mailbox.full_address AS address, domain.name AS domain, mailbox.first_name, mailbox.last_name,
+       mailbox.trigger, mailbox.migrated_at,
+       jsonb_array_length(report -> 'folders') AS folders, counted.messages, counted.bytes,
+       report -> 'folders' AS folder_list, report -> 'waived' AS waived, report -> 'notes' AS notes,
+       report -> 'odd_sizes' AS odd_sizes,
+       (SELECT count(*) FROM straggler WHERE straggler.mailbox_id = mailbox.id AND delivered_at IS NOT NULL) AS stragglers
+  FROM verification JOIN mailbox ON mailbox.id = verification.mailbox_id JOIN domain ON domain.id = mailbox.domain_id,
+       LATERAL (SELECT coalesce(sum((folder ->> 'messages')::bigint), 0)::bigint AS messages,
+                       coalesce(sum((folder ->> 'bytes')::bigint), 0)::bigint AS bytes
+                  FROM jsonb_array_elements(report -> 'folders') AS folder) AS counted;
+COMMENT ON VIEW verifications IS
+    'What was compared at each cutover, folder by folder, and found equal on both sides: UIDVALIDITY, UIDs, flags, keywords, INTERNALDATE';
+COMMENT ON COLUMN verifications.folder_list IS '[{"name", "uidvalidity", "uidnext", "messages", "bytes"}], names in modified UTF-7';
+COMMENT ON COLUMN verifications.waived IS 'Messages that did not come, as an administrator decided';
+COMMENT ON COLUMN verifications.notes IS 'What could not be taken along, in words: POP3 UIDLs, Sieve scripts';
+COMMENT ON COLUMN verifications.odd_sizes IS 'Messages whose size the legacy server states wrongly';
+COMMENT ON COLUMN verifications.stragglers IS 'Messages that were brought after the cutover';
+
+CREATE VIEW closing_obstacles AS
+SELECT domain, address, 'receives mail at the legacy server, last on ' || to_char(last_seen, 'YYYY-MM-DD HH24:MI') AS why,
+       'Move it (bascule request), assign it to a mailbox (bascule alias), or give it up (bascule waive)' AS remedy,
+       'mail for it will be refused' AS consequence, true AS is_forgotten
+  FROM forgotten
+UNION ALL
+SELECT domain, address, CASE WHEN return_requested_at IS NULL THEN 'in state ' || state ELSE 'is being returned' END
+           || coalesce(': ' || problem, ''),
+       coalesce(advice, 'Wait until it is done, or stop it (bascule give-up, bascule cancel-return)'),
+       CASE WHEN return_requested_at IS NULL THEN 'its move will be given up; mail for it will be refused'
+            ELSE 'its return will be called off; it stays here' END, false
+  FROM pending
+UNION ALL
+SELECT domain.name, mailbox.full_address, 'is known, but has not moved',
+       'Move it (bascule request), or give it up (bascule waive)', 'mail for it will be refused', false
+  FROM mailbox JOIN domain ON domain.id = mailbox.domain_id
+  LEFT JOIN sighting ON sighting.domain_id = mailbox.domain_id AND sighting.local_part = mailbox.local_part
+ WHERE mailbox.state = 'legacy' AND sighting.domain_id IS NULL
+UNION ALL
+SELECT domain, address, 'a message that came late is not yet in the mailbox here',
+       'Wait for the next sweep, or do not: bascule retry', 'that message will stay at the legacy server', false
+  FROM stragglers WHERE delivered_at IS NULL
+UNION ALL
+SELECT stragglers.domain, stragglers.address,
+       'a message still reached the legacy mailbox on ' || to_char(max(staged_at), 'YYYY-MM-DD HH24:MI'),
+       'Somebody writes there past the MX: find out who (see bascule.stragglers), and wait for a quiet period',
+       'what comes there from now on will not be brought here', false
+  FROM stragglers JOIN domain ON domain.name = stragglers.domain
+ WHERE delivered_at IS NOT NULL AND staged_at > now() - domain.quiet_period
+ GROUP BY 1, 2
+UNION ALL
+-- As long as one user is there, the legacy server may deliver to those who have moved.
+SELECT domain.name, mailbox.full_address,
+       CASE WHEN mailbox.last_message_at IS NULL THEN 'moved, but its last message is not yet written'
+            ELSE 'moved, but its legacy mailbox was not looked at since the last user moved' END,
+       CASE WHEN mailbox.last_error IS NULL THEN 'Wait for the next sweep, or do not: bascule retry'
+            ELSE 'Its sweeps fail: see bascule.failed' END,
+       'what a colleague wrote there meanwhile will not be brought here', false
+  FROM domain
+  JOIN mailbox ON mailbox.domain_id = domain.id AND mailbox.state = 'local' AND mailbox.return_requested_at IS NULL,
+       LATERAL (SELECT max(migrated_at) AS last_move FROM mailbox AS other
+                 WHERE other.domain_id = domain.id AND other.state = 'local') AS moves
+ WHERE mailbox.last_message_at IS NULL OR mailbox.swept_at < moves.last_move;
+COMMENT ON VIEW closing_obstacles IS 'Why a domain cannot be closed, address by address';
+COMMENT ON COLUMN closing_obstacles.remedy IS 'What to do about it';
+COMMENT ON COLUMN closing_obstacles.consequence IS 'What happens if the domain is closed by force all the same';
+COMMENT ON COLUMN closing_obstacles.is_forgotten IS 'Whether it is an address of the view forgotten';
+
+CREATE VIEW domains AS
+SELECT domain.name AS domain, domain.mode, domain.url_token, domain.url_expires_at,
+       domain.imap_host || ':' || domain.imap_port AS legacy_imap,
+       domain.smtp_host || ':' || domain.smtp_port AS legacy_smtp,
+       boxes.local - moving.to_be_returned AS migrated, moving.pending,
+       coalesce(obstacles.forgotten, 0) AS forgotten,
+       boxes.known, trouble.failed,
+       coalesce(obstacles.count, 0) AS obstacles,
+       lately.moved_last_hour,
+       interval '1 hour' * moving.pending / nullif(lately.moved_last_hour, 0) AS remaining,
+       CASE WHEN domain.mode = 'prepared' THEN 'not yet activated: bascule check, then bascule activate'
+            WHEN domain.mode = 'closed' THEN 'done: the legacy server is not used any more'
+            WHEN domain.paused_at IS NOT NULL THEN 'paused: ' || domain.pause_reason
+            WHEN domain.url_expires_at < now() THEN 'the users'' URL has expired: bascule rotate-url'
+            WHEN obstacles.count > 0
+                THEN 'under way: bascule.closing_obstacles says what is left'
+            ELSE 'ready to be closed: bascule close' END AS readiness
+  FROM domain
+  -- Each count is asked for as an index can tell it.
+  LEFT JOIN LATERAL (SELECT count(*) AS known, count(*) FILTER (WHERE state = 'local') AS local
+               FROM mailbox WHERE domain_id = domain.id) AS boxes ON true
+  LEFT JOIN LATERAL (SELECT count(*) AS pending, count(*) FILTER (WHERE state = 'local') AS to_be_returned
+               FROM mailbox WHERE domain_id = domain.id
+                AND (state IN ('requested', 'copying', 'cutover', 'returning') OR return_requested_at IS NOT NULL)) AS moving ON true
+  LEFT JOIN LATERAL (SELECT count(*) AS failed FROM mailbox WHERE domain_id = domain.id
+                AND (needs_credential OR last_error IS NOT NULL OR paused_at IS NOT NULL)) AS trouble ON true
+  LEFT JOIN LATERAL (SELECT count(*) AS moved_last_hour FROM mailbox WHERE domain_id = domain.id
+                AND state = 'local' AND migrated_at > now() - interval '1 hour') AS lately ON true
+  LEFT JOIN (SELECT domain, count(*), count(*) FILTER (WHERE is_forgotten) AS forgotten
+               FROM closing_obstacles GROUP BY domain) AS obstacles ON obstacles.domain = domain.name;
+COMMENT ON VIEW domains IS 'The domains in migration, how far each is, and what it waits for';
+COMMENT ON COLUMN domains.known IS 'Mailboxes that we know of, in any state';
+COMMENT ON COLUMN domains.remaining IS 'How long those that are pending will take at the rate of the last hour; null: nobody moved in it';
+COMMENT ON COLUMN domains.readiness IS 'What the domain waits for, in words';
+
+CREATE VIEW events AS SELECT * FROM journal;
+COMMENT ON VIEW events IS 'The journal: every change of state, when, who and why';
+
+CREATE VIEW parts AS
+SELECT part, name, heartbeat_at, heartbeat_at > clock_timestamp() - interval '15 seconds' AS alive FROM node
+UNION ALL
+SELECT 'worker', 'worker ' || id, last_heartbeat, last_heartbeat > clock_timestamp() - interval '15 seconds'
+  FROM queue.procrastinate_workers;
+COMMENT ON VIEW parts IS 'The running parts and their last sign of life; one that ended in good order is not here';
+
+-- For the parts ----------------------------------------------------------------
+
+CREATE VIEW gauges AS
+SELECT domain.name AS domain, states.state, count(mailbox.id) AS mailboxes,
+       count(mailbox.id) FILTER (WHERE mailbox.last_error IS NOT NULL AND NOT mailbox.needs_credential) AS failing,
+       count(mailbox.id) FILTER (WHERE mailbox.needs_credential) AS waiting_for_password,
+       coalesce(extract(epoch FROM clock_timestamp() - min(mailbox.state_since)), 0)::double precision AS longest_seconds
+  FROM domain CROSS JOIN unnest(enum_range(NULL::mailbox_state)) AS states (state)
+  LEFT JOIN mailbox ON mailbox.domain_id = domain.id AND mailbox.state = states.state
+ WHERE domain.mode = 'active'
+ GROUP BY domain.name, states.state;
+COMMENT ON VIEW gauges IS 'For the workers'' metrics: how many mailboxes of each active domain are in each state, and since when the longest of them';
+
+CREATE VIEW routing_domain AS
+SELECT id, name, mode, imap_host, imap_port, imap_tls, smtp_host, smtp_port, pop3_port, pop3_tls,
+       submission_port, submission_tls, sieve_port, sieve_tls, login_form
+  FROM domain;
+COMMENT ON VIEW routing_domain IS 'What policy daemons and authenticators hold of each domain';
+
+CREATE VIEW routing_mailbox AS
+SELECT mailbox.id, mailbox.domain_id, mailbox.local_part, mailbox.state, mailbox.epoch, store.lmtp_next_hop
+  FROM mailbox JOIN store ON store.name = mailbox.store
+ WHERE mailbox.state IN ('cutover', 'local', 'returning');
+COMMENT ON VIEW routing_mailbox IS 'The mailboxes that are not where mail goes by default, that is, to the legacy server';
+
+CREATE VIEW routing_alias AS
+SELECT alias.domain_id, alias.local_part, mailbox.full_address AS target
+  FROM alias JOIN mailbox ON mailbox.id = alias.mailbox_id;
+COMMENT ON VIEW routing_alias IS 'Other names of mailboxes';
+
+CREATE VIEW dovecot_user AS
+SELECT mailbox.full_address AS "user", mailbox.state,
+       CASE WHEN mailbox.state = 'local' THEN mailbox.password_hash END AS password,
+       home_of(domain.name, mailbox.local_part) AS home, mailbox.hierarchy_separator, mailbox.namespace_prefix,
+       mailbox.special_uses, mailbox.store, store.login_host
+  FROM mailbox JOIN domain ON domain.id = mailbox.domain_id JOIN store ON store.name = mailbox.store
+ WHERE mailbox.state <> 'legacy';
+COMMENT ON VIEW dovecot_user IS 'For Dovecot''s passdb (state local only) and userdb';

@@ -1,0 +1,372 @@
+"""Passes against a server that does as a script says: what comes, what is named, what the next pass finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from bascule.address import Address
+from bascule.credential import Password
+from bascule.errors import LegacyUnavailable
+from bascule.imap.reader import Reader
+from bascule.lab.scripted import Command, Folder, Mail, Server, Session, mail
+from bascule.legacy import LegacySettings, Service, Trust, UserLogin, session
+from bascule.migrator import copying, maildir
+from bascule.migrator.copying import Copy, Pass, Progress
+
+WHEN = 1_338_700_089  # what the scripted server says
+
+
+class Condstore(Server):
+    """Offers CONDSTORE; HIGHESTMODSEQ is what a test says."""
+
+    capabilities = b"IMAP4rev1 AUTH=PLAIN NAMESPACE CONDSTORE"
+    modseq = 5
+
+    def status_items(self, folder: Folder) -> bytes:
+        return super().status_items(folder) + b" HIGHESTMODSEQ %d" % self.modseq
+
+
+def messages(*uids: int, flags: bytes = b"\\Seen") -> list[Mail]:
+    return [Mail(uid, mail(f"m{uid}"), flags) for uid in uids]
+
+
+class Copier:
+    """One mailbox and its copy."""
+
+    def __init__(self, server: Server, root: Path, **options: object) -> None:
+        self.server, self.root = server, root
+        self.reports: list[tuple[int, int, int]] = []
+        self.sessions = 0
+        self.copy = Copy(self._open, root, self._report, **options)  # type: ignore[arg-type]
+
+    def _report(self, progress: Progress) -> None:
+        self.reports.append((progress.total, progress.copied, progress.bytes))
+
+    @contextmanager
+    def _open(self) -> Iterator[Reader]:
+        tls = Service(self.server.port, "none")
+        settings = LegacySettings("here.test", "127.0.0.1", tls, "127.0.0.1", 25)
+        login = UserLogin(Address("u", "here.test"), Password("secret"))
+        self.sessions += 1
+        with session(settings, Trust(timeout=2), login) as connection:
+            yield Reader.of(connection)
+
+    def run(self) -> Pass:
+        with self.copy:
+            return self.copy.run()
+
+    def stored(self, *parts: str) -> dict[int, bytes]:
+        """The bodies that are in a folder's directory, by UID."""
+        uidlist = (self.root.joinpath(*parts) / "dovecot-uidlist").read_text().splitlines()[1:]
+        cur = self.root.joinpath(*parts) / "cur"
+        names = {path.name.partition(":")[0]: path for path in cur.iterdir()}
+        found = {int(line.split()[0]): names.pop(line.partition(":")[2]).read_bytes() for line in uidlist}
+        assert not names, "a file that no index names"
+        return found
+
+    def flags(self, uid: int) -> frozenset[str]:
+        folder = maildir.Folder(self.root, "INBOX", self.server.folders[0].uidvalidity)
+        folder.open()
+        return folder.messages[uid].flags
+
+
+@pytest.fixture
+def copier(tmp_path: Path) -> Iterator[Callable[..., Copier]]:
+    servers: list[Server] = []
+
+    def start(kind: type[Server], folders: list[Folder], **options: object) -> Copier:
+        servers.append(kind(folders))
+        return Copier(servers[-1], tmp_path / "Maildir", **options)
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+Start = Callable[..., Copier]
+
+
+def test_everything_comes_and_the_next_pass_finds_nothing_to_do(copier: Start) -> None:
+    folders = [Folder(b"INBOX", messages(1, 4)), Folder(b"a/b", messages(2)), Folder(b"empty")]
+    work = copier(Server, [*folders, Folder(b"a", attributes=b"\\Noselect")])
+    done = work.run()
+    assert work.stored() == {1: mail("m1"), 4: mail("m4")}
+    assert work.stored("a", "b") == {2: mail("m2")}
+    assert work.stored("empty") == {}
+    assert not (work.root / "a" / "cur").exists()
+    assert (work.root / "subscriptions").read_text() == "INBOX\na\na/b\nempty\n"
+    assert done.changes == 3
+    assert {(each.name, each.uidvalidity, each.uidnext, each.messages) for each in done.folders} == {
+        ("INBOX", 1_234_567_890, 5, 2),
+        ("a/b", 1_234_567_890, 3, 1),
+        ("empty", 1_234_567_890, 1, 0),
+    }
+    assert work.reports[-1] == (3, 3, sum(len(mail(f"m{uid}")) for uid in (1, 2, 4)))
+    again = work.run()
+    assert again.changes == 0
+    assert sorted(each.name for each in again.folders) == ["INBOX", "a/b", "empty"]
+    assert again.notes == []
+
+
+def test_dates_and_flags_come_along(copier: Start) -> None:
+    work = copier(Server, [Folder(b"INBOX", messages(1, flags=b"\\Answered $Work"))])
+    work.run()
+    assert work.flags(1) == {"\\Answered", "$Work"}
+    (path,) = (work.root / "cur").iterdir()
+    assert path.stat().st_mtime == WHEN
+
+
+def test_what_changed_is_found(copier: Start) -> None:
+    inbox, old = Folder(b"INBOX", messages(1, 2, 3)), Folder(b"old", messages(1))
+    work = copier(Server, [inbox, old])
+    work.run()
+    inbox.mails = [*messages(1, flags=b"\\Flagged"), *messages(3, 7)]
+    work.server.folders = [inbox, Folder(b"fresh", messages(1))]
+    done = work.run()
+    assert done.changes == 4  # flagged, gone, two came
+    assert work.stored().keys() == {1, 3, 7}
+    assert work.flags(1) == {"\\Flagged"}
+    assert not (work.root / "old").exists()
+    assert work.stored("fresh").keys() == {1}
+
+
+def test_a_folder_in_which_nothing_happened_is_not_asked_again(copier: Start) -> None:
+    work = copier(Condstore, [Folder(b"INBOX", messages(1, 2, flags=b"a(b"))])
+    first = work.run()
+    assert first.dropped == {"INBOX": {"a(b": "is no keyword (RFC 3501 section 9)"}}
+    work.server.log.clear()
+    again = work.run()
+    assert not [each for each in work.server.log if b"FETCH" in each]
+    assert again.folders == first.folders
+    assert again.dropped == first.dropped
+    assert again.notes == first.notes == ["INBOX: the keyword 'a(b' is not kept: it is no keyword (RFC 3501 section 9)"]
+    assert again.modseqs == {"INBOX": 5}
+    work.copy.forget()
+    work.run()
+    assert [each for each in work.server.log if b"FETCH" in each]
+
+
+def test_a_server_whose_word_about_changes_does_not_fit_is_compared_in_full(copier: Start) -> None:
+    work = copier(Condstore, [Folder(b"INBOX", messages(1, 2, 3))])
+    work.run()
+    work.server.folders[0].mails = messages(1, 3, 4)
+    Condstore.modseq = 6  # and CHANGEDSINCE says nothing of what is gone
+    try:
+        assert work.run().changes == 2
+    finally:
+        Condstore.modseq = 5
+    assert work.stored().keys() == {1, 3, 4}
+
+
+def test_a_folder_that_was_made_anew_is_copied_anew(copier: Start) -> None:
+    work = copier(Server, [Folder(b"INBOX", messages(1, 2))])
+    work.run()
+    work.server.folders = [Folder(b"INBOX", [Mail(1, mail("other"))], uidvalidity=99)]
+    work.run()
+    assert work.stored() == {1: mail("other")}
+
+
+def test_another_message_under_a_known_uid_is_fetched(copier: Start) -> None:
+    work = copier(Server, [Folder(b"INBOX", messages(1, 2))])
+    work.run()
+    work.server.folders[0].mails[0] = Mail(1, mail("another"), date=b'"01-Jan-2013 00:00:00 +0000"')
+    work.copy.forget()  # as after a verification that found the dates to differ
+    work.run()
+    assert work.stored() == {1: mail("another"), 2: mail("m2")}
+
+
+def test_a_place_that_was_another_folders_is_emptied(copier: Start) -> None:
+    work = copier(Server, [Folder(b"INBOX"), Folder(b"R&D", [Mail(1, mail("raw"))])])
+    work.run()
+    # Now there is one that has the name by right; it has the same UIDVALIDITY and UIDs.
+    work.server.folders.append(Folder(b"R&-D", [Mail(1, mail("right"))]))
+    work.run()
+    assert work.stored("R&-D") == {1: mail("right")}
+    assert work.stored("R&-D-2") == {1: mail("raw")}
+
+
+def test_names_that_cannot_be_kept_are_noted(copier: Start) -> None:
+    work = copier(Server, [Folder(b"INBOX"), Folder(b"R&D", messages(1))])
+    done = work.run()
+    assert work.stored("R&-D").keys() == {1}
+    assert done.notes == ["the folder 'R&D' is kept as 'R&D'"]
+    assert done.places["R&D"].is_renamed
+
+
+def test_what_is_waived_does_not_come(copier: Start) -> None:
+    validity = Folder(b"INBOX").uidvalidity
+    work = copier(Server, [Folder(b"INBOX", messages(1, 2))], waived=frozenset({("INBOX", validity, 2)}))
+    assert work.run().waived == {("INBOX", validity, 2)}
+    assert work.stored().keys() == {1}
+    assert work.run().changes == 0
+
+
+def test_the_next_uid_is_what_was_seen_and_not_below_what_the_server_says(copier: Start) -> None:
+    class Ahead(Server):
+        def status_items(self, folder: Folder) -> bytes:
+            return super().status_items(folder).replace(b"UIDNEXT 3", b"UIDNEXT 40")
+
+        def on_open(self, session: Session, command: Command) -> None:
+            session.folder = self.folders[0]
+            session.say(b"* 2 EXISTS")
+            session.say(b"* OK [UIDVALIDITY %d] valid" % session.folder.uidvalidity)
+            session.say(b"* OK [UIDNEXT 40] next")
+            session.ok(command)
+
+    (state,) = copier(Ahead, [Folder(b"INBOX", messages(1, 2))]).run().folders
+    assert (state.uidnext, state.next_here) == (3, 40)
+
+
+def test_a_folder_that_does_not_open_is_named_and_the_others_come(copier: Start) -> None:
+    class Refusing(Server):
+        def on_status(self, session: Session, command: Command) -> None:
+            if command.words[0] == b"Calendar":
+                session.no(command, b"not mail")
+            else:
+                super().on_status(session, command)
+
+        def on_open(self, session: Session, command: Command) -> None:
+            if command.words[0] == b"Calendar":
+                session.no(command, b"not mail")
+            else:
+                super().on_open(session, command)
+
+    folders = [Folder(b"INBOX", messages(1)), Folder(b"Calendar", messages(1))]
+    work = copier(Refusing, folders)
+    done = work.run()
+    assert work.stored().keys() == {1}
+    assert [each.name for each in done.folders] == ["INBOX"]
+    assert work.copy.refused.keys() == {"Calendar"}
+    assert "not mail" in work.copy.refused["Calendar"]
+    waiving = Copier(work.server, work.root, waived_folders=frozenset({"Calendar"}))
+    assert "not all is here, as an administrator decided" in waiving.run().notes[0]
+    assert waiving.copy.refused == {}
+
+
+class Forgetful(Server):
+    """Announces a message of which FETCH says nothing."""
+
+    def on_fetch(self, session: Session, command: Command, mails: list[tuple[int, Mail]], names: list[bytes]) -> None:
+        super().on_fetch(session, command, [each for each in mails if each[1].uid != 2], names)
+
+
+def test_messages_that_are_announced_and_not_listed_are_named(copier: Start) -> None:
+    work = copier(Forgetful, [Folder(b"INBOX", messages(1, 2, 3))])
+    work.run()
+    assert work.stored().keys() == {1, 3}
+    named = {uid for _, _, uid in work.copy.unreadable}
+    assert named == {2} or "2 are listed" in work.copy.refused["INBOX"]
+
+
+def test_a_message_that_is_not_given_is_named_and_the_others_come(copier: Start) -> None:
+    class Damaged(Server):
+        def item(self, mail: Mail, name: bytes) -> bytes:
+            return b"BODY[] NIL" if mail.uid == 2 and name == b"BODY.PEEK[]" else super().item(mail, name)
+
+    work = copier(Damaged, [Folder(b"INBOX", messages(1, 2, 3))])
+    work.run()
+    assert work.stored().keys() == {1, 3}
+    assert {(each.folder, each.uid) for each in work.copy.unreadable.values()} == {("INBOX", 2)}
+    work.server.log.clear()
+    work.run()
+    assert [each for each in work.server.log if b"BODY" in each], "a folder that is not whole is compared again"
+
+
+def test_a_message_that_ends_the_session_is_named_alone(copier: Start) -> None:
+    class Killing(Server):
+        def on_fetch(
+            self, session: Session, command: Command, mails: list[tuple[int, Mail]], names: list[bytes]
+        ) -> None:
+            if b"BODY.PEEK[]" in names and any(each.uid == 7 for _, each in mails):
+                session.reset()
+            super().on_fetch(session, command, mails, names)
+
+    work = copier(Killing, [Folder(b"INBOX", messages(*range(1, 30)))])
+    work.run()
+    assert work.stored().keys() == set(range(1, 30)) - {7}
+    assert {uid for _, _, uid in work.copy.unreadable} == {7}
+
+
+def test_a_uidvalidity_that_changes_within_a_pass_ends_it(copier: Start) -> None:
+    class Changing(Server):
+        def status_items(self, folder: Folder) -> bytes:
+            return super().status_items(folder).replace(b"1234567890", b"5")
+
+    with pytest.raises(LegacyUnavailable, match="made anew on the legacy server meanwhile"):
+        copier(Changing, [Folder(b"INBOX", messages(1))]).run()
+
+
+def test_what_is_distrusted_is_fetched_again(copier: Start) -> None:
+    work = copier(Condstore, [Folder(b"INBOX", messages(1, 2))])
+    work.run()
+    (path,) = (each for each in (work.root / "cur").iterdir() if ".U2V" in each.name)
+    path.write_bytes(b"x" * path.stat().st_size)
+    work.copy.distrust("INBOX", [2])
+    assert work.run().changes == 1
+    assert work.stored()[2] == mail("m2")
+
+
+def test_uidls_are_written_for_inbox_only(copier: Start) -> None:
+    work = copier(Condstore, [Folder(b"INBOX", messages(1, 2)), Folder(b"Sent", messages(1))])
+    work.run()
+    work.copy.set_uidls({1: "first-uidl"})
+    work.run()
+    assert "1 Pfirst-uidl :" in (work.root / "dovecot-uidlist").read_text()
+    assert "first-uidl" not in (work.root / "Sent" / "dovecot-uidlist").read_text()
+    with work.copy:
+        assert [each.uid for each in work.copy.inbox()] == [1, 2]
+
+
+def test_an_empty_inbox_has_no_messages(copier: Start) -> None:
+    work = copier(Server, [Folder(b"INBOX")])
+    with work.copy:
+        assert work.copy.inbox() == []
+
+
+def test_several_sessions_are_used_when_they_are_worth_it(copier: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "WORTH_A_SESSION", 1)
+    work = copier(Server, [Folder(b"INBOX", messages(*range(1, 450)))], sessions=3)
+    work.run()
+    assert len(work.stored()) == 449
+    assert work.sessions == 3
+
+
+def test_for_a_while_there_can_be_no_session(copier: Start) -> None:
+    work = copier(Server, [Folder(b"INBOX", messages(1))])
+    work.server.max_sessions = 1
+    with work.copy:
+        work.copy.run()
+        with work.copy.without_session(), work._open() as other:
+            assert other.layout().folders
+        assert work.copy.run().changes == 0
+
+
+def test_large_mailboxes_are_compared_in_groups(copier: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "GROUP", 2)
+    folders = [Folder(b"INBOX", messages(1, 2)), Folder(b"a", messages(1)), Folder(b"b", messages(1, 2, 3))]
+    work = copier(Server, folders)
+    assert work.run().changes == 6
+    assert (len(work.stored()), len(work.stored("a")), len(work.stored("b"))) == (2, 1, 3)
+    assert work.run().changes == 0
+
+
+def test_a_pass_that_is_stopped_keeps_what_came(copier: Start) -> None:
+    class Stop(Exception):
+        pass
+
+    work = copier(Server, [Folder(b"INBOX", messages(1)), Folder(b"later", messages(1))])
+
+    def stop(progress: Progress) -> None:
+        if progress.bytes:
+            raise Stop
+
+    work.copy._report = stop
+    with pytest.raises(Stop):
+        work.run()
+    work.copy._report = work._report
+    work.run()
+    assert work.stored().keys() == work.stored("later").keys() == {1}
