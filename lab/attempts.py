@@ -114,7 +114,7 @@ class MemoryActs:
     def set_unreadable(self, _: int, messages: list[dict[str, Any]], *, complete: bool) -> None:
         if complete:
             self.unreadable.clear()
-        self.unreadable.extend(messages)
+        self.unreadable.extend(each for each in messages if each not in self.unreadable)
 
     def set_unreadable_folders(self, _: int, reasons: dict[str, str]) -> None:
         self.unreadable_folders = dict(reasons)

@@ -24,6 +24,10 @@ class InUse(BasculeError):
     """Another worker is at this mailbox. Temporary."""
 
 
+class HomeGone(BasculeError):
+    """The home of a user who has moved is not where it was."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """``account`` was read under the mailbox's lock: no other worker changes it meanwhile."""
@@ -51,12 +55,19 @@ class Attempt:
 
 
 @contextmanager
-def exclusively(home: Path) -> Iterator[None]:
+def exclusively(home: Path, *, has_moved: bool = False) -> Iterator[None]:
     """Be the only worker at a mailbox on this host; the kernel ends it with the process.
 
+    ``has_moved``: the home must be there, and is not made if its file system is not mounted.
+
     Raises:
-        InUse
+        InUse, HomeGone
     """
+    if has_moved and not home.is_dir():
+        raise HomeGone(
+            f"{home} is not there",
+            hint="Is its file system mounted? Nothing is done with the mailbox until it is back.",
+        )
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(home / ".bascule.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:

@@ -205,6 +205,7 @@ class Late:
         self.trouble: BasculeError | None = None
         self.last_message_is_there = False
         self._not_read: dict[str, str] = {}  # why, by folder
+        self._named: list[dict[str, object]] = []  # messages that are not brought
         self._on_wire: dict[str, str] = {}  # folders as the legacy server names them
         self._stack = ExitStack()
         self._source: Reader
@@ -249,7 +250,9 @@ class Late:
             except (Undecided, LateMessageUnreadable, FolderNotReadable) as error:
                 self._note(error)
         self._looks.save()
-        self._attempt.acts.set_unreadable_folders(self._attempt.account.id, self._not_read)
+        acts, mailbox_id = self._attempt.acts, self._attempt.account.id
+        acts.set_unreadable_folders(mailbox_id, self._not_read)
+        acts.set_unreadable(mailbox_id, self._named, complete=True)  # whatever was named before can be read by now
 
     def _statuses(self) -> dict[str, Status]:
         """The STATUS of each folder that can be read."""
@@ -431,12 +434,13 @@ class Late:
         known.save(self._attempt.home)
         for body in late:
             self._bring(name, sorting.uidvalidity, body)
-        named = [
+        named: list[dict[str, object]] = [
             {"folder": name, "uidvalidity": sorting.uidvalidity, "uid": uid, "reason": reason}
             for uid, reason in (not_given | dict.fromkeys(undecided, Verdict.UNDECIDED.value)).items()
         ]
         if named:
             acts.set_unreadable(mailbox_id, named, complete=False)
+            self._named += named
         hint = self._hint(name)
         if not_given:
             uid, reason = next(iter(not_given.items()))

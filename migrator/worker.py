@@ -143,7 +143,8 @@ class Worker:
                 return
             home = self._settings.worker.mail_root / account.home
             try:
-                with exclusively(home), metrics.AT_WORK.track_inprogress():
+                has_moved = account.state in {"local", "returning"} and account.domain_mode == "active"
+                with exclusively(home, has_moved=has_moved), metrics.AT_WORK.track_inprogress():
                     # Read again under the lock: whoever held it may have changed everything.
                     now = acts.account(mailbox_id)
                     if now is None or not _is_due(now):

@@ -159,11 +159,12 @@ def give_up(context: click.Context, address: str, reason: str) -> None:
 @main.command("return")
 @click.argument("address", type=ADDRESS)
 @reason
+@click.option("--force", is_flag=True, help="Also when most of a folder is gone here, or one was made anew there.")
 @click.pass_context
-def return_command(context: click.Context, address: str, reason: str) -> None:
+def return_command(context: click.Context, address: str, reason: str, force: bool) -> None:
     """Send ADDRESS, who has moved, back to the legacy server with everything that is new here."""
     with database(context) as connection:
-        value(connection, "SELECT bascule.return_mailbox(%s, %s)", parsed(address), reason)
+        value(connection, "SELECT bascule.return_mailbox(%s, %s, %s)", parsed(address), reason, force)
     click.echo(f"{address} goes back to the legacy server; see bascule status {Address.parse(address).domain}")
 
 
@@ -171,7 +172,7 @@ def return_command(context: click.Context, address: str, reason: str) -> None:
 @click.argument("address", type=ADDRESS)
 @click.pass_context
 def cancel_return(context: click.Context, address: str) -> None:
-    """Call off a return that has not yet appended anything at the legacy server."""
+    """Call off a return; what it has written to the legacy server stays there."""
     with database(context) as connection:
         value(connection, "SELECT bascule.cancel_return(%s)", parsed(address))
     click.echo(f"{address} stays here")
@@ -190,3 +191,14 @@ def waive_messages(context: click.Context, address: str, folder: str | None, uid
             connection, "SELECT bascule.waive_messages(%s, %s, %s, %s)", parsed(address), reason, folder, uid
         )
     click.echo(f"{address} moves without {waived} {'message' if waived == 1 else 'messages'}")
+
+
+@main.command("waive-last-message")
+@click.argument("address", type=ADDRESS)
+@reason
+@click.pass_context
+def waive_last_message(context: click.Context, address: str, reason: str) -> None:
+    """Do without the last message in the legacy mailbox of ADDRESS, which the legacy server does not take."""
+    with database(context) as connection:
+        value(connection, "SELECT bascule.waive_last_message(%s, %s)", parsed(address), reason)
+    click.echo(f"{address} gets no last message at the legacy server")

@@ -271,9 +271,9 @@ BEGIN
             USING ERRCODE = 'BA003', HINT = 'They are in the view bascule.unreadable.';
     END IF;
     PERFORM note(box, waived || CASE waived WHEN 1 THEN ' message' ELSE ' messages' END || ' waived', waive_messages.reason);
-    IF box.state IN ('requested', 'copying') THEN
+    IF box.state IN ('requested', 'copying', 'local') THEN
         UPDATE mailbox SET next_try = now() WHERE id = box.id;
-        PERFORM enqueue('migrate', box.id, box.store, now());
+        PERFORM enqueue(task_of(box), box.id, box.store, now());
     END IF;
     RETURN waived;
 END

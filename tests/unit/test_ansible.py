@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bascule.check.facts import COMMANDS
+
 ANSIBLE = Path(__file__).parents[2] / "ansible"
 PLAYBOOKS = sorted((ANSIBLE / "playbooks").glob("*.yml"))
 INVENTORIES = sorted((ANSIBLE / "inventories").glob("*/hosts.yml"))
@@ -203,6 +205,11 @@ def test_it_is_seen_whether_dovecot_reads_a_file(tmp_path: Path, text: str, incl
     (tmp_path / "conf.d").mkdir()
     asked = PurePosixPath(tmp_path / "conf.d" / "99-bascule.conf")
     assert dovecot_includes.includes(main, asked) is included
+
+
+def test_the_roles_ask_for_all_that_the_checks_look_at() -> None:
+    variables = (ANSIBLE / "roles" / "plug" / "vars" / "main.yml").read_text()
+    assert variables.endswith("".join(["plug__facts:\n", *(f"  - {command}\n" for command in COMMANDS)]))
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:

@@ -193,6 +193,8 @@ def test_dates_count_under_one_uidvalidity_and_not_in_a_folder_made_anew() -> No
     sorting = sort(what, message(7, 77), stragglers=(late,))
     assert verdicts(sorting, what, Here(), {7: content("L")}) == {7: Verdict.LATE}, "it was sent once more"
     what = known()
+    assert verdicts(sort(what, message(7, 77)), what, Here(), {7: content("A")}) == {7: Verdict.LATE}
+    what = known()
     sorting = sort(what, message(1, 90), message(2, 90), message(3, 90), stragglers=(late,), of=2)
     contents = {1: content("A"), 2: content("L"), 3: content("N")}
     found = verdicts(sorting, what, Here(), contents)

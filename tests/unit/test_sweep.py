@@ -201,6 +201,18 @@ def test_one_below_uidnext_that_was_not_visible_at_the_flip_is_brought(tmp_path:
     assert texts(world)["INBOX"] == Counter("ABLMN")
 
 
+def test_the_first_look_is_at_the_whole_folder(tmp_path: Path) -> None:
+    """One was removed there, so that the count says nothing of the one that appears below UIDNEXT."""
+    world = moved(tmp_path)
+    world.acts.flipped["INBOX"] = (100, 9)
+    world.there.folders["INBOX"].uidnext = 9
+    del world.there.folders["INBOX"].mails[1]
+    world.there.folders["INBOX"].mails[5] = Mail(mail("M"), 15)
+    world.there.put("INBOX", mail("L"), date=30)
+    sweep(world.attempt())
+    assert texts(world)["INBOX"] == Counter("ABLM")
+
+
 @STORES
 def test_a_folder_made_anew_is_swept_after_the_others(tmp_path: Path, *, is_maildir: bool) -> None:
     world = moved(tmp_path, is_maildir=is_maildir)
@@ -292,6 +304,11 @@ def test_a_message_that_cannot_be_read_is_named_and_the_others_come(tmp_path: Pa
     world.acts.waived.add(("INBOX", 100, uid))
     sweep(world.attempt())
     assert len(world.acts.swept) == 1
+    world.acts.waived.clear()
+    world.there.unreadable.clear()
+    world.there.put("INBOX", mail("N"), date=32)
+    sweep(world.attempt())
+    assert world.acts.unreadable == [], "nothing is named any more"
 
 
 def test_a_folder_that_cannot_be_opened_is_named_and_the_others_come(tmp_path: Path) -> None:
