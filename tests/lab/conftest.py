@@ -20,7 +20,7 @@ NAMES = (
     "shared-here", "shared-there", "shared-moving", "limited-guesser", "guessed-once", "guessed-page",
     "stayed-at-page", "scripted", "checked", "checked-loop", "checked-junk", "paged", "troubled", "paused", "awaited",
     "imported-1", "imported-2", "imported-3", "behind-proxy", "guessed-behind-proxy",
-    "outlived", "guessed-moved", "guessed-fresh", "cached-front",
+    "outlived", "guessed-moved", "guessed-fresh", "cached-2.3", "cached-2.4",
     "relaying-here", "relaying-there", f"buch@{IDN_DOMAIN}",
 )  # fmt: skip
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import poplib
 import smtplib
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 
 import pytest
 from imapclient.exceptions import LoginError
 
 from bascule.lab.mail import Ledger, copies, send, submit
-from bascule.lab.process import LabError
+from bascule.lab.process import VMAIL, LabError
 from bascule.lab.sites import DOMAIN, Lab, LegacySite, NewSite, eventually, imap
 
 pytestmark = pytest.mark.lab
@@ -111,6 +113,23 @@ def test_without_the_database_logins_and_mail_go_on(
     eventually(
         "mail after the restart", lambda: received(legacy, "stayed", legacy.users["stayed"], "after-restart@test")
     )
+
+
+def test_programs_of_the_mailboxes_owner_can_be_run(new: NewSite) -> None:
+    """Dovecot 2.3 has the text of ssl_ca in their environment: the system's authorities do not fit there."""
+
+    def delivered(config: Path) -> str:
+        lda = "/usr/lib/dovecot/dovecot-lda"
+        command = ["setpriv", f"--reuid={VMAIL}", f"--regid={VMAIL}", "--clear-groups", lda, "-c", str(config)]
+        done = subprocess.run([*command, "-d", "nobody"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        return done.stderr.decode()
+
+    text = new.dovecot.config.read_text()
+    assert f"ssl_ca = <{new.settings.legacy.ca_file}" in text
+    bundle = new.dovecot.folder / "bundle.conf"
+    bundle.write_text(f"{text}\nssl_ca = </etc/ssl/certs/ca-certificates.crt\n")
+    assert "Argument list too long" in delivered(bundle)
+    assert "Argument list too long" not in delivered(new.dovecot.config)
 
 
 def test_postfix_may_have_logins_checked(lab: Lab) -> None:
