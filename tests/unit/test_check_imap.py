@@ -314,5 +314,5 @@ def test_a_service_that_the_domain_has_not(name: str) -> None:
 
 
 def test_a_server_that_says_nothing_of_what_it_can_do() -> None:
-    with pytest.raises(LegacyUnavailable, match="does not say what it can do|does not speak IMAP"):
+    with pytest.raises(LegacyUnavailable, match=r"does not say what it can do|does not speak IMAP"):
         surveyed({}, {"CAPABILITY": "TAG OK done"})

@@ -127,8 +127,11 @@ def test_a_dripping_peer_uses_up_its_budget(reads: str, pair: tuple[socket.socke
 
     def drip() -> None:
         try:
-            while not ended.wait(0.01):
+            for _ in range(500):
+                if ended.wait(0.01):
+                    return
                 pair[1].sendall(b"x")
+            pair[1].shutdown(socket.SHUT_RDWR)  # the budget was not heeded
         except OSError:
             return  # the wire has closed it
 

@@ -57,9 +57,7 @@ def account(number: int = 1, **changes: Any) -> Account:
         "paused": False,
         "language": "en",
         "to_be_welcomed": True,
-        "waits_on_difference": False,
         "url_token": "token",
-        "waits_on_difference": False,
     }
     return Account(**values | changes)
 
