@@ -21,7 +21,6 @@ class ChildFailed(BasculeError):
 async def output_of(
     *command: str,
     timeout: float,  # noqa: ASYNC109 (the program is killed, not only left alone)
-    stdin: bytes = b"",
     environment: Mapping[str, str] | None = None,
 ) -> bytes:
     """Run ``command`` and give its standard output; ``timeout`` in seconds. It is killed, with what it started, when
@@ -34,7 +33,7 @@ async def output_of(
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
-            stdin=asyncio.subprocess.PIPE,
+            stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=environment,
@@ -44,7 +43,7 @@ async def output_of(
         raise ChildFailed(f"{name} cannot be started: {error.strerror}") from error
     try:
         async with asyncio.timeout(timeout):
-            output, errors = await process.communicate(stdin)
+            output, errors = await process.communicate()
     except TimeoutError as error:
         raise ChildFailed(
             f"{name} did not end within {timeout:g} s and was killed",

@@ -30,7 +30,8 @@ from bascule.lab.sites import DOMAIN, Lab, eventually
 SENDERS = 10
 #: What of the product's own main.cf each instance leaves out.
 LEFT_OUT = {
-    "hash": r"^(transport_maps|relay_domains|virtual_alias_maps|smtpd_recipient_restrictions|smtpd_milters)\b",
+    "hash": r"^(transport_maps|relay_domains|virtual_alias_maps|smtpd_sender_login_maps|smtpd_recipient_restrictions|"
+    r"smtpd_milters)\b",
     "maps": r"^(smtpd_recipient_restrictions|smtpd_milters)\b",
     "whole": r"^$",
 }
@@ -63,7 +64,8 @@ def without(text: str, pattern: str) -> str:
 
 def instance(lab: Lab, kind: str, sink: str, mailboxes: int) -> Postfix:
     postfix = Postfix(lab.folder / f"postfix-{kind}", free_ports(1)[0], "new")
-    postfix.create(hostname="bench.lab.test", **lab.new.settings.model_dump())
+    queue = postfix.folder / "queue"
+    postfix.create(hostname="bench.lab.test", postfix_queue=queue, extends=False, **lab.new.settings.model_dump())
     main = postfix.folder / "main.cf"
     text = without(main.read_text(), LEFT_OUT[kind])
     if kind == "hash":

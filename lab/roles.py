@@ -5,8 +5,8 @@
 upgraded while mail comes in, and whatever an administrator does later;
 ``plug-bookworm`` and ``plug-trixie``: into a Postfix and a Dovecot that somebody
 runs already, and out again; ``system-bookworm`` and ``system-trixie``: the same
-where users are the system's own; ``several``: database, two MX, a store and the page,
-each on a host of its own.
+where users are the system's own; ``mariadb-bookworm``: where they are in MariaDB;
+``several``: database, two MX, a store and the page, each on a host of its own.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -27,18 +26,14 @@ from bascule import schema
 from bascule.lab.hosts import Hosts
 from bascule.lab.machines import Machine, own_control_groups
 from bascule.lab.mail import Traffic, send
+from bascule.lab.operators import OPERATORS, OWN, PASSWORD, Operator
 from bascule.lab.process import LabError, run
-from bascule.lab.servers import TEMPLATES
 from bascule.lab.sites import DOMAIN, eventually
 
-#: The operator's own user, of a domain that was there before bascule and stays.
-SHOP = "anna@shop.test"
-SHOP_PASSWORD = "sells everything"
 #: Configuration that plug may touch, and unplug must restore.
 CONFIGURATION = ("/etc/postfix", "/etc/dovecot", "/etc/postgresql", "/etc/nginx", "/etc/apache2")
-MAIL_ROOT = "/var/vmail"
 #: The operator's, of which neither owner nor mode may change; what is in it is mail.
-MAIL = (MAIL_ROOT, "/var/mail", "/var/mail/*", "/home", "/home/*")
+MAIL = ("/var/vmail", "/var/mail", "/var/mail/*", "/home", "/home/*")
 ONE_HOST = {group: ["mail"] for group in ("database", "mx", "store", "portal")}
 #: What a later version of bascule changes in its schema.
 ADD_COLUMN = "ALTER TABLE bascule.mailbox ADD COLUMN lab_note text NOT NULL DEFAULT 'as it was'"
@@ -213,40 +208,22 @@ def rejects_what_does_not_start(hosts: Hosts, inventory: Path, present: Path) ->
     hosts.insist_unchanged(hosts.play("build", inventory))
 
 
-@dataclass(frozen=True, slots=True)
-class Shop:
-    """An operator's own Postfix and Dovecot, and how bascule is plugged into them."""
-
-    release: str
-    #: How the operator has set it up.
-    set_up: Callable[[Machine], None]
-    #: Packages of the operator's besides Postfix and Dovecot, the web server among them.
-    packages: str
-    #: How SHOP logs in.
-    login: str
-    #: What else the operator says in the inventory.
-    variables: Mapping[str, object]
-    #: Settings of bascule's.
-    settings: Mapping[str, object]
-    #: Where the Python packages come from: an index, not a wheelhouse.
-    index: bool
-
-
-def plug(hosts: Hosts, *, shop: Shop) -> None:
+def plug(hosts: Hosts, *, operator: Operator) -> None:
     """Into a Postfix and Dovecot with settings of their own; out again, byte for byte."""
-    hosts.start({"mail": shop.release})
+    hosts.start({"mail": operator.release})
     mail = hosts.machines["mail"]
-    the_operators_own(mail, shop)
+    operator.create(mail)
+    operator.works(mail)
     held: dict[str, object] = {}
-    if shop.index:
+    if operator.index:
         held["base__requirements"] = str(hosts.serve_packages(mail))
     wheel = hosts.wheel()
 
     def inventory_with(password: str) -> Path:
-        probe = {"probe__recipient": SHOP, "probe__password": password, "probe__user": shop.login}
-        return hosts.inventory(ONE_HOST, wheel, shop.settings, **probe, **shop.variables, **held)
+        probe = {"probe__recipient": OWN, "probe__password": password, "probe__user": operator.login}
+        return hosts.inventory(ONE_HOST, wheel, operator.settings, **probe, **operator.variables, **held)
 
-    inventory = inventory_with(SHOP_PASSWORD)
+    inventory = inventory_with(PASSWORD)
     before = fingerprint(mail)
 
     refuses_what_is_not_read(hosts, inventory)
@@ -270,7 +247,7 @@ def plug(hosts: Hosts, *, shop: Shop) -> None:
     hosts.tell("plugged in, but Postfix may not reach a socket: mail does not come through, and all is taken back")
     fault = "etc/systemd/system/bascule-policy-daemon.socket.d/fault.conf"
     mail.write(fault, "[Socket]\nSocketMode=0600\n")
-    text = hosts.play("plug", inventory_with(SHOP_PASSWORD), fails=True)
+    text = hosts.play("plug", inventory_with(PASSWORD), fails=True)
     mail.run(f"rm /{fault} && systemctl daemon-reload")
     hosts.insist_said(text, "was not plugged in, and is configured as before", "does not take a message")
     hosts.insist(only(fingerprint(mail), "/etc/postfix") == only(before, "/etc/postfix"), "Postfix is as before")
@@ -284,13 +261,14 @@ def plug(hosts: Hosts, *, shop: Shop) -> None:
         two_move(hosts, mail)
         hosts.goes_back_and_moves_again(mail, mail, "bob")
         stays_plugged_in(hosts, inventory, wheel, traffic)
-        mail.run("echo from-the-shop | sendmail -f x@outside.test " + SHOP)
-        with hosts.client(mail, shop.login, SHOP_PASSWORD) as anna:
+        mail.run("echo from-the-shop | sendmail -f x@outside.test " + OWN)
+        with hosts.client(mail, operator.login, PASSWORD) as anna:
             anna.select_folder("INBOX")
             eventually("the operator's own mail is delivered as before", lambda: anna.noop() and anna.search("ALL"))
+        operator.works(mail)
         hosts.close(mail)
     ends(hosts, mail)
-    restores_byte_for_byte(hosts, inventory, before, shop.login)
+    restores_byte_for_byte(hosts, inventory, before, operator)
 
 
 def refuses_what_is_not_read(hosts: Hosts, inventory: Path) -> None:
@@ -305,6 +283,12 @@ def refuses_what_is_not_read(hosts: Hosts, inventory: Path) -> None:
         hosts.insist(fingerprint(mail) == before, "the configuration is as it was")
         hosts.insist(mail.run("dpkg -l; ls -A /opt /etc /var/lib") == packages, "nothing was installed")
     mail.run("mv /etc/dovecot/dovecot.conf.kept /etc/dovecot/dovecot.conf")
+    hosts.tell("so is a main.cf that would refuse those who move")
+    mail.run("cp -p /etc/postfix/main.cf /root/main.cf; postconf -e 'relay_recipient_maps = inline:{ a@b.test=x }'")
+    text = hosts.play("plug", inventory, fails=True)
+    hosts.insist_said(text, "relay_recipient_maps is inline:{ a@b.test=x }: it refuses", "Nothing was changed")
+    hosts.insist(mail.run("dpkg -l; ls -A /opt /etc /var/lib") == packages, "nothing was installed")
+    mail.run("cp -p /root/main.cf /etc/postfix/main.cf")
 
 
 def stays_plugged_in(hosts: Hosts, inventory: Path, present: Path, traffic: Traffic) -> None:
@@ -345,7 +329,7 @@ def takes_up_what_was_interrupted(hosts: Hosts, inventory: Path) -> None:
     hosts.insist_unchanged(hosts.play("plug", inventory))
 
 
-def restores_byte_for_byte(hosts: Hosts, inventory: Path, before: dict[str, str], login: str) -> None:
+def restores_byte_for_byte(hosts: Hosts, inventory: Path, before: dict[str, str], operator: Operator) -> None:
     """Out again, after the operator has edited what was plugged into."""
     mail = hosts.machines["mail"]
     hosts.tell("unplugged, after the operator has edited main.cf; everything but that is as it was, byte for byte")
@@ -358,54 +342,10 @@ def restores_byte_for_byte(hosts: Hosts, inventory: Path, before: dict[str, str]
     different = sorted(set(before.items()) ^ set(after.items()))
     hosts.insist(not different, f"the configuration is what it was: {different}")
     hosts.tell(f"{len(after)} files under {', '.join(CONFIGURATION)} are the same, byte for byte")
-    with hosts.client(mail, login, SHOP_PASSWORD) as anna:
+    with hosts.client(mail, operator.login, PASSWORD) as anna:
         hosts.insist(anna.folder_exists("INBOX"), "the operator's own users log in as before")
+    operator.works(mail)
     hosts.insist_unchanged(hosts.play("unplug", inventory, *elsewhere))
-
-
-def the_operators_own(mail: Machine, shop: Shop) -> None:
-    """A Postfix and a Dovecot that somebody has set up by hand, and nothing of ours."""
-    mail.run(
-        "DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql postfix "
-        f"dovecot-core dovecot-imapd dovecot-lmtpd dovecot-pop3d {shop.packages} 2>&1"
-    )
-    shop.set_up(mail)
-    mail.run("systemctl restart dovecot postfix")
-
-
-def virtual_users(mail: Machine, *, dovecot: str, owner: str, mode: str) -> None:
-    """In a password file, with one owner of all mailboxes, who has a root of a mode of its own."""
-    mail.write("etc/postfix/main.cf", (TEMPLATES / "shop-main.cf.j2").read_text())
-    mail.write("etc/dovecot/shop.users", f"{SHOP}:{{PLAIN}}{SHOP_PASSWORD}::::::\n")
-    mail.run(
-        f"useradd --system --no-create-home --home-dir {MAIL_ROOT} {owner} && "
-        f"install -d -o {owner} -g {owner} -m {mode} {MAIL_ROOT}"
-    )
-    mail.write("etc/dovecot/conf.d/95-shop.conf", (TEMPLATES / dovecot).read_text())
-    mail.run("sed -i 's/^!include auth-system/#&/' /etc/dovecot/conf.d/10-auth.conf")
-
-
-def system_users(mail: Machine) -> None:
-    """As Debian installs Dovecot: people of the system's own, PAM, an mbox for each; Postfix delivers there."""
-    mail.write("etc/postfix/main.cf", (TEMPLATES / "system-main.cf.j2").read_text())
-    name = SHOP.partition("@")[0]
-    mail.run(
-        f"useradd --create-home --shell /bin/bash {name}; install -o {name} -g mail -m 660 /dev/null /var/mail/{name}; "
-        "chpasswd; "
-        f"echo 'sales: {name}' >> /etc/aliases; newaliases",
-        stdin=f"{name}:{SHOP_PASSWORD}\n",
-    )
-    # Debian's dovecot.conf(5): the certificate is the package's, which is the lab's here.
-    version = mail.run("dovecot --version")
-    kind = (
-        ("ssl_server_cert_file = ", "ssl_server_key_file = ")
-        if version.startswith("2.4")
-        else ("ssl_cert = <", "ssl_key = <")
-    )
-    mail.write(
-        "etc/dovecot/conf.d/95-shop.conf",
-        f"{kind[0]}/etc/ssl/lab/chain.pem\n{kind[1]}/etc/ssl/lab/key.pem\n",
-    )
 
 
 def fingerprint(machine: Machine) -> dict[str, str]:
@@ -444,8 +384,14 @@ def several(hosts: Hosts) -> None:
             "postfix": {"smtp": "mx1.lab.test:25"},
         },
     )
+    # Passwords of root's own for other databases.
+    own = "db.shop.test:*:*:root:a secret"
+    for machine in hosts.machines.values():
+        machine.run(f"umask 077; echo '{own}' > /root/.pgpass")
     hosts.play("build", inventory)
     hosts.insist_unchanged(hosts.play("build", inventory))
+    for machine in hosts.machines.values():
+        hosts.insist(machine.run("cat /root/.pgpass").strip() == own, "root's own passwords are as they were")
     hosts.testinfra(groups)
     mx1, store = hosts.machines["mx1"], hosts.machines["store1"]
     hosts.prepare(mx1, "store1 inet:store1.lab.test:24 --login-host store1.lab.test")
@@ -472,58 +418,7 @@ SCENARIOS: dict[str, Callable[[Hosts], None]] = {
     "fresh-trixie": partial(fresh, release="trixie"),
     "build-bookworm": partial(build, release="bookworm"),
     "build-trixie": partial(build, release="trixie"),
-    # A userdb that takes every name, and a hook that is not the usual one.
-    "plug-bookworm": partial(
-        plug,
-        shop=Shop(
-            release="bookworm",
-            set_up=partial(virtual_users, dovecot="shop-dovecot-2.3.conf.j2", owner="vmail", mode="2770"),
-            packages="apache2",
-            login=SHOP,
-            variables={"store__before_static": True, "store__hook": "lua"},
-            settings={},
-            index=False,
-        ),
-    ),
-    # Moved mailboxes in another format than the operator's own, and pymilter built on the host.
-    "plug-trixie": partial(
-        plug,
-        shop=Shop(
-            release="trixie",
-            set_up=partial(virtual_users, dovecot="shop-dovecot-2.4.conf.j2", owner="virtual", mode="0755"),
-            packages="nginx-light",
-            login=SHOP,
-            variables={},
-            settings={"worker": {"mail_location": "mdbox:~/mdbox"}},
-            index=True,
-        ),
-    ),
-    # People of the system's own, as Debian installs Dovecot; no web server before.
-    "system-bookworm": partial(
-        plug,
-        shop=Shop(
-            release="bookworm",
-            set_up=system_users,
-            packages="",
-            login="anna",
-            variables={},
-            settings={"worker": {"mail_root": "/var/bascule-mail"}},
-            index=False,
-        ),
-    ),
-    # And mailboxes that move to below /home.
-    "system-trixie": partial(
-        plug,
-        shop=Shop(
-            release="trixie",
-            set_up=system_users,
-            packages="",
-            login="anna",
-            variables={},
-            settings={"worker": {"mail_root": "/home/bascule"}},
-            index=False,
-        ),
-    ),
+    **{name: partial(plug, operator=operator) for name, operator in OPERATORS.items()},
     "several": several,
 }
 

@@ -173,6 +173,7 @@ class Server:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             session = Session(self, connection)
             with self._lock:
                 self._sessions.append(session)
@@ -205,6 +206,16 @@ class Server:
         if self.users.get(user, self.users.get(user.partition(b"@")[0])) != password:
             return b"NO [AUTHENTICATIONFAILED] wrong"
         return self.over_limit if self.open_sessions > self.max_sessions else None
+
+    def on_authenticate(self, session: Session, command: Command) -> None:
+        if command.words[0].upper() != b"PLAIN":
+            session.no(command, b"[CANNOT] no such mechanism")
+            return
+        if len(command.words) < 2:
+            session.raw(b"+ \r\n")
+        response = command.words[1] if len(command.words) > 1 else session.line()
+        _, user, password = base64.b64decode(response).split(b"\0")
+        session.log_in(command, user, password)
 
     def on_list(self, session: Session, command: Command) -> None:
         for folder in self.folders:
@@ -368,14 +379,15 @@ class Session:
         self.socket = context.wrap_socket(self.socket, server_side=True)
         self._file = self.socket.makefile("rb")
 
-    def _line(self) -> bytes:
+    def line(self) -> bytes:
+        """The next line of the client."""
         line = self._file.readline()
         if not line.endswith(b"\n"):
             raise Over
         return line.rstrip(b"\r\n")
 
     def _command(self) -> Command | None:
-        text = self._line()
+        text = self.line()
         tag, _, rest = text.partition(b" ")
         verb, _, rest = rest.partition(b" ")
         words: list[bytes] = []
@@ -388,7 +400,7 @@ class Session:
             if waits:
                 self.raw(b"+ go on\r\n")
             words.append(self._file.read(size))
-            rest = self._line()
+            rest = self.line()
 
     @staticmethod
     def _words(text: bytes, words: list[bytes]) -> tuple[int, bool] | None:
@@ -434,9 +446,9 @@ class Session:
                 self.ok(command)
                 self._start_tls()
             case b"LOGIN":
-                self._log_in(command, words[0], words[1])
+                self.log_in(command, words[0], words[1])
             case b"AUTHENTICATE":
-                self._authenticate(command)
+                server.on_authenticate(self, command)
             case b"LIST":
                 server.on_list(self, command)
             case b"LSUB":
@@ -454,17 +466,8 @@ class Session:
             case _:
                 server.on_other(self, command)
 
-    def _authenticate(self, command: Command) -> None:
-        if command.words[0].upper() != b"PLAIN":
-            self.no(command, b"[CANNOT] no such mechanism")
-            return
-        if len(command.words) < 2:
-            self.raw(b"+ \r\n")
-        response = command.words[1] if len(command.words) > 1 else self._line()
-        _, user, password = base64.b64decode(response).split(b"\0")
-        self._log_in(command, user, password)
-
-    def _log_in(self, command: Command, user: bytes, password: bytes) -> None:
+    def log_in(self, command: Command, user: bytes, password: bytes) -> None:
+        """Answer a login."""
         refused = self.server.refuses_login(self, user, password)
         if refused is not None:
             self.say(b"%s %s" % (command.tag, refused))

@@ -29,6 +29,7 @@ from bascule.endpoint import address_of
 from bascule.errors import BadAddress, BasculeError
 from bascule.policy_daemon import metrics
 from bascule.policy_daemon.routes import BARRIER_DOMAIN
+from bascule.policy_daemon.smtp import session
 from bascule.shared import Shared
 
 BARRIER_TIMEOUT = 10.0  # seconds from its submission to its arrival
@@ -92,7 +93,7 @@ class PostfixQueue:
         where = address_of(self._listener)
         options = {"hostname": None, "socket_path": str(where)} if isinstance(where, Path) else _inet(*where)
         client = aiosmtplib.SMTP(**options, local_hostname="localhost", start_tls=False, timeout=BARRIER_TIMEOUT)
-        async with client:
+        async with session(client):
             await client.sendmail("", recipient, b"Subject: barrier\r\n\r\n")
 
     async def drain(self, about: Address) -> None:

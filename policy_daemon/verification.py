@@ -26,6 +26,7 @@ from bascule import log
 from bascule.address import Address
 from bascule.legacy import LegacySettings, Trust
 from bascule.policy_daemon import metrics
+from bascule.policy_daemon.smtp import session
 
 PATIENCE = 3.0  # seconds that a sender waits; the question goes on, and its answer is there at the next attempt
 DEADLINE = 60.0  # seconds for one question; servers let strangers wait for their greeting
@@ -111,7 +112,7 @@ class Verifier:
         try:
             async with asyncio.timeout(DEADLINE):
                 verdict = await self._probe(legacy, recipient)
-        except (OSError, TimeoutError, aiosmtplib.SMTPException, ssl.SSLError) as error:
+        except (OSError, TimeoutError, aiosmtplib.SMTPException) as error:
             said = str(error) or type(error).__name__
             log.get().warning("legacy server cannot be asked", domain=legacy.domain, reason=said)
             verdict = _LATER
@@ -127,6 +128,9 @@ class Verifier:
         return verdict
 
     async def _probe(self, legacy: LegacySettings, recipient: Address) -> Verdict:
+        if not recipient.local_part.isascii():
+            # It would need SMTPUTF8 (RFC 6531), which this Postfix does not offer.
+            return Verdict("refused", "550 5.6.7 a local part with other than ASCII is not taken here")
         try:
             return await self._converse(legacy, recipient, None if legacy.smtp_tls == "may" else True)
         except ssl.SSLError:
@@ -144,7 +148,7 @@ class Verifier:
             start_tls=start_tls,
             timeout=DEADLINE,
         )
-        async with client:
+        async with session(client):
             sender = await client.execute_command(b"MAIL", b"FROM:<>")
             if sender.code >= 400:
                 # About us, or about the null sender, which every server must take (RFC 5321 section 4.5.5).

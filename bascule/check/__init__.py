@@ -1,16 +1,12 @@
 """``bascule check``: a list of named checks, each tried for real and told in plain words.
 
 The command, ``bascule activate``, the running nodes and the Ansible roles use
-the same list. A check is one function, entered by :func:`registry.check`; the
-modules are imported in the order in which an operator corrects what they find.
+the same list. A check is one function, entered by :func:`registry.check`.
 """
 
 from __future__ import annotations
 
-# isort: off (they enter their checks in this order)
 from bascule.check import dns, dovecot, imap, logins, mail, parts, postfix, smtp
-
-# isort: on
 from bascule.check.finding import Finding
 from bascule.check.registry import CHECKS, Check, matching, run
 from bascule.check.subject import Subject, User
@@ -19,6 +15,12 @@ __all__ = [
     "CHECKS", "Check", "Finding", "Subject", "User", "dns", "dovecot", "imap", "logins", "mail", "matching", "of_host",
     "parts", "postfix", "run", "smtp", "stopping",
 ]  # fmt: skip
+
+#: Whose checks come first: what an operator corrects first.
+_ORDER = [module.__name__ for module in (imap, smtp, dns, parts, postfix, dovecot, mail, logins)]
+_in_order = sorted(CHECKS.values(), key=lambda each: _ORDER.index(each.look.__module__))
+CHECKS.clear()
+CHECKS.update((each.name, each) for each in _in_order)
 
 
 def of_host() -> list[Check]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from bascule.address import Address
-from bascule.check.facts import Block, DovecotFacts, NotReadable
+from bascule.check.facts import Block, DovecotFacts, NotReadable, Output
 from bascule.check.finding import Said, good, note, wrong
 from bascule.check.registry import check
 from bascule.check.subject import Subject, invented
@@ -42,7 +42,9 @@ def keeps_the_domain(username_format: str) -> bool:
                 return True
             continue
         variable, *filters = (part.strip() for part in found[1].split("|"))
-        if variable in {"domain", "orig_domain"} or (variable in {"user", "orig_user"} and "username" not in filters):
+        if variable in {"domain", "orig_domain"} or (
+            variable in {"user", "orig_user", "original_user"} and "username" not in filters
+        ):
             return True
     return not username_format.strip()
 
@@ -160,7 +162,7 @@ def foreign_homes(facts: DovecotFacts, settings: Settings, addresses: Sequence[A
     for start in range(0, len(addresses), BATCH):
         batch = addresses[start : start + BATCH]
         said = facts.user("-x", "service=lmtp", "-f", "home", *map(str, batch))
-        unknown = set(_NO_SUCH_USER.findall(said.errors))
+        unknown = _unknown(said)
         there = [address for address in batch if str(address) not in unknown]
         ours = {_ours(settings, address) for address in there}
         mails = (
@@ -178,6 +180,11 @@ def foreign_homes(facts: DovecotFacts, settings: Settings, addresses: Sequence[A
     return found
 
 
+def _unknown(said: Output) -> set[str]:
+    """Who does not exist; doveadm prints it with the fields if it is asked for all of them, else as an error."""
+    return set(_NO_SUCH_USER.findall(said.text + said.errors))
+
+
 def _ours(settings: Settings, address: Address) -> str:
     return os.path.normpath(settings.worker.mail_root / home_of(address))
 
@@ -185,13 +192,13 @@ def _ours(settings: Settings, address: Address) -> str:
 def _home_elsewhere(facts: DovecotFacts, settings: Settings, address: Address) -> str | None:
     """The home of an address if it is not bascule's; None if it is, or if there is no such user."""
     said = facts.user("-x", "service=lmtp", str(address))
-    if _NO_SUCH_USER.search(said.errors):
+    if _unknown(said):
         return None
     fields = dict(line.split("\t", 1) for line in said.text.splitlines() if "\t" in line)
     if not fields.get("home") and not fields.get("uid"):
         # It fails for a user whom a userdb knows and Dovecot may not serve (another uid, for instance), and for
         # everybody while a userdb is away.
-        if _NO_SUCH_USER.search(facts.user("-x", "service=lmtp", str(invented(address.domain))).errors):
+        if _unknown(facts.user("-x", "service=lmtp", str(invented(address.domain)))):
             return ""
         last = (said.errors.strip().splitlines() or ["no answer"])[-1]
         raise NotReadable(f"Dovecot does not say whether it knows {address}: {last}")
@@ -282,7 +289,7 @@ def auth_cache(subject: Subject) -> Iterator[Said]:
 # Mailboxes ----------------------------------------------------------------------------
 
 
-@check("dovecot.namespaces", "Dovecot", needs=("Dovecot",))
+@check("dovecot.namespaces", "Dovecot", needs=("Dovecot",), after=("legacy.imap.login",))
 def namespaces(subject: Subject) -> Iterator[Said]:
     """Whether the operator's namespaces agree with the separator and prefix of the legacy server."""
     blocks = [each for each in subject.dovecot.blocks("namespace") if each.get("disabled") != "yes"]
@@ -349,7 +356,7 @@ def _separator(namespace: Block) -> str:
     return "." if location.startswith("maildir") and "LAYOUT=fs" not in location else "/"
 
 
-@check("dovecot.quota", "Dovecot", needs=("Dovecot",))
+@check("dovecot.quota", "Dovecot", needs=("Dovecot",), after=("legacy.imap.login",))
 def quota(subject: Subject) -> Iterator[Said]:
     """Whether the default quota here is smaller than the mailbox at the legacy server."""
     limit = default_quota(subject.dovecot)

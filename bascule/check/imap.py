@@ -105,8 +105,7 @@ def look_around(subject: Subject) -> Survey:
                 f"the server takes the login of {subject.account.address} and then opens nothing: {error}",
                 hint="Its mail is elsewhere, or the account may not use IMAP. A login alone is no proof.",
             ) from error
-        said = (each.decode(errors="replace") if isinstance(each, bytes) else each for each in session.capabilities())
-        survey.capabilities = frozenset(each.upper() for each in said)
+        survey.capabilities = _capabilities(session)
         survey.quotas = _quotas(session)
     with subject.reader() as reader:
         survey.profile, survey.profile_note = reader.profile.name, reader.profile.note
@@ -124,6 +123,14 @@ def look_around(subject: Subject) -> Survey:
         with subject.fresh_session() as session:
             survey.rights = _rights(session, survey)
     return survey
+
+
+def _capabilities(session: IMAPClient) -> frozenset[str]:
+    try:
+        said = session.capabilities()
+    except (AttributeError, UnicodeError) as error:  # imapclient's, of an answer that is none
+        raise LegacyUnavailable("the server does not say what it can do (CAPABILITY)") from error
+    return frozenset(each.decode(errors="replace").upper() for each in said)
 
 
 def _read_largest(reader: Reader, survey: Survey) -> None:

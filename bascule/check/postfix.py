@@ -278,10 +278,12 @@ def soft_settings(subject: Subject) -> Iterator[Said]:
             "no.",
         )
     code = facts.value("unverified_recipient_reject_code")
-    if subject.is_plugged_into_postfix and code and not code.startswith("5"):
+    verifies = any("reject_unverified_recipient" in value for _, value in _restrictions(facts, None))
+    if verifies and code and not code.startswith("5"):
         yield note(
-            f"unverified_recipient_reject_code is {code}: an address that the legacy server refuses is deferred here",
-            "Senders are told after days only. Say 550, as config_templates/postfix/main.cf.j2 does.",
+            f"recipients are verified (reject_unverified_recipient), and unverified_recipient_reject_code is {code}: "
+            "an address that the legacy server refuses is deferred here",
+            "Senders are told after days only. Say 550.",
         )
     if facts.value("unverified_recipient_tempfail_action").startswith("permit"):
         yield note(
@@ -317,7 +319,11 @@ def content_filter(subject: Subject) -> Iterator[Said]:
     filters = {_of(facts, each, "content_filter") for each in (None, *servers)} - {""}
     if not filters:
         return
-    inner = [each for each in servers if _is_inner(each) and not facts.of_service(each, "content_filter")]
+    inner = [
+        each
+        for each in servers
+        if _is_inner(each) and each.name != "bascule" and not facts.of_service(each, "content_filter")
+    ]
     for service in inner:
         without = {
             option.strip() for option in facts.of_service(service, "receive_override_options").replace(",", " ").split()
@@ -340,14 +346,14 @@ def authorized_submit_users(subject: Subject) -> Iterator[Said]:
     """Whether programs of this host may send mail with sendmail(1)."""
     allowed = subject.postfix.value("authorized_submit_users")
     user = "bascule-policy-daemon"
-    if allowed in {"", "static:anyone"}:
-        return
+    if allowed in {"", "static:anyone"} or any(each.name == "bascule" for each in subject.postfix.smtp_servers()):
+        return  # barriers and messages enter by a service of ours
     names = list(items(allowed))
     if user in names or (f"!{user}" not in names and "static:all" in names):
         return
     yield note(
         f"authorized_submit_users is {allowed}, without {user}",
-        f"Add {user} to it, unless Postfix takes bascule's own messages by a service in master.cf.",
+        f"Add {user} to it: without its messages no mailbox is cut over.",
     )
 
 

@@ -90,6 +90,12 @@ SETTINGS = (
             shown="off", off_is_null=True),
     Setting("--first-login/--no-first-login", "first_login_migrates",
             "Whether a first login on the new server is a request to be moved.", shown="first-login"),
+    Setting("--first-login-delay", "first_login_delay",
+            "How long after the first login the request is made: the user is notified, and may object.", shown="0"),
+    Setting("--smtp-tls", "smtp_tls", "How mail to the legacy server is secured: if it offers TLS, or only with a "
+            "certificate that is good for --smtp-host.", click.Choice(["may", "encrypt", "verify"]), shown="may"),
+    Setting("--on-difference", "on_difference", "Where a folder's name or a keyword cannot be kept as it is: move and "
+            "note it, or wait for an administrator.", click.Choice(["note", "wait"]), shown="note"),
 )  # fmt: skip
 SERVICES = ("pop3", "submission", "sieve")
 

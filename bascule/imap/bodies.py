@@ -282,13 +282,18 @@ class Fetching:
     def _alone(self, suspect: Batch, *, is_fresh: bool) -> None:
         """Ask for a suspect with nothing else under way."""
         try:
-            self._ask(suspect, self._opened, alone=True)
+            # By itself, too, so that a session that is lost later is not lost by the opening.
+            if self._opened != suspect.folder:
+                self._open(suspect.folder)
+                while self._asked:
+                    self._answer()
+            self._ask(suspect, self._opened)
             while self._asked:
                 self._answer()
         except BaseException as error:
-            left = self._left(suspect)
+            left = self._left(suspect) if self._opened == suspect.folder else suspect
             was_opened = self._opened == suspect.folder
-            self._settle_all(1 if self._asked_for(suspect) else 0)
+            self._settle_all(1)
             if not isinstance(error, ServerUnavailable):
                 self._wanted.suspected([left] if left.messages else [])
                 raise
@@ -300,10 +305,6 @@ class Fetching:
                 self._wanted.suspected([left] if left.messages else [])
             raise
 
-    def _asked_for(self, batch: Batch) -> bool:
-        """Whether it is still under way: it is settled when its command is answered."""
-        return batch in self._asked.values() or bool(self._left(batch).messages)
-
     def _abandon(self, taken: Batch | None, error: BaseException) -> None:
         """Want again, or suspect, what was under way when the session ended."""
         asked = [each for each in self._asked.values() if isinstance(each, Batch)]
@@ -311,14 +312,9 @@ class Fetching:
         not_asked = [taken] if taken is not None else []
         if isinstance(error, ServerUnavailable):
             self._close()
-            # Those of the folder that is open were being answered: the server may have failed because of one.
-            # Of the first that is asked for, too, though the answer to its opening has not come: who
-            # closes a connection with commands unread resets it, and what was said last is lost on the way.
-            answered = {self._opened, *(each.folder for each in left[:1])}
-            suspects = [each for each in left if each.folder in answered]
-            not_asked = [each for each in left if each.folder not in answered] + not_asked
+            # Any may be the culprit: answers that were on their way are lost with a reset, even that to the opening.
             # One by itself was asked for with nothing else under way: this much is found out.
-            self._wanted.suspected(suspects[0].apart() if len(suspects) == 1 else suspects)
+            self._wanted.suspected(left[0].apart() if len(left) == 1 else left)
             left = []
         self._wanted.put_back([*left, *not_asked])
         self._settle_all(len(asked) + (taken is not None))
@@ -337,20 +333,16 @@ class Fetching:
     def _close(self) -> None:
         self._pipeline.wire.close()
 
-    def _ask(self, batch: Batch, last_opened: str, *, alone: bool = False) -> None:
-        """Send what asks for a batch; ``alone``: its folder is open before it is sent."""
+    def _open(self, folder: str) -> None:
+        (tag,) = self._pipeline.send(b"%s %s" % (self._opening, quoted(folder)))
+        self._asked[tag] = folder
+
+    def _ask(self, batch: Batch, last_opened: str) -> None:
         self._missing |= {(batch.folder, message.uid): message for message in batch.messages}
         uids = uid_set(sorted(message.uid for message in batch.messages))
         commands = [b"UID FETCH %s (UID BODY.PEEK[])" % uids]
         if batch.folder != last_opened:
-            opening = b"%s %s" % (self._opening, quoted(batch.folder))
-            if alone:
-                (tag,) = self._pipeline.send(opening)
-                self._asked[tag] = batch.folder
-                while self._asked:
-                    self._answer()
-            else:
-                commands.insert(0, opening)
+            commands.insert(0, b"%s %s" % (self._opening, quoted(batch.folder)))
         asked: list[Batch | str] = [batch.folder, batch]
         tags = self._pipeline.send(*commands)
         self._asked |= zip(tags, asked[-len(tags) :], strict=True)
@@ -361,8 +353,8 @@ class Fetching:
         if self._unconfirmed is not None:
             folder, message, body = self._unconfirmed
             self._unconfirmed = None
-            self._missing.pop((folder, message.uid), None)
             self._keep(folder, message, body)
+            self._missing.pop((folder, message.uid), None)
             self._wanted.came(folder, message)
         if isinstance(response, Untagged):
             self._take(response)

@@ -11,6 +11,7 @@ import imaplib
 from imapclient import IMAPClient
 
 from bascule.imap.pipeline import MAX_RESPONSE, Connection
+from bascule.imap.responses import Malformed, announced
 
 
 class _Imaplib(imaplib.IMAP4):
@@ -36,7 +37,14 @@ class _Imaplib(imaplib.IMAP4):
         return b"".join(parts)
 
     def readline(self) -> bytes:
-        return self._greeting.pop() if self._greeting else self._wire.readline()
+        if self._greeting:
+            return self._greeting.pop()
+        line = self._wire.readline()
+        try:
+            announced(line.rstrip(b"\r\n"))
+        except Malformed as error:  # imaplib would take the number as it is
+            raise self._wire.peer.violates(line) from error
+        return line
 
     def send(self, data: bytes) -> None:  # type: ignore[override]
         if self._logged_in:

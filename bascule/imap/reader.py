@@ -477,13 +477,18 @@ class Reader:
 
     def _ask_singly(self, listing: _Listing, uid: int) -> None:
         """Ask for one message, then for each of its items, and note what the server does not give at all."""
+        former = listing.partial.pop(uid, {})
+        words = ""
         for items in (listing.items, *((item,) for item in listing.items if item != b"UID")):
             if listing.is_complete(uid):
                 return
             refused: dict[bytes, CommandRefused] = {}
             command = b"UID FETCH %d (%s)" % (uid, b" ".join(dict.fromkeys((b"UID", *items))))
             listing.read(self._pipeline.tolerant(self._pipeline.send(command), refused), only=uid)
-        listing.conclude(uid)
+            words = words or next((error.message for error in refused.values()), "")
+        # Nothing in answer, and nothing refused: it is gone.
+        if uid in listing.partial or words:
+            listing.conclude(uid, former, words)
 
     def header_date(self, uid: int) -> responses.Date:
         """The date of a message of the folder that is open, from its header: when it was received, else written.
@@ -492,16 +497,16 @@ class Reader:
             ServerUnavailable
         """
         command = b"UID FETCH %d (UID BODY.PEEK[HEADER.FIELDS (RECEIVED DATE)])" % uid
-        refused: dict[bytes, CommandRefused] = {}
-        for untagged in self._pipeline.tolerant(self._pipeline.send(command), refused):
+        found = responses.Date(None)
+        for untagged in self._tolerated(self._pipeline.send(command)):
             try:
                 fetched = responses.fetched(untagged.text, untagged.literals)
             except Malformed:
                 continue
             for item, value in fetched.items.items() if fetched is not None else ():
                 if item.startswith(b"BODY[") and value:
-                    return _date_of(value)
-        return responses.Date(None)
+                    found = _date_of(value)
+        return found
 
     # Bodies -------------------------------------------------------------------
 
@@ -721,14 +726,17 @@ class _Listing:
             if self._complete(uid, self.partial[uid]):
                 del self.partial[uid]
 
-    def conclude(self, uid: int) -> None:
-        """All was asked for: a message without a date or size is one all the same, one without flags is not."""
-        items = self.partial.pop(uid, None)
-        if items is None:
-            return  # it is gone
+    def conclude(self, uid: int, former: Mapping[bytes, bytes | None], words: str) -> None:
+        """All was asked for: a message without a date or size is one all the same, one without flags is not.
+
+        ``former``: what came before it was asked for by itself; ``words``: why some of it is refused.
+        """
+        items = {**former, **self.partial.pop(uid, {})}
         raw = items.get(b"FLAGS")
         if raw is None:
-            self.changes.incomplete[uid] = "the server does not give its flags"
+            self.changes.incomplete[uid] = (
+                f"the server refuses it: {words}" if words else "the server does not give its flags"
+            )
             return
         flags, size = self._reader.flags(raw), _size(items.get(b"RFC822.SIZE"))
         when = responses.internaldate(items.get(b"INTERNALDATE"))
@@ -779,7 +787,7 @@ class _Listing:
     def finish(self) -> Changes:
         """What was listed."""
         changes = self.changes
-        changes.new = list(self._new.values())
+        changes.new = sorted(self._new.values(), key=lambda message: message.uid)
         changes.unseen_from = max(self.first, max((message.uid for message in changes.new), default=0) + 1)
         # It is optional before RFC 9051, and may have been outrun while we asked.
         changes.uidnext = max(changes.uidnext, changes.unseen_from)

@@ -435,7 +435,7 @@ def vanished(text: bytes) -> list[tuple[int, int]]:
     Raises:
         Malformed
     """
-    return ranges(text.split()[-1])
+    return ranges(text.rpartition(b" ")[2])
 
 
 def searched(text: bytes) -> Iterator[tuple[int, int]]:

@@ -5,11 +5,11 @@ DROP FUNCTION IF EXISTS record_login(text, bytea);
 CREATE OR REPLACE FUNCTION record_login(address text, sealed bytea, service text DEFAULT 'imap')
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 DECLARE
-    the_domain domain := domain_of(address);
+    the_domain domain := lock_domain_of(address);
     box mailbox;
 BEGIN
     SELECT * INTO box FROM mailbox WHERE domain_id = the_domain.id AND local_part = local_part_of(address);
-    IF box.needs_credential AND box.state IN ('requested', 'copying') THEN
+    IF box.needs_credential AND box.state IN ('requested', 'copying', 'local') THEN
         PERFORM take_credential(box.id, sealed);
     ELSIF coalesce(box.state, 'legacy') = 'legacy' AND the_domain.mode = 'active' AND the_domain.first_login_migrates
         -- Who only sends, or edits a filter, has not come to read mail here.
@@ -25,10 +25,13 @@ COMMENT ON FUNCTION record_login IS
 
 CREATE OR REPLACE FUNCTION begin_first_login(address text, the_domain domain, sealed bytea)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    box mailbox := lock_mailbox(the_domain, address);
 BEGIN
-    INSERT INTO mailbox (domain_id, local_part, store)
-    VALUES (the_domain.id, local_part_of(address), the_domain.store)
-    ON CONFLICT (domain_id, local_part) DO NOTHING;
+    PERFORM refuse_oversized(begin_first_login.sealed);
+    IF box.state <> 'legacy' THEN  -- another login was quicker
+        RETURN;
+    END IF;
     UPDATE mailbox SET first_login_at = coalesce(first_login_at, clock_timestamp()),
         sealed_credential = begin_first_login.sealed
      WHERE domain_id = the_domain.id AND local_part = local_part_of(address) AND state = 'legacy';
@@ -134,7 +137,7 @@ RETURNS TABLE (state mailbox_state, password_hash text, store text, store_host t
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
     SELECT coalesce(mailbox.state, 'legacy'), CASE WHEN mailbox.state = 'local' THEN mailbox.password_hash END,
            store.name, store.login_host,
-           CASE WHEN mailbox.needs_credential THEN mailbox.state IN ('requested', 'copying')
+           CASE WHEN mailbox.needs_credential THEN mailbox.state IN ('requested', 'copying', 'local')
                 ELSE domain.mode = 'active' AND domain.first_login_migrates AND coalesce(mailbox.state, 'legacy') = 'legacy' END
       FROM domain LEFT JOIN mailbox ON mailbox.domain_id = domain.id AND mailbox.local_part = local_part_of(address)
            JOIN store ON store.name = coalesce(mailbox.store, domain.store)

@@ -70,6 +70,15 @@ BEGIN
 END
 $$;
 
+CREATE OR REPLACE FUNCTION refuse_oversized(sealed bytea)
+RETURNS void LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    IF octet_length(sealed) > 4096 THEN
+        RAISE EXCEPTION 'a password of % bytes is not taken', octet_length(sealed) USING ERRCODE = 'BA002';
+    END IF;
+END
+$$;
+
 CREATE OR REPLACE FUNCTION messages_per_second(box mailbox)
 RETURNS numeric LANGUAGE sql STABLE AS $$
     SELECT CASE WHEN box.state = 'copying' AND box.messages_copied > box.copied_before AND box.last_error IS NULL THEN

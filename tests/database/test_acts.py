@@ -610,6 +610,19 @@ def test_two_of_the_same_at_the_same_moment_are_as_one(owner: Connection, act: s
             assert value(owner, "SELECT count(*) FROM queue.procrastinate_jobs") <= 1
 
 
+def test_the_second_of_two_requests_changes_nothing(owner: Connection) -> None:
+    owner.execute("SELECT expect('alice@lab.test')")
+    ask = "SELECT bascule.portal_request('token', 'alice@lab.test', %s, '', '', 'en')"
+    with psycopg.connect(owner.info.dsn) as first, psycopg.connect(owner.info.dsn, autocommit=True) as second:
+        first.execute(ask.encode(), (b"first",))
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(second.execute, ask.encode(), (b"second",))
+            eventually("it waits for the first", lambda: is_blocked(owner, first), 10)
+            first.commit()
+            asked.result(10)
+    assert value(owner, "SELECT sealed_credential FROM mailbox") == b"first"
+
+
 def test_a_sighting_and_a_close_do_not_deadlock(owner: Connection) -> None:
     put_local(owner, "moved@lab.test")
     value(owner, "SELECT request_migration('alice@lab.test', 'portal', 'sealed')")

@@ -13,7 +13,8 @@ import pytest
 from bascule.database import Connection
 from bascule.lab.postgres import Postgres
 
-FOUND = {
+Found = dict[str, str | None]
+FOUND: Found = {
     "name": "postfix.domain-class",
     "domain": "lab.test",
     "level": "wrong",

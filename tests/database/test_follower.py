@@ -216,6 +216,38 @@ def test_a_start_from_the_snapshot_tells_what_differs(postgres: Postgres, owner:
     assert follow(postgres, path, again).changes == [("b@lab.test", None, "local")]
 
 
+def test_a_mailbox_whose_name_looks_like_a_detail_is_known_before_it_moves(
+    postgres: Postgres, owner: Connection, tmp_path: Path
+) -> None:
+    """Told before the load and after it; kept for a start without the database; forgotten when it has moved itself."""
+    early, late = Address.parse("a-early@lab.test"), Address.parse("a+late@lab.test")
+    owner.execute("SELECT expect(%s), expect('plain@lab.test')", (str(early),))
+
+    async def work(followed: Followed) -> None:
+        followed.directory.delimiter = "+-"
+        await followed.until(lambda: followed.directory.loaded)
+        assert followed.directory.unmoved == {early}
+        owner.execute("SELECT expect(%s)", (str(late),))
+        await followed.until(lambda: followed.directory.unmoved == {early, late})
+        assert followed.directory.base(late) == late
+        assert followed.directory.base(Address.parse("a+tag@lab.test")) == Address.parse("a@lab.test")
+        for state in ("requested", "copying", "cutover"):
+            owner.execute(
+                "UPDATE mailbox SET state = %s, sealed_credential = 'x', cutover_deadline = "
+                "CASE WHEN %s = 'cutover' THEN now() + interval '1 hour' END WHERE full_address = %s",
+                (state, state, str(early)),
+            )
+        await followed.until(lambda: followed.directory.unmoved == {late})
+        assert followed.directory.mailbox(early) is not None
+        async with asyncio.timeout(20):
+            await followed.snapshot.saved.wait()
+
+    follow(postgres, tmp_path / "routes.sqlite", work)
+    restored = Directory()
+    assert Snapshot(tmp_path / "routes.sqlite").restore(restored)
+    assert restored.unmoved == {late}
+
+
 def test_a_notification_that_was_lost_is_made_up_for(
     postgres: Postgres, owner: Connection, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

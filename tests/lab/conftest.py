@@ -25,8 +25,9 @@ NAMES = (
     "shared-here", "shared-there", "shared-moving", "limited-guesser", "guessed-once", "guessed-page",
     "stayed-at-page", "scripted", "checked", "checked-loop", "checked-junk", "paged", "troubled", "paused", "awaited",
     "imported-1", "imported-2", "imported-3", "behind-proxy", "guessed-behind-proxy",
+    "postfix-here", "postfix-there", "postfix-asked", "postfix-filtered", "postfix-seen", "postfix-grey", "postfix-tls",
+    "outlived", "guessed-moved", "guessed-fresh", "cached-front", "checked-odd", "checked-own",
     "unmounted", "emptied", "refoldered", "renewed", "reopened", "recalled",
-    "outlived", "guessed-moved", "guessed-fresh", "cached-front",
     "relaying-here", "relaying-there", f"buch@{IDN_DOMAIN}",
 )  # fmt: skip
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from bascule.credential import Password
 from bascule.directory import Mode
 from bascule.lab.dns import NameServer
 from bascule.lab.process import VMAIL, Daemon, free_ports
-from bascule.lab.sites import DOMAIN, Lab, full
+from bascule.lab.sites import DOMAIN, Lab, eventually, full
 from bascule.legacy import LegacySettings, Service
 
 pytestmark = pytest.mark.lab
@@ -36,7 +37,7 @@ def dns(lab: Lab) -> Iterator[None]:
     lab.new.dns.stop()
 
 
-def check(lab: Lab, name: str, *options: str) -> tuple[int, list[Finding]]:
+def check(lab: Lab, name: str, *options: str, only: str = "*") -> tuple[int, list[Finding]]:
     """Exit status and findings of a check with a user; ``options`` of the command itself."""
     done = lab.new.cli(
         *options,
@@ -47,6 +48,8 @@ def check(lab: Lab, name: str, *options: str) -> tuple[int, list[Finding]]:
         "--password-file",
         "-",
         "--json",
+        "--only",
+        only,
         stdin=lab.legacy.users[name] + "\n",
     )
     assert done.stdout.startswith("["), done.stdout
@@ -156,6 +159,221 @@ def test_a_postfix_that_does_not_ask(lab: Lab, tmp_path: Path) -> None:
     assert f"Postfix: transport_maps does not name socketmap:{lab.new.settings.policy_daemon.socketmap}:transport" in (
         wrong(findings)
     )
+
+
+# What activate refuses, and nodes see by themselves ------------------------------------
+
+
+def prepared(lab: Lab, name: str, *options: str) -> None:
+    done = lab.new.cli(
+        "domain", "add", name, "--imap-host", "localhost", "--imap-port", str(lab.legacy.ports.imaps), "--smtp-host",
+        "127.0.0.1", "--smtp-port", str(lab.legacy.smtp_port), *options,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
+def mode(lab: Lab, name: str) -> str:
+    return str(lab.new.sql("SELECT mode FROM bascule.domain WHERE name = %s", name)[0][0])
+
+
+@contextmanager
+def added(path: Path, text: str, apply: Callable[[], object]) -> Iterator[None]:
+    """Lines at the end of a configuration file, where the last counts."""
+    before = path.read_text()
+    path.write_text(f"{before}\n{text}\n")
+    apply()
+    try:
+        yield
+    finally:
+        path.write_text(before)
+        apply()
+
+
+def test_a_domain_of_postfixs_own_is_not_activated_and_a_node_sees_it(lab: Lab) -> None:
+    prepared(lab, "wrong.test")
+    daemon, main_cf = lab.new.policy_daemon, lab.new.postfix.folder / "main.cf"
+    query = "SELECT name, level, text FROM bascule.findings WHERE domain = 'wrong.test'"
+    with added(main_cf, "mydestination = wrong.test", lab.new.postfix.reload):
+        refused = lab.new.cli("activate", "wrong.test")
+        assert refused.returncode == 1
+        assert "wrong.test is not activated:\nwrong.test is in mydestination (wrong.test)" in refused.stdout
+        assert "Take it out there" in refused.stdout
+        assert mode(lab, "wrong.test") == "prepared"
+        with stopped(daemon):  # it looks soon after it is started
+            pass
+        seen = eventually("the node sees it", lambda: lab.new.sql(query))
+        assert [row[:2] for row in seen] == [("postfix.domain-class", "wrong")]
+        metrics = f"http://{lab.new.settings.policy_daemon.metrics}/metrics"
+        sample = 'bascule_findings{domain="wrong.test",level="wrong",name="postfix.domain-class"} 1.0'
+        eventually("and counts it", lambda: sample in urllib.request.urlopen(metrics).read().decode())
+    # It is right now: what the node said holds until it looks again.
+    assert "new.lab.test says: wrong.test is in mydestination" in lab.new.cli("activate", "wrong.test").stdout
+    with stopped(daemon):
+        pass
+    eventually("the node sees it no more", lambda: not lab.new.sql(query))
+    assert lab.new.cli("activate", "wrong.test").returncode == 0
+    assert mode(lab, "wrong.test") == "active"
+
+
+def test_who_knows_better_says_why(lab: Lab) -> None:
+    prepared(lab, "forced.test")
+    main_cf = lab.new.postfix.folder / "main.cf"
+    with added(main_cf, "virtual_alias_domains = forced.test", lab.new.postfix.reload):
+        without = lab.new.cli("activate", "forced.test", "--force")
+        assert (without.returncode, mode(lab, "forced.test")) == (1, "prepared")
+        assert "needs a reason" in without.stdout
+        forced = lab.new.cli("activate", "forced.test", "--force", "--reason", "it is taken out tonight")
+        assert (forced.returncode, mode(lab, "forced.test")) == (0, "active")
+    ((reason,),) = lab.new.sql(
+        "SELECT reason FROM bascule.events WHERE domain = 'forced.test' AND event = 'activated by force'"
+    )
+    assert reason.startswith("it is taken out tonight\npostfix.domain-class: forced.test is in virtual_alias_domains")
+
+
+@pytest.mark.parametrize("which", ["imap", "smtp"])
+def test_a_legacy_server_that_is_this_one(lab: Lab, which: str) -> None:
+    """As after the name of the old server was pointed here."""
+    name = f"self-{which}.test"
+    port = lab.new.dovecot.ports.imap if which == "imap" else lab.new.smtp_port
+    prepared(lab, name, f"--{which}-port", str(port))
+    refused = lab.new.cli("activate", name)
+    who = "the Dovecot of this host" if which == "imap" else "the Postfix of this host"
+    assert (refused.returncode, mode(lab, name)) == (1, "prepared")
+    assert f":{port}, and that is {who}: bascule would ask itself" in refused.stdout
+    corrected = lab.legacy.ports.imaps if which == "imap" else lab.legacy.smtp_port
+    assert lab.new.cli("domain", "set", name, f"--{which}-port", str(corrected)).returncode == 0
+    assert lab.new.cli("activate", name).returncode == 0
+
+
+def test_a_legacy_server_that_is_a_store(lab: Lab) -> None:
+    prepared(lab, "store-self.test", "--imap-host", "store9.new.test")
+    lab.new.cli("store", "store9", "inet:store9.new.test:24", "--login-host", "Store9.new.test")
+    refused = lab.new.cli("activate", "store-self.test")
+    assert refused.returncode == 1
+    assert "that is the store store9 (Store9.new.test)" in refused.stdout
+
+
+OWN = """
+passdb {{
+  driver = passwd-file
+  args = scheme=PLAIN username_format=%u {users}
+}}
+userdb {{
+  driver = passwd-file
+  args = username_format=%u {users}
+}}
+"""
+
+
+def test_a_user_of_the_operators_own_with_an_address_of_the_domain(lab: Lab) -> None:
+    """The natural preparation in a panel: it would hide the mailbox that is copied."""
+    dovecot = lab.new.dovecot
+    users, before = dovecot.folder / "own-users", dovecot.config.read_text()
+    home = dovecot.folder / "own" / "checked-own"
+    home.mkdir(parents=True)
+    os.chown(home, VMAIL, VMAIL)
+    password = lab.legacy.users["checked-own"]
+    users.write_text(f"{full('checked-own')}:{{PLAIN}}{password}:{VMAIL}:{VMAIL}::{home}::\n")
+    users.chmod(0o644)
+    with lab.legacy.client("checked-own") as client:
+        client.append("INBOX", b"Subject: there\r\n\r\n")
+    prepared(lab, "shadowed.test")
+    try:
+        # The operator's stand before ours.
+        at = before.index("passdb {")
+        dovecot.config.write_text(before[:at] + OWN.format(users=users) + before[at:])
+        dovecot.doveadm("reload")
+        status, findings = check(lab, "checked-own")
+        told = {each.name: each.text for each in findings if each.level == "wrong"}
+        assert status == 1
+        assert f"a userdb of this Dovecot knows {full('checked-own')} ({home})" in told["dovecot.userdb"]
+        assert "logs in here and sees another mailbox: 0 messages" in told["dovecot.login"]
+        lab.new.cli("domain", "remove", "shadowed.test")
+    finally:
+        dovecot.config.write_text(before)
+        dovecot.doveadm("reload")
+    eventually("it is right again", lambda: wrong(check(lab, "checked-own")[1]) == [])
+
+
+# Senders, and what the copy's own reader sees ---------------------------------------------
+
+UNKNOWN_SENDERS = "smtpd_sender_restrictions = check_sender_access regexp:{{/[.]invalid$/ 550 5.1.8 no such domain}}"
+
+
+def test_a_legacy_server_that_verifies_senders(lab: Lab) -> None:
+    """Mail that is refused there would be returned from here, to a sender that may be forged."""
+    legacy, new = lab.legacy.postfix, lab.new.postfix
+    with added(legacy.folder / "main.cf", UNKNOWN_SENDERS, legacy.reload):
+        _, findings = check(lab, "checked", only="legacy.smtp.*")
+        (said,) = [each for each in findings if each.name == "legacy.smtp.sender-verification"]
+        assert said.level == "wrong"
+        assert "550 5.1.8" in said.text
+        assert "reject_unknown_sender_domain" in said.remedy
+        with added(new.folder / "main.cf", UNKNOWN_SENDERS, new.reload):
+            _, findings = check(lab, "checked", only="legacy.smtp.sender-verification")
+            assert [each.level for each in findings] == ["good"]
+
+
+def test_a_legacy_server_that_greylists(lab: Lab) -> None:
+    legacy = lab.legacy.postfix
+    grey = "smtpd_recipient_restrictions = check_sender_access regexp:{{/^bascule-/ 450 4.2.0 Greylisted, come again}}"
+    with added(legacy.folder / "main.cf", f"{grey}, permit_mynetworks, reject", legacy.reload):
+        _, findings = check(lab, "checked", only="legacy.smtp.*")
+    said = {each.name: each for each in findings if each.level == "wrong"}
+    assert "It greylists this host" in said["legacy.smtp.greylisting"].remedy
+
+
+def test_a_mailbox_that_cannot_be_moved_as_it_is(lab: Lab) -> None:
+    """Folders that are not opened, or have a name that cannot be one here; more keywords than a Maildir keeps."""
+    with lab.legacy.client("checked-odd") as client:
+        for folder in ("new", "~home", "Closed", "Kept"):
+            client.create_folder(folder)
+        keywords = [f"label{number}" for number in range(30)]
+        client.append("Kept", b"Subject: marked\r\n\r\n", flags=keywords)
+        client.append("INBOX", b"Subject: old\r\n\r\n")
+    closed = lab.legacy.dovecot.folder / "mail" / "checked-odd" / "Maildir" / ".Closed"
+    for part in (closed, *closed.iterdir()):
+        part.chmod(0)
+    try:
+        status, findings = check(lab, "checked-odd", only="legacy.imap.*")
+    finally:
+        closed.chmod(0o700)
+        for part in closed.iterdir():
+            part.chmod(0o700)
+    assert status == 1
+    told = {(each.level, each.name, each.text.split("'")[1]) for each in findings if each.text.count("'") > 1}
+    assert {
+        ("note", "legacy.imap.folder-names", "new"),
+        ("wrong", "legacy.imap.folders", "Closed"),
+        ("note", "legacy.imap.keywords", "Kept"),
+    } <= told
+    # The good case is that of the first test of this file.
+
+
+def test_the_password_goes_over_tls_where_it_is_offered(lab: Lab) -> None:
+    log = lab.new.dovecot.log
+    before = len(log())
+    _, findings = check(lab, "checked", only="dovecot.login")
+    assert [each.level for each in findings] == ["good"]
+    logins = [line for line in log()[before:].splitlines() if "checked@lab.test" in line and "proxy" in line.lower()]
+    assert logins
+    assert all("TLS" in line for line in logins)
+
+
+def test_the_small_file_of_authorities(lab: Lab, tmp_path: Path) -> None:
+    """It is enough to trust the legacy server, and nothing else is in it."""
+    bundle = tmp_path / "bundle.pem"
+    others = Path("/etc/ssl/certs/ca-certificates.crt").read_text()
+    bundle.write_text(others + lab.new.settings.legacy.ca_file.read_text())  # type: ignore[union-attr]
+    text, path = lab.new.settings_file.read_text(), tmp_path / "bascule.toml"
+    path.write_text(text.replace(str(lab.new.settings.legacy.ca_file), str(bundle)))
+    small = tmp_path / "legacy-ca.pem"
+    done = lab.new.cli("--settings", str(path), "check", DOMAIN, "--write-ca", str(small))
+    assert (done.returncode, "1 authorities" in done.stdout) == (0, True), done.stdout
+    assert small.read_text().strip() == lab.new.settings.legacy.ca_file.read_text().strip()  # type: ignore[union-attr]
+    path.write_text(text.replace(str(lab.new.settings.legacy.ca_file), str(small)))
+    _, findings = check(lab, "checked", "--settings", str(path), only="legacy.imap.reach")
+    assert [each.level for each in findings] == ["good"]
 
 
 def legacy_of(lab: Lab) -> LegacySettings:

@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bascule.check.facts import COMMANDS
+
 ANSIBLE = Path(__file__).parents[2] / "ansible"
 PLAYBOOKS = sorted((ANSIBLE / "playbooks").glob("*.yml"))
 INVENTORIES = sorted((ANSIBLE / "inventories").glob("*/hosts.yml"))
@@ -159,6 +161,13 @@ def test_a_panel_s_edit_loses_neither_side(former: str) -> None:
     assert main_cf.without_block(polite) == "transport_maps = hash:/new\n"
 
 
+def test_a_line_that_is_put_out_is_cleaned_as_well() -> None:
+    """``postconf -#`` makes comments of its lines."""
+    plugged, _, _ = main_cf.with_block("transport_maps = hash:/x\n# about transport_maps\n", BLOCK)
+    put_out = plugged.replace("transport_maps = $", "#transport_maps = $", 1)
+    assert main_cf.without_block(put_out) == "#transport_maps = hash:/x\n# about transport_maps\n"
+
+
 def _former(text: str) -> str:
     """As the first release plugged in."""
     for name in ("transport_maps", "smtpd_recipient_restrictions"):
@@ -203,6 +212,11 @@ def test_it_is_seen_whether_dovecot_reads_a_file(tmp_path: Path, text: str, incl
     (tmp_path / "conf.d").mkdir()
     asked = PurePosixPath(tmp_path / "conf.d" / "99-bascule.conf")
     assert dovecot_includes.includes(main, asked) is included
+
+
+def test_the_roles_ask_for_all_that_the_checks_look_at() -> None:
+    variables = (ANSIBLE / "roles" / "plug" / "vars" / "main.yml").read_text()
+    assert variables.endswith("".join(["plug__facts:\n", *(f"  - {command}\n" for command in COMMANDS)]))
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
