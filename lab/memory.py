@@ -59,6 +59,8 @@ class MemoryServer:
         self.refresh: Callable[[], None] = lambda: None
         self.has_uidplus = True
         self.alters: Callable[[bytes], bytes] = lambda body: body
+        #: Whether the date of an APPEND is heeded.
+        self.keeps_dates = True
         self.kept: frozenset[str] | None = None
         #: Flags that are taken and forgotten, and flags that are refused.
         self.forgets: frozenset[str] = frozenset()
@@ -215,7 +217,8 @@ class MemorySession:
         if {flag.lower() for flag in flags} & self._server.refuses:
             raise LegacyUnavailable("the legacy server does not take a message: what is that keyword?")
         self._folder(folder)
-        uid = self._server.put(folder, self._server.alters(body), date=internaldate, flags=self._stays(flags))
+        date = internaldate if self._server.keeps_dates else 7777
+        uid = self._server.put(folder, self._server.alters(body), date=date, flags=self._stays(flags))
         self._note("APPEND", folder)
         return uid if self._server.has_uidplus else None
 

@@ -89,12 +89,19 @@ def alters_and_no_uidplus(world: World) -> None:
     alters(world)
 
 
+def ignores_dates(world: World) -> None:
+    no_uidplus(world)
+    world.there.keeps_dates = False
+
+
 def insists_on_select(world: World) -> None:
     world.there.insists_on_select = True
 
 
 SERVERS = pytest.mark.parametrize(
-    "server", [uidplus, no_uidplus, alters, alters_and_no_uidplus, insists_on_select], ids=lambda each: each.__name__
+    "server",
+    [uidplus, no_uidplus, alters, alters_and_no_uidplus, ignores_dates, insists_on_select],
+    ids=lambda each: each.__name__,
 )
 
 
@@ -280,6 +287,20 @@ def test_an_append_that_was_answered_and_is_not_recognised_is_not_repeated(tmp_p
     give_back(world.attempt())
     assert texts(world)["INBOX"] == Counter(["A", "altered", "altered", "K"])
     assert world.there.written.count("APPEND INBOX") == 2
+
+
+def test_the_one_new_message_is_the_one_that_was_appended(tmp_path: Path) -> None:
+    world = used(tmp_path)
+    no_uidplus(world)
+    world.there.alters = lambda _: b"Subject: altered\r\n\r\n"
+    with world.there.open() as session:
+        back = Return(world.attempt(), cast(Writer, session))
+        back.make_equal(None)
+        assert texts(world)["INBOX"] == Counter(["A", "altered", "altered"])
+        for uid in [uid for uid, each in world.here.folders["INBOX"].mails.items() if each.body == mail("N")]:
+            del world.here.folders["INBOX"].mails[uid]
+        back.make_equal(None)
+    assert texts(world)["INBOX"] == Counter("A"), "so it can be removed"
 
 
 @SERVERS

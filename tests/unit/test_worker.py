@@ -58,6 +58,7 @@ def account(number: int = 1, **changes: Any) -> Account:
         "language": "en",
         "to_be_welcomed": True,
         "url_token": "token",
+        "waits_on_difference": False,
     }
     return Account(**values | changes)
 
