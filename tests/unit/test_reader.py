@@ -683,6 +683,17 @@ def test_a_body_is_kept_only_if_its_length_is_true(more: int) -> None:
         Copied(server, timeout=0.5).is_right(server, {3})
 
 
+def test_a_session_is_not_trusted_after_a_wrong_length() -> None:
+    """Even where what follows can be read: the rest of this body stands on one line with its end."""
+    with WrongLength(inbox(*range(1, 8))) as server:
+        server.more = -3
+        server.folders[0].mails[2].body = b"x" * 200
+        copied = Copied(server)
+        copied.is_right(server, {3})
+    assert copied.lost >= 2
+    assert "does not speak IMAP" in copied.wanted.not_given_at_all["INBOX", 3]
+
+
 class NoBody(Server):
     """Gives something else for the bodies of some messages."""
 
