@@ -1,4 +1,4 @@
-"""What users are written to: the last message, the welcome, and that a move waits for a password.
+"""What users are written to: the last message, the welcome, that a move waits for a password, that a login began one.
 
 The texts are templates, one for each kind and language, in
 ``config_templates/messages``; a file of the same name in the operator's folder
@@ -26,7 +26,7 @@ from bascule.errors import BadSettings
 from bascule.language import LANGUAGES, Language
 from bascule.settings import Users
 
-Kind = Literal["last", "welcome", "trouble"]
+Kind = Literal["last", "welcome", "trouble", "first-login"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 #: Ports whose TLS is implicit (RFC 8314); at others it is STARTTLS.

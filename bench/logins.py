@@ -24,6 +24,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from bascule.lab.fronts import Front
+from bascule.lab.process import VMAIL
 from bascule.lab.servers import Dovecot
 from bascule.lab.sites import DOMAIN, Lab
 
@@ -106,11 +107,15 @@ def peer(lab: Lab, stack: ExitStack) -> Dovecot:
         lab.new.certificate,
         lab.new.smtp_port,
         passdb_lua_stub="none",
-        dovecot_sql="none",
+        vmail_uid=VMAIL,
+        vmail_gid=VMAIL,
+        mail_by_userdb=False,
+        own_users=False,
+        auth_cache_size="",
         **lab.new.settings.model_dump(),
     )
     text = dovecot.config.read_text()
-    begin, end = text.index("# bascule: users who have moved"), text.index("# Whom a proxying login")
+    begin, end = text.index("# bascule: the authenticator decides"), text.index("# Whom a proxying login")
     port, authority = lab.legacy.ports.imaps, lab.new.certificate.ca
     dovecot.config.write_text(
         text[:begin]

@@ -19,6 +19,7 @@ local auth = dovecot.auth
 local ANSWER = 2 -- seconds that the authenticator has to show that it is at work
 local LOGIN = 60 -- seconds for a login from then on; it answers sooner by itself
 local LISTING = 30 -- seconds for the list of all users
+local NOTHING = "" -- beside a failure 2.3 wants a string or a table, whose words it takes for fields; 2.4 a string or nil
 -- Postfix (3.7 to 3.10) tells a client "wrong password" (535) when Dovecot says that it cannot say now, and the
 -- truth (454) when Dovecot says nothing for ten seconds.
 local SILENCE_FOR_POSTFIX = 12 -- seconds
@@ -106,9 +107,9 @@ local function passdb_result(reply, service)
   if result == "ok" then
     return auth.PASSDB_RESULT_OK, fields_of(reply)
   elseif result == "refused" then
-    return auth.PASSDB_RESULT_PASSWORD_MISMATCH, {}
+    return auth.PASSDB_RESULT_PASSWORD_MISMATCH, NOTHING
   elseif result == "unknown" then
-    return auth.PASSDB_RESULT_NEXT, {}
+    return auth.PASSDB_RESULT_NEXT, NOTHING
   elseif service == "smtp" then
     sleep(SILENCE_FOR_POSTFIX)
   end
@@ -118,7 +119,7 @@ end
 function auth_password_verify(request, password)
   local name = name_of(request)
   if is_ours(name) == false then
-    return auth.PASSDB_RESULT_NEXT, {}
+    return auth.PASSDB_RESULT_NEXT, NOTHING
   end
   local service = request.protocol or request.service or ""
   local source = request.remote_ip or request.rip or ""
@@ -129,7 +130,7 @@ end
 function auth_passdb_lookup(request)
   local name = name_of(request)
   if is_ours(name) == false then
-    return auth.PASSDB_RESULT_NEXT, {}
+    return auth.PASSDB_RESULT_NEXT, NOTHING
   end
   return passdb_result(asked(look_up, "passdb", name, request.protocol or request.service or ""))
 end
@@ -138,7 +139,7 @@ end
 function auth_userdb_lookup(request)
   local name = name_of(request)
   if is_ours(name) == false then
-    return auth.USERDB_RESULT_USER_UNKNOWN, {}
+    return auth.USERDB_RESULT_USER_UNKNOWN, NOTHING
   end
   local reply = asked(look_up, "userdb", name, request.protocol or request.service or "")
   local result = reply:match("^[^%z]*")
@@ -151,7 +152,7 @@ function auth_userdb_lookup(request)
     end
     return auth.USERDB_RESULT_OK, fields
   elseif result == "unknown" then
-    return auth.USERDB_RESULT_USER_UNKNOWN, {}
+    return auth.USERDB_RESULT_USER_UNKNOWN, NOTHING
   end
   return auth.USERDB_RESULT_INTERNAL_FAILURE, result == "refused" and "no mailbox here" or "it cannot be said now"
 end

@@ -145,7 +145,7 @@ OPERATORS: dict[str, Operator] = {
         "bookworm",
         partial(password_file, dovecot="shop-dovecot-2.3.conf.j2", owner="vmail", mode="2770"),
         packages="apache2",
-        variables={"store__before_static": True, "store__hook": "lua"},
+        variables={"store__hook": "checkpassword"},
     ),
     # Moved mailboxes in another format than the operator's own, and pymilter built on the host.
     "plug-trixie": Operator(

@@ -24,7 +24,6 @@ from typing import TypeVar
 import psycopg
 import trustme
 from imapclient import IMAPClient
-from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
 from bascule import hooks
@@ -453,18 +452,13 @@ class NewSite:
         )
 
     def _for_dovecot_2_4(self) -> dict[str, object]:
-        """What its templates want besides: it knows Lua only, and its SQL no connection string."""
+        """What its template wants besides: it knows Lua only."""
         if dovecot_version() != "2.4":
             return {}
         stub = self.folder / "etc" / "passdb.lua"
         passdb = Path(hooks.__file__).parent / "passdb.lua"
         stub.write_text(render("dovecot/passdb.lua.j2", passdb_lua=passdb, **self.settings.model_dump()))
-        return {
-            "passdb_lua_stub": stub,
-            "database_parameters": conninfo_to_dict(self.settings.database),
-            "vmail_uid": VMAIL,
-            "vmail_gid": VMAIL,
-        }
+        return {"passdb_lua_stub": stub}
 
     def create_postfix(self, **variables: object) -> None:
         """``variables`` are for the lab's own templates."""

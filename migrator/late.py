@@ -153,8 +153,9 @@ class Identification:
             if straggler.digest == content.digest and may_be(straggler, message):
                 return self._take_straggler(key, message)
         for note in free.free_notes:
+            # There are servers that alter what is appended.
             if note.digest == content.digest or (
-                note.message_id == content.message_id != "" and note.internaldate == message.internaldate
+                note.message_id == content.message_id and note.internaldate == message.internaldate
             ):
                 free.free_notes.remove(note)
                 self.found_notes.append((note, message.uid))

@@ -64,12 +64,22 @@ class Letters:
         Raises:
             NotSent
         """
+        self._send("trouble", account, f"<bascule-{time.time_ns()}@{account.address.domain}>")  # a later one is another
+
+    def first_login(self, account: Account) -> None:
+        """Send word that a login set the move off, and how to object: to the legacy INBOX, for nothing has moved yet.
+
+        Raises:
+            NotSent
+        """
+        self._send("first-login", account, message_id("first-login", account))
+
+    def _send(self, kind: Kind, account: Account, identity: str) -> None:
         host, port = self._smtp
-        identity = f"<bascule-{time.time_ns()}@{account.address.domain}>"  # a later trouble is another message
         try:
             with smtplib.SMTP(host, port, timeout=TIMEOUT) as smtp:
                 # Nobody is to be told if it cannot be delivered (RFC 3834 section 3.3).
-                smtp.sendmail("", [str(account.address)], self._compose("trouble", account, identity))
+                smtp.sendmail("", [str(account.address)], self._compose(kind, account, identity))
         except (OSError, smtplib.SMTPException, ValueError) as error:  # ValueError: an address that is not ASCII
             raise NotSent(
                 f"{host}:{port} does not take the message to {account.address}: {type(error).__name__}",

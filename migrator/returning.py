@@ -365,7 +365,7 @@ class Return:
             if content.digest == note.digest:
                 return message.uid
             # There are servers that alter what is appended.
-            if message.internaldate == note.internaldate and note.message_id == content.message_id != "":
+            if message.internaldate == note.internaldate and note.message_id == content.message_id:
                 similar.append(message.uid)
         if similar:
             return similar[0]

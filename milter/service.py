@@ -37,7 +37,7 @@ def _run(configuration: Settings) -> None:
         where = f"inet:{port}@{host}"
     serve(mine.metrics)
     Milter.factory = Guard
-    Milter.set_flags(Milter.ADDHDRS)
+    Milter.set_flags(Milter.ADDHDRS + Milter.SETSYMLIST)
     # An error of ours stops no mail, like our absence.
     Milter.set_exception_policy(Milter.CONTINUE)
     # libmilter opens the socket inside of runmilter and tells nobody: it is tried until it answers.

@@ -34,7 +34,7 @@ REVOKE ALL ON domain FROM bascule_admin;
 GRANT SELECT (id, name, mode, store, imap_host, imap_port, imap_tls, smtp_host, smtp_port, pop3_port, pop3_tls,
     submission_port, submission_tls, sieve_port, sieve_tls, login_form, copy_login, connections,
     connections_per_mailbox, bytes_per_second, first_login_migrates, first_login_delay, cutover_budget, sweep_interval, quiet_period,
-    language, writes_to_users, on_difference, paused_at, pause_reason, url_token, url_expires_at, created_at) ON domain TO bascule_admin;
+    language, writes_to_users, on_difference, smtp_tls, paused_at, pause_reason, url_token, url_expires_at, created_at) ON domain TO bascule_admin;
 GRANT INSERT (name, store, imap_host, imap_port, imap_tls, smtp_host, smtp_port, pop3_port, pop3_tls, submission_port,
     submission_tls, sieve_port, sieve_tls, login_form, copy_login, sealed_copy_login, connections,
     connections_per_mailbox, bytes_per_second, first_login_migrates, first_login_delay, cutover_budget, sweep_interval, quiet_period,

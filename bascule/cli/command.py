@@ -30,7 +30,7 @@ class Place(NamedTuple):
 COMMANDS = {
     "activate": Place("checking", "Open DOMAIN for migration and print the URL for its users."),
     "alias": Place("people", "Make the address ALIAS another name of MAILBOX."),
-    "cancel-return": Place("people", "Call off a return that has not yet appended anything there."),
+    "cancel-return": Place("people", "Call off a return; what it wrote there stays."),
     "check": Place("checking", "Try everything that a domain or this host needs; say what is not right."),
     "close": Place("domain", "End the migration of DOMAIN: no relay any more, passwords erased."),
     "completion": Place("shell", "Print what has SHELL complete commands, domains and addresses."),
@@ -56,6 +56,7 @@ COMMANDS = {
     "store": Place("installing", "Tell the Dovecot store NAME, reached by LMTP_NEXT_HOP."),
     "verify": Place("verify", "Compare every message of ADDRESS, which has moved, with what came in."),
     "waive": Place("people", "Give ADDRESS up: it need not move."),
+    "waive-last-message": Place("people", "Do without the last message, which is not taken there."),
     "waive-messages": Place("people", "Move ADDRESS without the messages that are not given."),
 }
 

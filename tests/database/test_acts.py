@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from threading import Barrier, Event
+from typing import cast
 
 import psycopg
 import pytest
@@ -610,6 +611,19 @@ def test_two_of_the_same_at_the_same_moment_are_as_one(owner: Connection, act: s
             assert value(owner, "SELECT count(*) FROM queue.procrastinate_jobs") <= 1
 
 
+def test_the_second_of_two_requests_changes_nothing(owner: Connection) -> None:
+    owner.execute("SELECT expect('alice@lab.test')")
+    ask = "SELECT bascule.portal_request('token', 'alice@lab.test', %s, '', '', 'en')"
+    with psycopg.connect(owner.info.dsn) as first, psycopg.connect(owner.info.dsn, autocommit=True) as second:
+        first.execute(ask.encode(), (b"first",))
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(second.execute, ask.encode(), (b"second",))
+            eventually("it waits for the first", lambda: is_blocked(owner, first), 10)
+            first.commit()
+            asked.result(10)
+    assert value(owner, "SELECT sealed_credential FROM mailbox") == b"first"
+
+
 def test_a_sighting_and_a_close_do_not_deadlock(owner: Connection) -> None:
     put_local(owner, "moved@lab.test")
     value(owner, "SELECT request_migration('alice@lab.test', 'portal', 'sealed')")
@@ -934,3 +948,81 @@ def test_a_copy_login_that_is_given_anew_lets_the_sweeps_go_on(owner: Connection
     assert value(owner, needs, moved) is False
     owner.execute("UPDATE domain SET copy_login = 'user', sealed_copy_login = NULL")
     assert value(owner, needs, moved) is True
+
+
+# Logins ------------------------------------------------------------------------------
+
+
+def first_login(owner: Connection, service: str = "imap") -> str | None:
+    owner.execute("SELECT record_login('new@lab.test', 'sealed', %s)", (service,))
+    row = owner.execute("SELECT state::text FROM mailbox WHERE full_address = 'new@lab.test'").fetchone()
+    return None if row is None else row[0]
+
+
+@pytest.mark.parametrize(("service", "state"), [("imap", "requested"), ("pop3", "requested"), ("submission", None)])
+def test_only_who_reads_mail_is_moved_by_a_login(owner: Connection, service: str, state: str | None) -> None:
+    assert first_login(owner, service) == state
+
+
+def test_a_first_login_moves_after_a_delay_that_begins_with_the_notice(owner: Connection) -> None:
+    owner.execute("UPDATE domain SET first_login_delay = '1 day'")
+    assert first_login(owner) == "legacy"
+
+    def due() -> str:
+        owner.execute("SELECT request_due_first_logins()")
+        return str(owner.execute("SELECT state FROM mailbox").fetchone()[0])  # type: ignore[index]
+
+    owner.execute("UPDATE mailbox SET first_login_at = now() - interval '2 days'")
+    assert due() == "legacy", "nobody has told them yet"
+    owner.execute("SELECT first_login_told(id) FROM mailbox")
+    assert due() == "legacy"
+    owner.execute("UPDATE mailbox SET first_login_told_at = now() - interval '2 days'")
+    assert due() == "requested"
+
+
+def test_a_first_login_that_was_declined_moves_nobody(owner: Connection) -> None:
+    owner.execute("UPDATE domain SET first_login_delay = '1 day'")
+    first_login(owner)
+    owner.execute("SELECT decline_first_login('new@lab.test')")
+    owner.execute("UPDATE mailbox SET first_login_told_at = now() - interval '2 days'")
+    owner.execute("SELECT request_due_first_logins()")
+    assert first_login(owner) == "legacy"
+    assert owner.execute("SELECT sealed_credential FROM mailbox").fetchone() == (None,)
+    owner.execute("UPDATE domain SET first_login_delay = '0'")
+    assert first_login(owner) == "legacy"
+    # Who asks is moved all the same.
+    owner.execute("SELECT request_migration('new@lab.test', 'portal', 'sealed')")
+    with pytest.raises(psycopg.DatabaseError, match="on the move already"):
+        owner.execute("SELECT decline_first_login('new@lab.test')")
+
+
+def test_guesses_are_shared_and_nobody_hears_their_own(postgres: Postgres, owner: Connection) -> None:
+    mine = '[{"kind": "account", "subject": "a@lab.test", "guesses": 3}]'
+    with psycopg.connect(postgres.dsn("bascule_authenticator"), autocommit=True) as node:
+
+        def share(instance: str, after: int, guesses: str) -> list[tuple[object, ...]]:
+            return node.execute(
+                "SELECT id, kind, subject, guesses FROM bascule.share_guesses(%s, %s, %s)", (instance, after, guesses)
+            ).fetchall()
+
+        assert share("one", 0, mine) == []
+        heard = share("two", 0, "[]")
+        assert [row[1:] for row in heard] == [("account", "a@lab.test", 3)]
+        assert share("two", cast("int", heard[0][0]), "[]") == []
+        owner.execute("UPDATE login_guess SET at = now() - interval '11 minutes'")
+        assert share("three", 0, "[]") == []
+        assert owner.execute("SELECT count(*) FROM login_guess").fetchone() == (0,)
+        sources = node.execute(
+            "SELECT address, site FROM bascule.share_sources('1970-01-01', %s)",
+            ('[{"address": "a@lab.test", "site": "192.0.2.1"}]',),
+        ).fetchall()
+        assert sources == [("a@lab.test", "192.0.2.1")]
+
+
+def test_authenticators_hear_of_what_dovecot_must_know(owner: Connection) -> None:
+    first_login(owner)
+    owner.execute("LISTEN bascule_mailbox")
+    owner.execute("UPDATE mailbox SET state = 'copying'")
+    owner.execute("SELECT set_hierarchy(id, '.', 'INBOX.') FROM mailbox")
+    owner.execute("UPDATE mailbox SET last_error = 'x'")
+    assert [each.payload for each in owner.notifies(timeout=1)] == ["new@lab.test"] * 2

@@ -83,7 +83,8 @@ def test_setting_one_thing_changes_nothing_else(bascule: Bascule, owner: Connect
         "--pop3-tls": "starttls", "--submission-tls": "none", "--sieve-tls": "starttls", "--login-form": "address",
         "--store": "local", "--sweep-interval": "00:02:00", "--cutover-budget": "00:00:40", "--connections": "8",
         "--connections-per-mailbox": "4", "--quiet-period": "03:00:00", "--language": "ar", "--bytes-per-second": "off",
-        "--messages": "", "--first-login": "",
+        "--messages": "", "--first-login": "", "--smtp-tls": "verify", "--on-difference": "wait",
+        "--first-login-delay": "01:00:00",
     }  # fmt: skip
     for option, value in others.items():
         (before,) = owner.execute(SHAPE).fetchall()[0]

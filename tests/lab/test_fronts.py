@@ -154,6 +154,43 @@ def test_a_session_ends_at_the_cutover_and_the_next_login_waits_for_the_flip(
         pass
 
 
+@pytest.mark.parametrize("version", ["2.3", "2.4"])
+def test_dovecots_own_cache_does_not_outlive_a_flip(
+    new: NewSite, legacy: LegacySite, request_move: Request, await_state: Await, version: str
+) -> None:
+    name = f"cached-{version}"
+    user, password = f"{name}@{DOMAIN}", legacy.users[name]
+    with Front(new, version, auth_cache_size="10M") as caching:
+        for _ in range(3):
+            with imap(caching.dovecot.ports.imap, user, password):
+                pass
+        with ghost(new):
+            request_move(name)
+            await_state(name, "cutover")
+            # Held, and not answered from the cache: the legacy server hears of nobody.
+            before = _proxied(caching, user)
+            with socket.socket() as waiting:
+                waiting.settimeout(30)
+                waiting.connect(("127.0.0.1", caching.dovecot.ports.imap))
+                said = waiting.makefile("rb")
+                said.readline()
+                waiting.sendall(f'a LOGIN {user} "{password}"\r\n'.encode())
+                waiting.settimeout(1)
+                with pytest.raises(TimeoutError):
+                    said.readline()
+            assert _proxied(caching, user) == before
+        await_state(name)
+        for _ in range(3):
+            with imap(caching.dovecot.ports.imap, user, password):
+                pass
+        assert _proxied(caching, user) == before
+
+
+def _proxied(front: Front, user: str) -> int:
+    """How many sessions of the user were proxied."""
+    return sum("roxying to" in line and user in line for line in front.dovecot.log().splitlines())
+
+
 def _is_ended(client: IMAPClient) -> bool:
     try:
         client.noop()

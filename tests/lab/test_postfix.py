@@ -161,7 +161,7 @@ def test_both_sides_hold_whoever_edits(operator: Operator, random: Random) -> No
     text = main_cf.without_block(operator.main.read_text())
     assert "relay_domains = backup.test, second.test\n" in text
     assert "virtual_alias_maps = inline:{ info@shop.test=anna@shop.test }\n" in text
-    assert "bascule" not in text
+    assert "$bascule" not in text
     operator.master.write_text(operator.master.read_text().replace("bascule-hold unix", "other-hold unix"))
     assert missing(operator) == ["bascule-hold/unix"]
 
@@ -351,7 +351,9 @@ def test_mail_to_the_legacy_server_waits_for_a_good_certificate(lab: Lab, random
         socketmap = f"socketmap:{lab.new.settings.policy_daemon.socketmap}:transport"
         ask = (program("postmap"), "-c", str(lab.new.postfix.folder), "-q", recipient, socketmap)
         eventually("the route", lambda: run(*ask).startswith("bascule-relay-verify:"))
-        assert send(lab, recipient, "verify@tls.test", random) == {}
+        # The queue manager keeps the last recipient's route for half a minute.
+        for each in (full("postfix-there"), recipient):
+            assert send(lab, each, "verify@tls.test", random) == {}
         words = "Server certificate not verified"
         eventually("not sent without a good certificate", lambda: words in str(lab.new.postfix.queue()))
         assert received(lab.legacy, lab, "postfix-tls", "verify@tls.test") is None

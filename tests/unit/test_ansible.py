@@ -161,6 +161,13 @@ def test_a_panel_s_edit_loses_neither_side(former: str) -> None:
     assert main_cf.without_block(polite) == "transport_maps = hash:/new\n"
 
 
+def test_a_line_that_is_put_out_is_cleaned_as_well() -> None:
+    """``postconf -#`` makes comments of its lines."""
+    plugged, _, _ = main_cf.with_block("transport_maps = hash:/x\n# about transport_maps\n", BLOCK)
+    put_out = plugged.replace("transport_maps = $", "#transport_maps = $", 1)
+    assert main_cf.without_block(put_out) == "#transport_maps = hash:/x\n# about transport_maps\n"
+
+
 def _former(text: str) -> str:
     """As the first release plugged in."""
     for name in ("transport_maps", "smtpd_recipient_restrictions"):

@@ -208,6 +208,11 @@ def test_copies_of_one_message_keep_their_uidls_in_any_order() -> None:
     assert ask(Server([inbox[2], inbox[0], inbox[1]]), inbox) == Uidls(kept(inbox), "")
 
 
+def test_copies_of_one_header_are_told_by_size_where_they_can() -> None:
+    inbox = [Mail(1, b"a", "same@test", 10), Mail(2, b"b", "same@test", 12), Mail(3, b"c", "same@test", 12)]
+    assert ask(Server([inbox[1], inbox[0], inbox[2]]), inbox) == Uidls(kept(inbox), "")
+
+
 def test_what_cannot_be_told_apart_is_named_and_the_rest_is_kept() -> None:
     inbox = [*mails(1, 2, 3), Mail(4, b"x", "same@test"), Mail(5, b"y", "same@test")]
     # Of the copies POP3 lists three: any of them may be a message that INBOX does not have.

@@ -206,6 +206,12 @@ def test_folders() -> None:
     assert found.subscriptions == (("Kept", False), ("New", True))
 
 
+def test_a_folder_with_others_below_stays() -> None:
+    known = KNOWN | {"Old": copied("Old", 1)}
+    here, there = side(INBOX=folder(1, 2, 3)), {"INBOX": folder(1, 2, 3), "Old": folder(1), "Old/theirs": folder()}
+    assert plan(here, Side(there), Records(known)).deletes == ()
+
+
 # Plausible, or not -------------------------------------------------------------------------
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 from collections import Counter
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from bascule.errors import BasculeError, LegacyUnavailable
+from bascule.imap.writer import Writer
 from bascule.lab.attempts import Killed, World
 from bascule.lab.memory import Mail
 from bascule.migrator import returning
+from bascule.migrator.delivery import Delivery
 from bascule.migrator.return_plan import Implausible
-from bascule.migrator.returning import CalledOff, NotClean, give_back
-from bascule.migrator.sweep import MailboxGone, sweep
+from bascule.migrator.returning import CalledOff, NotClean, Return, give_back
+from bascule.migrator.sweep import Late, MailboxGone, sweep
 
 
 def mail(text: str) -> bytes:
@@ -39,7 +42,7 @@ def used(home: Path) -> World:
     world.here.put("INBOX", mail("N"), date=30, flags={"\\Seen", "todo"})
     world.here.put("INBOX", mail("N"), date=30)
     world.here.make("Made here")
-    world.here.put("Made here", mail("M"), date=31, flags={"\\Deleted"})
+    world.here.put("Made here", b"Subject: M\r\n\r\n", date=31, flags={"\\Deleted"})  # it has no Message-ID
     world.here.subscribed.add("Made here")
     del world.here.folders["INBOX"].mails[2]
     world.here.folders["Sent"].mails[1].flags = frozenset({"\\Flagged", "new"})
@@ -260,6 +263,81 @@ def test_a_script_that_was_changed_here_is_named(tmp_path: Path) -> None:
         world.acts.left_behind
         == "The Sieve script 'holiday' was changed here, and is not changed at the legacy server."
     )
+
+
+def test_an_append_that_was_answered_and_is_not_recognised_is_not_repeated(tmp_path: Path) -> None:
+    world = used(tmp_path)
+    no_uidplus(world)
+    world.there.alters = lambda _: b"Subject: altered\r\n\r\n"
+    for each in world.here.folders["INBOX"].mails.values():
+        each.flags |= {"\\Deleted"}  # not set there: an EXPUNGE of ours would take it
+
+    def deliver() -> None:  # so that there is not only one that is new
+        if world.there.written.count("APPEND INBOX") == 1 and len(world.there.folders["INBOX"].mails) == 3:
+            world.there.put("INBOX", mail("K"), date=61)
+
+    world.there.tick = deliver
+    give_back(world.attempt())
+    assert texts(world)["INBOX"] == Counter(["A", "altered", "altered", "K"])
+    assert world.there.written.count("APPEND INBOX") == 2
+
+
+@SERVERS
+def test_a_return_finds_what_it_appended_also_where_the_sweep_could_not_look(
+    tmp_path: Path, server: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(returning, "bring_late", lambda attempt: Late(attempt, Delivery(attempt)))
+    step = 0
+    while True:
+        step += 1
+        home = tmp_path / str(step)
+        home.mkdir()
+        world = used(home)
+        assert callable(server)
+        server(world)
+        world.there.tick = world.steps.tick
+        world.steps.die_at = step
+        try:
+            give_back(world.attempt())
+            break
+        except Killed:
+            if world.acts.state == "legacy":
+                break
+        world.acts.state = "local"
+        give_back(world.attempt())
+        assert texts(world) == GIVEN_BACK, (step, world.there.written)
+    assert step > 20
+
+
+def test_what_may_have_been_appended_and_was_removed_here_is_removed_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(returning, "bring_late", lambda attempt: Late(attempt, Delivery(attempt)))
+    world = used(tmp_path)
+
+    def die() -> None:
+        if "APPEND INBOX" in world.there.written:
+            raise Killed
+
+    world.there.tick = die
+    with pytest.raises(Killed):
+        give_back(world.attempt())
+    world.there.tick = lambda: None
+    world.acts.state = "local"
+    for uid in [uid for uid, each in world.here.folders["INBOX"].mails.items() if each.body == mail("N")]:
+        del world.here.folders["INBOX"].mails[uid]
+    give_back(world.attempt())
+    assert texts(world)["INBOX"] == Counter("A")
+
+
+def test_a_mailbox_that_vanishes_between_two_passes_is_missed(tmp_path: Path) -> None:
+    world = used(tmp_path)
+    with world.there.open() as session:
+        back = Return(world.attempt(), cast(Writer, session))
+        back.make_equal(None)
+        (tmp_path / "mail").rename(tmp_path / "elsewhere")
+        with pytest.raises(MailboxGone):
+            back.make_equal(None)
 
 
 # What is not done ---------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from bascule.errors import BasculeError
 from bascule.imap.reader import FolderNotReadable
 from bascule.lab.attempts import Killed, World
 from bascule.lab.memory import Mail
-from bascule.migrator.delivery import ARRIVING, HEADER, Digest, message_id_of
+from bascule.migrator.delivery import ARRIVING, HEADER, Digest, legacy_name, message_id_of, new_name
 from bascule.migrator.sweep import LateMessageUnreadable, MailboxGone, Undecided, sweep
 
 STORES = pytest.mark.parametrize("is_maildir", [True, False], ids=["maildir", "dbox"])
@@ -63,8 +63,8 @@ def test_a_late_message_is_brought_once_with_its_keywords(tmp_path: Path, *, is_
 @STORES
 def test_a_keyword_that_dovecot_refuses_keeps_no_message_away(tmp_path: Path, *, is_maildir: bool) -> None:
     world = moved(tmp_path, is_maildir=is_maildir)
-    world.there.put("Sent", mail("L"), date=30, flags={"bad]", "todo"})
-    world.here.refuses = frozenset({"bad]"})
+    world.there.put("Sent", mail("L"), date=30, flags={"bad]", "odd", "todo"})
+    world.here.refuses = frozenset({"bad]", "odd"})
     sweep(world.attempt())
     assert [each.flags for each in world.here.folders["Sent"].mails.values() if each.body == mail("L")] == [{"todo"}]
 
@@ -387,6 +387,13 @@ def test_nothing_is_done_with_a_mailbox_that_is_not_where_it_was(tmp_path: Path)
         sweep(world.attempt())
     assert "mounted" in error.value.hint
     assert world.acts.rows == {}
+
+
+def test_no_two_late_messages_have_one_name() -> None:
+    name = new_name("INBOX", 1, 6, b"d", frozenset())
+    assert name.startswith(legacy_name("INBOX", 1, 6))
+    other = new_name("INBOX", 1, 6, b"d", {name})
+    assert len({name, other, new_name("INBOX", 1, 6, b"d", {name, other}), new_name("INBOX", 1, 6, b"e", {name})}) == 4
 
 
 # Contents ---------------------------------------------------------------------------------

@@ -57,7 +57,6 @@ def account(number: int = 1, **changes: Any) -> Account:
         "paused": False,
         "language": "en",
         "to_be_welcomed": True,
-        "waits_on_difference": False,
         "url_token": "token",
     }
     return Account(**values | changes)

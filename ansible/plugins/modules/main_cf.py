@@ -97,6 +97,8 @@ FORMER_PLAIN = (
 )
 
 _ASSIGNMENT = re.compile(r"([A-Za-z0-9_.-]+)[ \t]*=[ \t]*")
+#: What ``postconf -#`` makes of an assignment.
+_PUT_OUT = re.compile(r"#[A-Za-z0-9_]+[ \t]*=")
 _REFERENCE = rf"\${OURS}[A-Za-z0-9_]+"
 _USE = re.compile(rf"{_REFERENCE}(, {_REFERENCE})*")
 _IN_FRONT = re.compile(rf"{_REFERENCE},[ \t]?")
@@ -174,7 +176,9 @@ def _without_references(entry: Entry) -> str:
     text = entry.text
     if entry.name.startswith(FORMER):
         return text.removeprefix(FORMER)
-    return _BEHIND.sub("", _IN_FRONT.sub("", text)) if entry.name else text
+    if not entry.name and not _PUT_OUT.match(text):
+        return text
+    return _BEHIND.sub("", _IN_FRONT.sub("", text))
 
 
 def with_block(text: str, block: str, defaults: dict[str, str] | None = None) -> tuple[str, list[str], list[str]]:
