@@ -78,6 +78,15 @@ def test_an_item_that_is_left_out_is_asked_for_alone(omitted: bytes) -> None:
     assert second.is_dated
 
 
+@pytest.mark.parametrize("omitted", [b"FLAGS", b"INTERNALDATE"])
+def test_what_came_late_is_asked_for_alone_as_well(omitted: bytes) -> None:
+    server = Omits(inbox(1, 2, 3))
+    server.omitted, server.for_good = omitted, False
+    with server, reading(server) as reader:
+        (found,) = insisted(reader.newer([("INBOX", 2)]))
+    assert [message.uid for message in found.new] == [2, 3]
+
+
 def test_a_message_without_a_date_takes_that_of_its_header() -> None:
     server = Omits(inbox(1, 2, 3))
     server.omitted = b"INTERNALDATE"
