@@ -105,11 +105,11 @@ def test_everything_comes(lab: Lab, kind: Callable[[list[Folder]], Server]) -> N
         address = prepared(lab, f"{kind.__name__.lower()}.test", server)
         requested(lab, address)
 
-        def has_moved() -> bool:
-            (row,) = lab.new.sql("SELECT state FROM bascule.mailboxes WHERE address = %s", address)
-            return bool(row[0] == "local")
+        def settled() -> tuple[str, str | None] | None:
+            (row,) = lab.new.sql("SELECT state, problem FROM bascule.mailboxes WHERE address = %s", address)
+            return (row[0], row[1]) if row[0] == "local" or row[1] else None
 
-        eventually("the move", has_moved, PATIENCE)
+        assert eventually("the move", settled, PATIENCE) == ("local", None)
         assert seen_here(lab, address) == wanted
         assert lab.new.cli("close", address.partition("@")[2], "--force").returncode == 0
 

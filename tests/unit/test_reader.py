@@ -78,6 +78,15 @@ def test_an_item_that_is_left_out_is_asked_for_alone(omitted: bytes) -> None:
     assert second.is_dated
 
 
+@pytest.mark.parametrize("omitted", [b"FLAGS", b"INTERNALDATE"])
+def test_what_came_late_is_asked_for_alone_as_well(omitted: bytes) -> None:
+    server = Omits(inbox(1, 2, 3))
+    server.omitted, server.for_good = omitted, False
+    with server, reading(server) as reader:
+        (found,) = insisted(reader.newer([("INBOX", 2)]))
+    assert [message.uid for message in found.new] == [2, 3]
+
+
 def test_a_message_without_a_date_takes_that_of_its_header() -> None:
     server = Omits(inbox(1, 2, 3))
     server.omitted = b"INTERNALDATE"
@@ -681,6 +690,17 @@ def test_a_body_is_kept_only_if_its_length_is_true(more: int) -> None:
     with WrongLength(inbox(*range(1, 8))) as server:
         server.more = more
         Copied(server, timeout=0.5).is_right(server, {3})
+
+
+def test_a_session_is_not_trusted_after_a_wrong_length() -> None:
+    """Even where what follows can be read: the rest of this body stands on one line with its end."""
+    with WrongLength(inbox(*range(1, 8))) as server:
+        server.more = -3
+        server.folders[0].mails[2].body = b"x" * 200
+        copied = Copied(server)
+        copied.is_right(server, {3})
+    assert copied.lost >= 2
+    assert "does not speak IMAP" in copied.wanted.not_given_at_all["INBOX", 3]
 
 
 class NoBody(Server):
