@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 
 from bascule import hooks
@@ -17,6 +18,7 @@ from bascule.settings import Authenticator
 
 #: Made by lab/setup.sh.
 TRIXIE = Path("/var/cache/bascule/trixie")
+_NUMBERS = count(1)
 
 
 class Front:
@@ -29,7 +31,7 @@ class Front:
         self._new = new
         self._own_users = own_users
         self._auth_cache_size = auth_cache_size
-        self.folder = new.folder / f"front-{version}{'-own' if own_users else ''}{'-cache' if auth_cache_size else ''}"
+        self.folder = new.folder / f"front-{version}-{next(_NUMBERS)}"
         self._tree = Tree(TRIXIE, new.folder.parent) if version == "2.4" else None
         self.version = version
         self.dovecot = Dovecot(self.folder / "dovecot", "new", self._tree)
