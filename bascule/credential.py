@@ -17,11 +17,17 @@ from nacl.encoding import Base64Encoder
 from nacl.exceptions import CryptoError
 from nacl.public import PrivateKey, PublicKey, SealedBox
 
-from bascule.errors import BadSettings, CannotUnseal
+from bascule.errors import BadSettings, BasculeError, CannotUnseal
 
 #: Dovecot's scheme prefix (Dovecot 2.3 manual, "Password Schemes").
 _SCHEME = "{ARGON2ID}"
 _hasher = PasswordHasher()
+#: Of a password that a client can log in with (tried with Dovecot 2.3 and 2.4).
+MOST_BYTES = 500
+
+
+class PasswordNotUsable(BasculeError):
+    """A password with which nobody could log in here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,22 @@ class Password:
 
     def __str__(self) -> str:
         return "Password(…)"
+
+    def insist_on_usable(self) -> None:
+        """
+        Raises:
+            PasswordNotUsable: Dovecot would not let its owner in with it.
+        """
+        if any(letter < " " or letter == "\x7f" for letter in self.secret):
+            raise PasswordNotUsable(
+                "the password has a control character in it, a tab say, which Dovecot does not take",
+                hint="Have another one set at the legacy server, and ask again.",
+            )
+        if len(self.secret.encode()) > MOST_BYTES:
+            raise PasswordNotUsable(
+                f"the password has more than {MOST_BYTES} bytes, which Dovecot does not take",
+                hint="Have another one set at the legacy server, and ask again.",
+            )
 
     def hashed(self) -> str:
         """Dovecot's ``{ARGON2ID}$argon2id$…`` (RFC 9106, the library's second recommended parameters)."""

@@ -81,8 +81,10 @@ class Desk:
         """
         Raises:
             LegacyRefusedLogin, LegacyUnavailable
+            PasswordNotUsable: it would be of no use here.
         """
         password = applicant.password or Password("")
+        password.insist_on_usable()
         legacy_server.authenticate(self._legacy, self._trust, applicant.address, password)
         return password
 

@@ -44,6 +44,12 @@ _WAITING = (
     "AND mailbox.state IN ('requested', 'copying') AND domain.writes_to_users AND domain.mode = 'active'"
 )
 
+_FIRST_LOGINS = (
+    "SELECT mailbox.id FROM bascule.mailbox JOIN bascule.domain ON domain.id = mailbox.domain_id "
+    "WHERE mailbox.first_login_at IS NOT NULL AND mailbox.first_login_told_at IS NULL "
+    "AND mailbox.first_login_declined_at IS NULL AND domain.writes_to_users AND domain.mode = 'active'"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Straggler:
@@ -354,6 +360,18 @@ class Acts:
     def trouble_told(self, mailbox_id: int) -> None:
         """The user was asked for the new password."""
         self._do("SELECT bascule.trouble_told(%s)", mailbox_id)
+
+    def waiting_for_notice(self, store: str) -> list[int]:
+        """Ids of the mailboxes of a store whose users are to be notified that a first login sets their move off."""
+        return [mailbox_id for (mailbox_id,) in self._rows(f"{_FIRST_LOGINS} AND mailbox.store = %s", store)]
+
+    def waits_for_notice(self, mailbox_id: int) -> bool:
+        """Whether the user of a mailbox is to be notified of it."""
+        return bool(self._rows(f"{_FIRST_LOGINS} AND mailbox.id = %s", mailbox_id))
+
+    def first_login_told(self, mailbox_id: int) -> None:
+        """The user was notified; a delay of the domain's begins."""
+        self._do("SELECT bascule.first_login_told(%s)", mailbox_id)
 
     @contextmanager
     def only_writer(self, mailbox_id: int) -> Iterator[bool]:

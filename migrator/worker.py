@@ -203,7 +203,7 @@ class Worker:
         )
 
     def write_to_waiting(self) -> None:
-        """Send word to the users whose move waits for their new password, each once.
+        """Write to the users whose move waits for their new password, or was set off by a login; each once.
 
         A message that cannot be sent holds up no other, and is tried again after ``WRITE_AGAIN`` seconds.
 
@@ -212,29 +212,48 @@ class Worker:
         """
         with connect(self._dsn) as connection:
             acts = Acts(connection)
-            for mailbox_id in acts.waiting_for_password(self._settings.worker.store):
-                if self._stopping.is_set():
-                    return
-                if self._write_again.get(mailbox_id, 0) > time.monotonic():
-                    continue
-                with acts.only_writer(mailbox_id) as mine:
-                    account = acts.account(mailbox_id)
-                    if not mine or account is None or not acts.waits_for_password(mailbox_id):
+            store = self._settings.worker.store
+            notices = (
+                (
+                    "password",
+                    acts.waiting_for_password,
+                    acts.waits_for_password,
+                    self._letters.trouble,
+                    acts.trouble_told,
+                ),
+                (
+                    "login",
+                    acts.waiting_for_notice,
+                    acts.waits_for_notice,
+                    self._letters.first_login,
+                    acts.first_login_told,
+                ),
+            )
+            for reason, waiting, waits, send, told in notices:
+                for mailbox_id in waiting(store):
+                    if self._stopping.is_set():
+                        return
+                    if self._write_again.get(mailbox_id, 0) > time.monotonic():
                         continue
-                    if self._ask_for_password(account):
-                        # Recorded once it is sent: whoever dies in between has it sent again, not forgotten.
-                        acts.trouble_told(mailbox_id)
+                    with acts.only_writer(mailbox_id) as mine:
+                        account = acts.account(mailbox_id)
+                        if not mine or account is None or not waits(mailbox_id):
+                            continue
+                        if self._written(account, reason, send):
+                            # Recorded once it is sent: whoever dies in between has it sent again, not forgotten.
+                            told(mailbox_id)
 
-    def _ask_for_password(self, account: Account) -> bool:
+    def _written(self, account: Account, reason: str, send: Callable[[Account], None]) -> bool:
         address = str(account.address)
         try:
-            self._letters.trouble(account)
+            send(account)
         except NotSent as error:
             self._log.warning("a user is not written to now", address=address, reason=error.message)
         except Exception:  # noqa: BLE001 (an operator's template, for one; it holds up this user only)
             self._log.exception("a user cannot be written to", address=address)
         else:
-            self._log.info("user asked for the new password", address=address)
+            words = "user asked for the new password" if reason == "password" else "user notified of the first login"
+            self._log.info(words, address=address)
             self._write_again.pop(account.id, None)
             return True
         self._write_again[account.id] = time.monotonic() + WRITE_AGAIN
