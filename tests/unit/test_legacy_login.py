@@ -440,6 +440,7 @@ def test_a_certificate_that_is_not_trusted_is_named(tmp_path: Path) -> None:
             authenticate(secured, TRUST, USER, Password("secret"))
         assert "ca_file" in found.value.hint
         server.implicit_tls = False
+        server.greeting = b"* OK [CAPABILITY IMAP4rev1 LOGINDISABLED] ready\r\n"
         starting = LegacySettings("here.test", "127.0.0.1", Service(server.port, "starttls"), "127.0.0.1", 25)
         authenticate(starting, Trust(trusted, 5), USER, Password("secret"))
         # What was offered before TLS is asked for again within it.
