@@ -10,7 +10,7 @@ from typing import Literal
 from bascule import legacy, log
 from bascule.address import Address
 from bascule.attempts import Attempts
-from bascule.credential import Password, Sealer
+from bascule.credential import Password, PasswordNotUsable, Sealer
 from bascule.database import Pool, value
 from bascule.directory import State
 from bascule.errors import BadAddress, BasculeError, LegacyRefusedLogin, LegacyUnavailable, Refused
@@ -135,6 +135,10 @@ class Requests:
         """Whether the legacy server takes the password; who guesses does not reach it for ever."""
         if self._attempts.answer(address, password) is False:
             raise BadForm("wrong", "password")
+        try:
+            password.insist_on_usable()
+        except PasswordNotUsable as error:
+            raise BadForm("cannot", "password") from error
         if reason := self._attempts.barred(address, source):
             log.get().warning("request not checked", address=str(address), source=source, reason=reason)
             raise BadForm("too_many", status=429)

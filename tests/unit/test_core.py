@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from bascule import settings
 from bascule.address import Address
 from bascule.config_templates import render
-from bascule.credential import Password, Sealer, Unsealer, create_keys, forget_former_keys, rotate_keys
+from bascule.credential import (
+    Password,
+    PasswordNotUsable,
+    Sealer,
+    Unsealer,
+    create_keys,
+    forget_former_keys,
+    rotate_keys,
+)
 from bascule.errors import BadAddress, BadSettings, CannotUnseal
 from bascule.settings import Arc, Authenticator, Legacy, Milter, PolicyDaemon, Settings, Worker
 
@@ -176,3 +184,16 @@ def test_hashes_are_dovecots() -> None:
     assert Password("x").matches(hashed)
     assert not Password("y").matches(hashed)
     assert not Password("x").matches("{PLAIN}x")
+
+
+@pytest.mark.parametrize("secret", ["a\tb", "line\nbreak", "nul\0", "del\x7f", "y" * 501, "ü" * 251])
+def test_a_password_that_dovecot_does_not_take_is_refused(secret: str) -> None:
+    with pytest.raises(PasswordNotUsable) as error:
+        Password(secret).insist_on_usable()
+    assert secret not in error.value.message
+    assert error.value.hint
+
+
+@pytest.mark.parametrize("secret", ["grüße-ñ€č", 'quo"te\\', " two words ", "100%u%d{x}", "🔑🔑", "y" * 500])
+def test_passwords_as_people_have_them_are_taken(secret: str) -> None:
+    Password(secret).insist_on_usable()
