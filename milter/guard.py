@@ -143,6 +143,10 @@ class Guard(Milter.Base):  # type: ignore[misc]  # pymilter has no types
         self._message: list[bytes] = []
         self._size = 0
 
+    def setsymlist(self, stage: int, *macros: str) -> None:
+        """pymilter's own gives bytes to a function that takes text, and what it asked for does not come."""
+        self._ctx.setsymlist(stage, " ".join(macros))
+
     @Milter.symlist("{daemon_port}")  # type: ignore[untyped-decorator]
     def connect(self, _hostname: str, _family: int, hostaddr: tuple[str, int] | str | None) -> int:
         self._client = hostaddr[0] if isinstance(hostaddr, tuple) else ""
