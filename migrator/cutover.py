@@ -77,7 +77,7 @@ def migrate(attempt: Attempt) -> None:
                 authenticate(account.legacy, attempt.trust, account.address, password)
         acts.set_hierarchy(account.id, done.layout.separator, done.layout.prefix, special_uses(done))
         notes = _take_along(attempt, copy)
-        rehearsed = _equal(attempt, copy, {})
+        rehearsed = _equal(attempt, copy, {}, done)
         compared = {state.name: state.uidnext for state in rehearsed.last_pass.folders}
         hashed = password.hashed()  # costly on purpose, so before the mail is held
         epoch = acts.begin_cutover(account.id)
@@ -107,17 +107,18 @@ class _Verified:
     verification: Verification
 
 
-def _equal(attempt: Attempt, copy: Copy, compared: Mapping[str, int]) -> _Verified:
+def _equal(attempt: Attempt, copy: Copy, compared: Mapping[str, int], last: Pass | None = None) -> _Verified:
     """Copy what is left, and find both sides equal: once before the mail is held, and again while it is.
 
     ``compared``: by folder, the UID below which bodies were compared already.
+    ``last``: a pass that was just done, and need not be done again at first.
 
     Raises:
         NotEqual: also after the last try.
     """
     address, home, storage = attempt.account.address, attempt.home, attempt.storage
     for remaining in reversed(range(TRIES)):
-        done = copy.run()
+        done, last = last or copy.run(), None
         if compared:
             storage.carry_over(address, home)
             storage.raise_modseqs(address, done, [name for name in done.unsettled if name in done.modseqs])

@@ -86,8 +86,8 @@ class Local:
         """
         self.doveadm("kick", str(address), good=(0, NO_SUCH_USER))
 
-    def doveadm(self, *arguments: str, location: str | None = None, good: tuple[int, ...] = (0,)) -> None:
-        """Run doveadm; ``location`` is where the mailbox is, if not where Dovecot has it.
+    def doveadm(self, *arguments: str, location: str | None = None, good: tuple[int, ...] = (0,)) -> int:
+        """Run doveadm; its exit status. ``location`` is where the mailbox is, if not where Dovecot has it.
 
         Raises:
             LocalUnavailable: it ends with a status that is not ``good``.
@@ -110,6 +110,7 @@ class Local:
             raise LocalUnavailable(
                 f"doveadm {' '.join(arguments[:2])} failed: {done.stderr.strip()[-500:]}", hint="See Dovecot's log."
             )
+        return done.returncode
 
 
 def _override(location: str | None) -> list[str]:

@@ -37,12 +37,16 @@ from imapclient import imap_utf7
 from bascule import log
 from bascule.address import Address
 from bascule.directory import State
+from bascule.errors import LocalUnavailable
 from bascule.migrator import maildir
 from bascule.migrator.copying import UID_GAP, Pass
 from bascule.migrator.local import Local
 
 #: HIGHESTMODSEQ here is raised this far above the legacy server's, which moves on until the flip.
 MODSEQ_GAP = 1_000_000
+#: doveadm backup's exit status when folders were renamed or made anew, and it has to be run again (doveadm-sync(1)).
+AGAIN = 2
+DSYNCS = 4  # runs, at most
 AT_ONCE = 4  # doveadms that are run together: each takes one folder
 
 CLOSED = ".returning"  # after the name of a mailbox that is closed
@@ -169,7 +173,16 @@ class Storage:
             # To dbox, whose layout needs not be said: a destination cannot say one to Dovecot 2.4.
             destination = self._location.replace("~", str(home), 1)
             staging = f"maildir:{self.root(home)}:LAYOUT=fs"
-            self._local.doveadm("backup", "-u", str(address), destination, location=staging)
+            for _ in range(DSYNCS):
+                if (
+                    self._local.doveadm("backup", "-u", str(address), destination, location=staging, good=(0, AGAIN))
+                    == 0
+                ):
+                    return
+            raise LocalUnavailable(
+                f"doveadm backup did not bring the mailbox of {address} into line in {DSYNCS} runs",
+                hint="See Dovecot's log; what was copied is kept.",
+            )
 
     def leave_gap(self, address: Address, home: Path, last_pass: Pass) -> None:
         """Have UIDs given here begin above a gap: when both sides were found equal, and only the flip follows."""

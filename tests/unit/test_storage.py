@@ -8,6 +8,7 @@ from typing import cast
 import pytest
 
 from bascule.address import Address
+from bascule.errors import LocalUnavailable
 from bascule.imap import names
 from bascule.imap.reader import Layout, ListedFolder
 from bascule.migrator.copying import FolderState, Pass
@@ -25,8 +26,14 @@ class Doveadm:
     def __init__(self) -> None:
         self.asked: list[tuple[str, ...]] = []
 
-    def doveadm(self, *arguments: str, location: str | None = None) -> None:
+        #: Exit statuses of those to come, 0 when there are none left.
+        self.statuses: list[int] = []
+
+    def doveadm(self, *arguments: str, location: str | None = None, good: tuple[int, ...] = (0,)) -> int:
         self.asked.append((*arguments, *((location,) if location else ())))
+        status = self.statuses.pop(0) if self.statuses else 0
+        assert status in good
+        return status
 
 
 @pytest.fixture
@@ -171,3 +178,13 @@ def test_what_came_in_is_written_down(tmp_path: Path, doveadm: Doveadm) -> None:
     }
     assert found["INBOX", 7, 1][1] == found["R&D", 7, 1][1] != found["INBOX", 7, 3][1]
     assert here.digests(tmp_path, last_pass(), "R&D") == {1: found["R&D", 7, 1][1]}
+
+
+def test_dsync_is_run_again_when_it_wants_to_be(tmp_path: Path, doveadm: Doveadm) -> None:
+    here = storage(SDBOX, doveadm)
+    doveadm.statuses = [2, 2]
+    here.carry_over(ALICE, tmp_path)
+    assert len(doveadm.asked) == 3
+    doveadm.statuses = [2] * 10
+    with pytest.raises(LocalUnavailable, match="into line"):
+        here.carry_over(ALICE, tmp_path)
