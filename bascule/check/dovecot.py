@@ -9,14 +9,17 @@ from __future__ import annotations
 import os
 import pwd
 import re
+import ssl
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from bascule import authorities
 from bascule.address import Address
 from bascule.check.facts import Block, DovecotFacts, NotReadable, Output
 from bascule.check.finding import Said, good, note, wrong
 from bascule.check.registry import check
 from bascule.check.subject import Subject, invented
+from bascule.legacy import connect_imap
 from bascule.settings import Settings
 
 MAX_ARG_STRLEN = 131_072  # bytes of one string in an environment (execve(2), "Limits on size of arguments")
@@ -496,6 +499,39 @@ def ssl_ca(subject: Subject) -> Iterator[Said]:
         )
     else:
         yield good(f"ssl_ca has {size} bytes, and fits into an environment")
+
+
+@check("dovecot.authorities", "Dovecot", needs=("Dovecot", "domain"), after=("legacy.imap.reach",), stops=True)
+def legacy_authorities(subject: Subject) -> Iterator[Said]:
+    """Whether Dovecot 2.3 trusts the legacy server's certificate; the file with its authority is made here."""
+    legacy, settings = subject.legacy, subject.settings.legacy
+    if settings.ca_file is not None or legacy.imap.tls == "none" or not subject.dovecot.version.startswith("2.3"):
+        return
+    path, host = settings.authorities, legacy.imap_host
+    client = connect_imap(legacy, subject.trust)
+    try:
+        connection = client.socket()
+        chain = authorities.verified_chain(connection) if isinstance(connection, ssl.SSLSocket) else []
+    finally:
+        client.shutdown()
+    if not chain:
+        return
+    try:
+        changed = authorities.write(path, {host: chain})
+    except OSError as error:
+        yield wrong(
+            f"Dovecot here may not trust the certificate of {host}: {path} cannot be written: {error.strerror}",
+            "Run this on each host with Dovecot, as root: bascule check DOMAIN --only dovecot.authorities; "
+            "then doveadm reload. Without it nobody who has not moved can log in here.",
+        )
+        return
+    if changed:
+        yield note(
+            f"{path} has now the authority that the certificate of {host} needs",
+            "Have Dovecot take it up: doveadm reload. Do so on each host with Dovecot.",
+        )
+    else:
+        yield good(f"{path} has the authority that the certificate of {host} needs")
 
 
 @check("dovecot.mail-root", "Dovecot", needs=("Dovecot",))

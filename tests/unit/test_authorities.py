@@ -6,13 +6,21 @@ import os
 import socket
 import ssl
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import trustme
 
 from bascule import authorities
 from bascule.authorities import TooManyAuthorities, read, too_long, verified_chain, write
+from bascule.check.dovecot import legacy_authorities
+from bascule.check.registry import CHECKS
+from bascule.check.subject import Subject
+from bascule.lab.scripted import Server
+from bascule.legacy import LegacySettings, Service, Trust
 
 
 def chain_of(authority: trustme.CA, name: str, trusted: trustme.CA) -> list[bytes]:
@@ -88,3 +96,60 @@ def test_too_many_are_refused_and_nothing_is_changed(tmp_path: Path, monkeypatch
 
 def test_the_systems_bundle_is_too_long() -> None:
     assert "Argument list too long" in (too_long(Path("/etc/ssl/certs/ca-certificates.crt")) or "")
+
+
+class Secured(Server):
+    implicit_tls = True
+
+
+@pytest.fixture
+def secured(tmp_path: Path) -> Iterator[tuple[Server, Path]]:
+    """A legacy server with TLS, and the file of the authority that it needs."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")
+    key, certificate, trusted = tmp_path / "key.pem", tmp_path / "cert.pem", tmp_path / "ca.pem"
+    issued.private_key_pem.write_to_path(key)
+    issued.cert_chain_pems[0].write_to_path(certificate)
+    authority.cert_pem.write_to_path(trusted)
+    Secured.certificate = (certificate, key)
+    with Secured() as server:
+        yield server, trusted
+
+
+def looked(server: Server, trusted: Path, path: Path, **changes: Any) -> list[tuple[str, str]]:
+    """Level and words of what the check finds."""
+    subject = SimpleNamespace(
+        legacy=LegacySettings("here.test", "localhost", Service(server.port, "implicit"), "localhost", 25),
+        settings=SimpleNamespace(legacy=SimpleNamespace(ca_file=None, authorities=path)),
+        trust=Trust(trusted, 5),
+        dovecot=SimpleNamespace(version="2.3"),
+    )
+    for name, value in changes.items():
+        setattr(subject, name, value)
+    return [(said.level, said.text) for said in legacy_authorities(cast(Subject, subject))]
+
+
+def test_the_check_makes_the_file_and_says_so_once(secured: tuple[Server, Path], tmp_path: Path) -> None:
+    path = tmp_path / "authorities.pem"
+    ((level, words),) = looked(*secured, path)
+    assert (level, "localhost" in words) == ("note", True)
+    assert read(path)["localhost"] in secured[1].read_text()
+    ((level, _),) = looked(*secured, path)
+    assert level == "good"
+
+
+def test_a_file_that_cannot_be_made_stops_an_activation(secured: tuple[Server, Path], tmp_path: Path) -> None:
+    ((level, words),) = looked(*secured, tmp_path / "nowhere" / "authorities.pem")
+    assert level == "wrong"
+    assert "may not trust the certificate of localhost" in words
+    assert CHECKS["dovecot.authorities"].stops
+
+
+def test_dovecot_2_4_and_an_authority_of_the_operators_need_no_file(
+    secured: tuple[Server, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "authorities.pem"
+    assert looked(*secured, path, dovecot=SimpleNamespace(version="2.4")) == []
+    named = SimpleNamespace(legacy=SimpleNamespace(ca_file=secured[1], authorities=path))
+    assert looked(*secured, path, settings=named) == []
+    assert not path.exists()
