@@ -19,6 +19,7 @@ from bascule.check.facts import Block, DovecotFacts, NotReadable, Output
 from bascule.check.finding import Said, good, note, wrong
 from bascule.check.registry import check
 from bascule.check.subject import Subject, invented
+from bascule.errors import LegacyUnavailable
 from bascule.legacy import connect_imap
 from bascule.settings import Settings
 
@@ -508,7 +509,10 @@ def legacy_authorities(subject: Subject) -> Iterator[Said]:
     if settings.ca_file is not None or legacy.imap.tls == "none" or not subject.dovecot.version.startswith("2.3"):
         return
     path, host = settings.authorities, legacy.imap_host
-    client = connect_imap(legacy, subject.trust)
+    try:
+        client = connect_imap(legacy, subject.trust)
+    except LegacyUnavailable:
+        return  # legacy.imap.reach says it
     try:
         connection = client.socket()
         chain = authorities.verified_chain(connection) if isinstance(connection, ssl.SSLSocket) else []

@@ -71,6 +71,8 @@ class FakeActs:
         self.failures: list[dict[str, Any]] = []
         self.told: list[int] = []
         self.waiting: list[int] = []
+        self.logged_in: list[int] = []
+        self.notified: list[int] = []
 
     def account(self, mailbox_id: int) -> Account | None:
         return self.accounts.get(mailbox_id)
@@ -80,6 +82,15 @@ class FakeActs:
 
     def waiting_for_password(self, _store: str) -> list[int]:
         return [each for each in self.waiting if each not in self.told]
+
+    def waiting_for_notice(self, _store: str) -> list[int]:
+        return [each for each in self.logged_in if each not in self.notified]
+
+    def waits_for_notice(self, mailbox_id: int) -> bool:
+        return mailbox_id in self.logged_in and mailbox_id not in self.notified
+
+    def first_login_told(self, mailbox_id: int) -> None:
+        self.notified.append(mailbox_id)
 
     def waits_for_password(self, mailbox_id: int) -> bool:
         return mailbox_id in self.waiting and mailbox_id not in self.told
@@ -269,6 +280,17 @@ def test_a_mail_server_that_hangs_holds_nothing_up(worker: Worker, monkeypatch: 
 
 
 # Messages to users ------------------------------------------------------------------------
+
+
+def test_who_is_moved_by_a_login_is_notified_once(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    acts = acts_of(worker)
+    acts.logged_in = [1, 2]
+    acts.accounts = {number: account(number) for number in acts.logged_in}
+    notified: list[int] = []
+    monkeypatch.setattr(worker._letters, "first_login", lambda each: notified.append(each.id))
+    worker.write_to_waiting()
+    worker.write_to_waiting()
+    assert notified == acts.notified == [1, 2]
 
 
 @pytest.mark.parametrize("error", [NotSent("refused"), ValueError("a template of the operator's")])
