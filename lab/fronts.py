@@ -109,3 +109,5 @@ class Front:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+        # Else every flip would wait for it: sessions might still be proxied there.
+        self._new.forget_node(self.folder.name, "authenticator")

@@ -513,6 +513,13 @@ class NewSite:
             cursor = connection.execute(query.encode(), parameters)
             return cursor.fetchall() if cursor.description else []
 
+    def forget_node(self, name: str, part: str) -> None:
+        """Do not wait any more for a part that was stopped, if it was known."""
+        known = "SELECT FROM bascule.parts WHERE name = %s AND part = %s"
+        if self.sql(known, name, part):
+            eventually(f"{part} on {name} is silent", lambda: not self.sql(f"{known} AND alive", name, part) or None)
+            self.sql("SELECT bascule.forget_node(%s, %s, 'it was stopped for good')", name, part)
+
     def state(self, name: str) -> str | None:
         rows = self.sql("SELECT state FROM bascule.mailboxes WHERE address = %s", full(name))
         return str(rows[0][0]) if rows else None

@@ -65,6 +65,7 @@ def authenticator(new: NewSite, name: str, **changes: object) -> Iterator[Path]:
         yield folder / "socket"
     finally:
         daemon.stop()
+        new.forget_node(name, "authenticator")
 
 
 def ask_all(path: Path, user: str, passwords: list[str], source: str) -> list[str]:
