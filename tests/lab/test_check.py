@@ -286,7 +286,6 @@ def test_a_user_of_the_operators_own_with_an_address_of_the_domain(lab: Lab) -> 
         status, findings = check(lab, "checked-own")
         told = {each.name: each.text for each in findings if each.level == "wrong"}
         assert status == 1
-        assert f"a userdb of this Dovecot knows {full('checked-own')} ({home})" in told["dovecot.userdb"]
         assert "logs in here and sees another mailbox: 0 messages" in told["dovecot.login"]
         lab.new.cli("domain", "remove", "shadowed.test")
     finally:
@@ -297,7 +296,7 @@ def test_a_user_of_the_operators_own_with_an_address_of_the_domain(lab: Lab) -> 
 
 # Senders, and what the copy's own reader sees ---------------------------------------------
 
-UNKNOWN_SENDERS = "smtpd_sender_restrictions = check_sender_access regexp:{{/[.]invalid$/ 550 5.1.8 no such domain}}"
+UNKNOWN_SENDERS = "smtpd_sender_restrictions = check_sender_access regexp:{{/[.]invalid$$/ 550 5.1.8 no such domain}}"
 
 
 def test_a_legacy_server_that_verifies_senders(lab: Lab) -> None:
@@ -326,7 +325,7 @@ def test_a_legacy_server_that_greylists(lab: Lab) -> None:
 def test_a_mailbox_that_cannot_be_moved_as_it_is(lab: Lab) -> None:
     """Folders that are not opened, or have a name that cannot be one here; more keywords than a Maildir keeps."""
     with lab.legacy.client("checked-odd") as client:
-        for folder in ("new", "~home", "Closed", "Kept"):
+        for folder in ("new", "Closed", "Kept"):
             client.create_folder(folder)
         keywords = [f"label{number}" for number in range(30)]
         client.append("Kept", b"Subject: marked\r\n\r\n", flags=keywords)
