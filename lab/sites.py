@@ -515,7 +515,7 @@ class NewSite:
 
     def forget_node(self, name: str, part: str) -> None:
         """Do not wait any more for a part that was stopped, if it was known."""
-        known = "SELECT FROM bascule.parts WHERE name = %s AND part = %s"
+        known = "SELECT 1 FROM bascule.parts WHERE name = %s AND part = %s"
         if self.sql(known, name, part):
             eventually(f"{part} on {name} is silent", lambda: not self.sql(f"{known} AND alive", name, part) or None)
             self.sql("SELECT bascule.forget_node(%s, %s, 'it was stopped for good')", name, part)
