@@ -282,7 +282,10 @@ def test_a_request_that_cannot_be_checked_changes_nothing(lab: Lab) -> None:
 
 
 def test_an_expired_link_says_so(lab: Lab) -> None:
-    lab.new.sql("UPDATE bascule.domain SET url_expires_at = now() - interval '1 second'", role="postgres")
+    lab.new.sql(
+        "UPDATE bascule.domain SET url_expires_at = now() - interval '1 second' WHERE name = 'lab.test'",
+        role="postgres",
+    )
     try:
         visitor = Visitor(lab.url)
         assert "This link has expired" in visitor.open()
@@ -290,7 +293,10 @@ def test_an_expired_link_says_so(lab: Lab) -> None:
         visitor.open(form={"email": f"expired@{DOMAIN}", "password": lab.legacy.users["expired"]})
         assert visitor.status in {400, 410}
     finally:
-        lab.new.sql("UPDATE bascule.domain SET url_expires_at = now() + interval '1 day'", role="postgres")
+        lab.new.sql(
+            "UPDATE bascule.domain SET url_expires_at = now() + interval '1 day' WHERE name = 'lab.test'",
+            role="postgres",
+        )
     assert lab.new.state("expired") is None
 
 
