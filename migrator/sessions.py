@@ -87,6 +87,7 @@ class OAuthClient:
             access = Password(str(got["access_token"]))
             return Token(access, time.monotonic() + float(got.get("expires_in", 300)))
         except urllib.error.HTTPError as error:
+            error.close()  # it is the answer, too, and holds a connection
             if 400 <= error.code < 500 and error.code != 429:
                 raise CopyLoginRefused(
                     f"{self.token_url} refuses the client {self.client_id} (HTTP {error.code})",
