@@ -77,6 +77,16 @@ def write(path: Path, chains: Mapping[str, list[bytes]]) -> bool:
         )
     if path.exists() and path.read_text() == content:
         return False
+    replace(path, content)
+    return True
+
+
+def replace(path: Path, content: str) -> None:
+    """Write a file whole or not at all, for everybody to read: whoever reads it sees the former one or this.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     new = path.with_name(f".{path.name}.new")
     new.unlink(missing_ok=True)
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
@@ -84,7 +94,6 @@ def write(path: Path, chains: Mapping[str, list[bytes]]) -> bool:
         file.write(content)
     new.chmod(0o644)  # whatever the umask is
     new.replace(path)
-    return True
 
 
 def too_long(path: Path) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import poplib
 import smtplib
 import threading
 import time
@@ -181,6 +182,22 @@ def copies(client: IMAPClient, identity: str) -> int:
     """How many messages with this Message-ID are in the INBOX."""
     client.select_folder("INBOX", readonly=True)
     return len(client.search(["HEADER", "Message-ID", identity]))
+
+
+def uidls(port: int, name: str, password: str) -> dict[str, str]:
+    """POP3 UIDL of each message by its Message-ID."""
+    session = poplib.POP3("127.0.0.1", port, timeout=30)
+    session.user(f"{name}@{DOMAIN}")
+    session.pass_(password)
+    found = {}
+    for line in session.uidl()[1]:
+        number, uidl = line.decode().split()
+        headers = b"\n".join(session.top(int(number), 0)[1]).decode(errors="replace")
+        identity = next(line.partition("<")[2].rstrip(">") for line in headers.splitlines() if "Message-ID" in line)
+        found[identity] = uidl
+    session.rset()
+    session.quit()
+    return found
 
 
 def differences(before: dict[str, SeenFolder], after: dict[str, SeenFolder]) -> list[str]:

@@ -11,8 +11,8 @@ import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from bascule import authorities
 from bascule.errors import BasculeError, LegacyUnavailable
 from bascule.legacy import LegacySettings, Trust, connect_imap, plainly
 
@@ -28,10 +28,7 @@ def write_authority(legacy: LegacySettings, trust: Trust, path: Path) -> str:
     if not anchors:
         raise BasculeError(f"no certificate of {legacy.imap_host} is looked at: it is asked without TLS")
     text = "".join(anchors)
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text)
-    temporary.chmod(0o644)
-    temporary.replace(path)  # whoever reads it sees the former one or this
+    authorities.replace(path, text)
     return f"{path}: {len(anchors)} authorities, {len(text)} bytes; name it in [legacy] ca_file of bascule.toml"
 
 
@@ -56,10 +53,5 @@ def _anchors(legacy: LegacySettings, trust: Trust) -> Iterator[str]:
 
 def _anchor(connection: socket.socket | None) -> Iterator[str]:
     """The last certificate of the chain that was verified: the one that is trusted by itself."""
-    if not isinstance(connection, ssl.SSLSocket):
-        return
-    if hasattr(connection, "get_verified_chain"):  # Python 3.13
-        yield ssl.DER_cert_to_PEM_cert(connection.get_verified_chain()[-1])
-        return
-    inner: Any = connection._sslobj  # type: ignore[attr-defined]
-    yield str(inner.get_verified_chain()[-1].public_bytes())
+    if isinstance(connection, ssl.SSLSocket):
+        yield ssl.DER_cert_to_PEM_cert(authorities.verified_chain(connection)[-1])

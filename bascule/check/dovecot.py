@@ -24,7 +24,6 @@ from bascule.legacy import connect_imap
 from bascule.settings import Settings
 
 MAX_ARG_STRLEN = 131_072  # bytes of one string in an environment (execve(2), "Limits on size of arguments")
-LARGEST_CA = 100_000  # bytes; Dovecot 2.3 escapes it and adds the rest of its settings
 BATCH = 100  # addresses that one doveadm is asked about
 NO_USER = 67  # exit status of doveadm if one of those it was asked about does not exist (sysexits.h, EX_NOUSER)
 NAMED = 5  # addresses that one finding names
@@ -491,7 +490,7 @@ def ssl_ca(subject: Subject) -> Iterator[Said]:
         except OSError as error:
             yield note(f"ssl_ca is {path}, which cannot be looked at: {error.strerror}", "Run bascule check as root.")
             return
-    if size > LARGEST_CA:
+    if size > authorities.MOST:
         yield wrong(
             f"ssl_ca is {path}, of {size} bytes: dovecot-lda, doveadm and imap that are not started by root end with "
             f"'Argument list too long' (an environment's string has {MAX_ARG_STRLEN} bytes at most)",

@@ -270,11 +270,6 @@ class DovecotFacts:
         """A setting outside of blocks, with its default."""
         return self.root.settings.get(setting, self._values.get(setting, ""))
 
-    def of_protocol(self, protocol: str, setting: str) -> str:
-        """A setting as one protocol has it."""
-        block = self.root.named("protocol", protocol)
-        return block.settings.get(setting, self.value(setting)) if block else self.value(setting)
-
     @property
     def protocols(self) -> frozenset[str]:
         block = next(iter(self.root.all("protocols")), None)

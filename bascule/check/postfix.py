@@ -30,7 +30,6 @@ SENDER_CHECKS = re.compile(
 )
 #: Services that ask our sockets, by their command in master.cf.
 _ASKING = {"smtpd", "trivial-rewrite", "cleanup", "qmgr"}
-LARGEST = 10  # of a kind that are named one by one
 
 
 # Is bascule in it? -----------------------------------------------------------------

@@ -17,7 +17,6 @@ from hashlib import sha256
 
 from imapclient import imap_utf7
 
-from bascule.errors import BasculeError
 from bascule.imap.reader import Layout
 
 MAX_PART = 220  # bytes of one name; a file system takes 255, and Dovecot writes its own beside it
@@ -27,10 +26,6 @@ MAX_PATH = 900  # bytes of all of them
 _TAKEN = {"", ".", "..", "cur", "new", "tmp"}
 _TAKEN_HEADS = ("dovecot", "subscriptions", "maildirsize", "maildirfolder", ".bascule")
 _SHIFTED = re.compile(r"&([A-Za-z0-9+,]*)-")
-
-
-class FolderNameNotStorable(BasculeError):
-    """A folder of the legacy server cannot keep its name here, and the domain's setting is to wait."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import pytest
 from imapclient import IMAPClient
 
 from bascule.check.finding import Finding
-from bascule.lab.mail import Ledger, SeenFolder, Traffic, differences, identities, message, read_mailbox, send
+from bascule.lab.mail import Ledger, SeenFolder, Traffic, differences, identities, message, read_mailbox, send, uidls
 from bascule.lab.process import VMAIL
 from bascule.lab.sites import DOMAIN, CourierSite, Lab, eventually
 
@@ -248,21 +248,6 @@ def test_late_mail_that_sorts_before_what_the_final_pass_saw(courier: Lab, rando
     eventually("all are swept", lambda: not ledger.compare({name: identities(here(courier, name))}).lost, 30)
     swept_again(courier, name, 3)
     ledger.compare({name: identities(here(courier, name))}).insist()
-
-
-def uidls(port: int, name: str, password: str) -> dict[str, str]:
-    """POP3 UIDL of each message by its Message-ID."""
-    session = poplib.POP3("127.0.0.1", port, timeout=30)
-    session.user(f"{name}@{DOMAIN}")
-    session.pass_(password)
-    found = {}
-    for line in session.uidl()[1]:
-        number, uidl = line.decode().split()
-        headers = b"\n".join(session.top(int(number), 0)[1]).decode(errors="replace")
-        identity = next(line.partition("<")[2].rstrip(">") for line in headers.splitlines() if "Message-ID" in line)
-        found[identity] = uidl
-    session.quit()
-    return found
 
 
 def test_pop3_clients_fetch_nothing_again(courier: Lab, random: Random) -> None:

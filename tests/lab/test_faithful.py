@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import poplib
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from bascule.lab.mail import (
     message,
     read_mailbox,
     send,
+    uidls,
 )
 from bascule.lab.process import VMAIL, program
 from bascule.lab.sites import DOMAIN, Lab, eventually
@@ -34,22 +34,6 @@ Request = Callable[[str], None]
 Await = Callable[..., None]
 
 SCRIPT = b'require ["fileinto"];\r\nif header :contains "subject" "bridge" { fileinto "Archive"; }\r\n'
-
-
-def uidls(port: int, name: str, password: str) -> dict[str, str]:
-    """POP3 UIDL of each message by its Message-ID."""
-    session = poplib.POP3("127.0.0.1", port, timeout=30)
-    session.user(f"{name}@{DOMAIN}")
-    session.pass_(password)
-    found = {}
-    for line in session.uidl()[1]:
-        number, uidl = line.decode().split()
-        headers = b"\n".join(session.top(int(number), 0)[1]).decode(errors="replace")
-        identity = next(line.partition("<")[2].rstrip(">") for line in headers.splitlines() if "Message-ID" in line)
-        found[identity] = uidl
-    session.rset()
-    session.quit()
-    return found
 
 
 def test_what_clients_rely_on_is_kept(
