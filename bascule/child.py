@@ -61,7 +61,8 @@ async def _kill(process: asyncio.subprocess.Process) -> None:
     """End it and its own children: they are one session."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    # Not waited for without end: the loop collects it whenever it goes.
+    # Its pipes end with the last who held them, so that nothing of it outlives the loop. Not waited for without end:
+    # the loop collects it whenever it goes.
     with suppress(TimeoutError):
         async with asyncio.timeout(_PARTING):
-            await process.wait()
+            await process.communicate()
