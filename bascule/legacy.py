@@ -93,8 +93,8 @@ def _context(ca_file: Path | None) -> ssl.SSLContext:
 
 #: The columns of ``routing_domain`` (or ``domain``) that :func:`from_row` takes, in its order.
 COLUMNS = (
-    "name, imap_host, imap_port, imap_tls, smtp_host, smtp_port, "
-    "pop3_port, pop3_tls, submission_port, submission_tls, sieve_port, sieve_tls, login_form"
+    "name, imap_host, imap_port, imap_tls, smtp_host, smtp_port, pop3_port, pop3_tls, submission_port, "
+    "submission_tls, sieve_port, sieve_tls, login_form"
 )
 
 

@@ -162,9 +162,8 @@ class Snapshot:
                     for alias, target in database.execute("SELECT alias, target FROM alias")
                 }
                 rows = database.execute(
-                    "SELECT local_part, domain, id, state, epoch, lmtp_next_hop, "
-                    "password_hash, needs_credential, home, served "
-                    "FROM mailbox LEFT JOIN account USING (domain, local_part)"
+                    "SELECT local_part, domain, id, state, epoch, lmtp_next_hop, password_hash, needs_credential, "
+                    "home, served FROM mailbox LEFT JOIN account USING (domain, local_part)"
                 )
                 mailboxes = {box.address: box for box in _mailboxes(rows)}
                 unmoved = {Address.parse(address) for (address,) in database.execute("SELECT address FROM unmoved")}

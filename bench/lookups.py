@@ -43,8 +43,8 @@ def fill(postgres: Postgres, mailboxes: int) -> None:
         connection.execute("INSERT INTO store VALUES ('local', 'unix:/run/dovecot/lmtp')")
         connection.execute(
             "INSERT INTO domain (name, mode, store, imap_host, imap_port, imap_tls, smtp_host, smtp_port, url_token, "
-            "url_expires_at) "
-            "VALUES ('bench.test', 'active', 'local', 'old.test', 993, 'implicit', 'old.test', 25, 'x', now())"
+            "url_expires_at) VALUES ('bench.test', 'active', 'local', 'old.test', 993, 'implicit', 'old.test', 25, "
+            "'x', now())"
         )
         connection.execute("SET session_replication_role = replica")  # no journal of a million moves
         connection.execute(

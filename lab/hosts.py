@@ -293,9 +293,9 @@ class Hosts(Telling):
         self.bascule(machine, f"store {next_hop}")
         self.bascule(
             machine,
-            f"prepare {DOMAIN} --store {store} --imap-host legacy.lab.test --imap-port {ports.imaps} "
-            f"--smtp-host legacy.lab.test "
-            f"--smtp-port {self.legacy.smtp_port} --sweep-interval '2 seconds' --quiet-period '3 seconds'",
+            f"prepare {DOMAIN} --store {store} --imap-host legacy.lab.test --imap-port {ports.imaps} --smtp-host "
+            f"legacy.lab.test --smtp-port {self.legacy.smtp_port} --sweep-interval '2 seconds' --quiet-period '3 "
+            "seconds'",
             quiet=True,
         )
         text = self.bascule(

@@ -71,13 +71,11 @@ class Witness:
 
     def folders(self) -> dict[str, frozenset[str]]:
         """The attributes (lower case) of each folder that LIST shows, by its name as on the wire."""
-        (answer,) = self._ask([b'LIST "" "*"'])
-        return {_name(match[2]): _words(match[1]) for line in answer if (match := _LIST.fullmatch(line))}
+        return self._listed(b'LIST "" "*"')
 
     def special_uses(self) -> dict[str, frozenset[str]]:
         """The attributes (lower case) of the folders with a special use (RFC 6154)."""
-        (answer,) = self._ask([b'LIST (SPECIAL-USE) "" "*"'])
-        return {_name(match[2]): _words(match[1]) for line in answer if (match := _LIST.fullmatch(line))}
+        return self._listed(b'LIST (SPECIAL-USE) "" "*"')
 
     def other_namespaces(self, prefix: str) -> tuple[str, ...]:
         """The prefixes of all namespaces but the one with ``prefix`` (RFC 2342)."""
@@ -149,6 +147,10 @@ class Witness:
         return found
 
     # ----------------------------------------------------------------------------
+
+    def _listed(self, command: bytes) -> dict[str, frozenset[str]]:
+        (answer,) = self._ask([command])
+        return {_name(match[2]): _words(match[1]) for line in answer if (match := _LIST.fullmatch(line))}
 
     def _opened(self, name: str, answers: list[list[bytes]]) -> Opened:
         exists = [int(line.split()[1]) for answer in answers for line in answer if line.endswith(b" EXISTS")]

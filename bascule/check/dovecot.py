@@ -100,11 +100,9 @@ def userdb(subject: Subject) -> Iterator[Said]:
     if _foreign(subject, [nobody]):
         yield wrong(
             f"a userdb of this Dovecot knows {nobody}, who does not exist: it takes every name for its own, and mail "
-            "of "
-            "users who have moved would go to the homes that it names",
+            "of users who have moved would go to the homes that it names",
             "Let it say no to what it does not know (a userdb static needs allow_all_users = no), or have bascule's "
-            "stand "
-            "before it.",
+            "stand before it.",
         )
         return
     foreign = known_elsewhere(subject)
@@ -281,8 +279,7 @@ def auth_cache(subject: Subject) -> Iterator[Said]:
         if lua and "bascule" in text and "cache_key" not in text:
             yield wrong(
                 f"auth_cache_size is {size}, and bascule's passdb says no cache_key: logins would go on to the legacy "
-                "server "
-                "after the flip",
+                "server after the flip",
                 "Plug bascule in again; or say auth_cache_size = 0.",
             )
             return
@@ -300,8 +297,7 @@ def namespaces(subject: Subject) -> Iterator[Said]:
     if inbox is not None and inbox.name != "inbox":
         yield wrong(
             f"the namespace with the INBOX is {f'named {inbox.name}' if inbox.name else 'not named'}: moved users' "
-            "folders "
-            "would get neither separator nor prefix of the legacy server",
+            "folders would get neither separator nor prefix of the legacy server",
             "Name it: namespace inbox { inbox = yes ... }.",
         )
     others = [each for each in blocks if each is not inbox and each.get("list", "yes") in {"yes", "children"}]
@@ -327,19 +323,16 @@ def namespaces(subject: Subject) -> Iterator[Said]:
         clean = False
         yield wrong(
             f"the prefix of the INBOX's namespace here is {own_prefix!r}; the legacy server has separator "
-            f"{separator!r} "
-            "and no prefix: nobody can be moved",
+            f"{separator!r} and no prefix: nobody can be moved",
             "Dovecot wants a prefix to end with its separator. Take the prefix out here (or give your own users "
-            "theirs by "
-            "userdb fields namespace/inbox/prefix and .../separator).",
+            "theirs by userdb fields namespace/inbox/prefix and .../separator).",
         )
     for each in others:
         if _separator(each) != separator:
             clean = False
             yield wrong(
                 f"{_called(each)} is listed with separator {_separator(each)!r}, and the legacy server has "
-                f"{separator!r}: "
-                "nobody can be moved",
+                f"{separator!r}: nobody can be moved",
                 f"Dovecot wants one separator for all that are listed: say separator = {separator} there, or list = "
                 "no.",
             )
@@ -376,8 +369,7 @@ def quota(subject: Subject) -> Iterator[Said]:
     if used >= limit:
         yield wrong(
             f"the default quota here is {_megabytes(limit)}, and {address} has {_megabytes(used)} at the legacy "
-            "server: "
-            "after the move all mail for them would be refused",
+            "server: after the move all mail for them would be refused",
             "Raise quota_rule (2.3) or quota_storage_size (2.4) above the largest mailbox that is to move.",
         )
     else:
@@ -426,9 +418,9 @@ def autoexpunge(subject: Subject) -> Iterator[Said]:
             if after.split()[0] != "0":
                 yield note(
                     f"Dovecot removes mail from {folder.name} after {after} (autoexpunge)",
-                    "It does so with moved mail, too, at the user's first login here; before the close a return would "
-                    "remove it "
-                    "at the legacy server as well. Say so to the users, or take the setting out meanwhile.",
+                    "It does so with moved mail, too, at the user's first login here; before the close a return "
+                    "would remove it at the legacy server as well. Say so to the users, or take the setting out "
+                    "meanwhile.",
                 )
 
 
@@ -456,8 +448,7 @@ def sieve(subject: Subject) -> Iterator[Said]:
             yield note(
                 f"{setting} is {facts.plugin(setting)}",
                 "A folder that it names (INBOX.Junk, for instance) is named with the legacy server's separator for "
-                "users "
-                "who have moved: see that it exists for them.",
+                "users who have moved: see that it exists for them.",
             )
 
 
@@ -545,8 +536,7 @@ def mail_root(subject: Subject) -> Iterator[Said]:
     if hidden is not None:
         yield wrong(
             f"mail_root is {root}, below {hidden}, which systemd hides from bascule's units (ProtectHome): nothing "
-            "could "
-            "be stored",
+            "could be stored",
             "systemctl edit bascule-worker: ProtectHome=no; or keep mailboxes elsewhere ([worker] mail_root).",
         )
         return

@@ -403,8 +403,7 @@ def folder_names(subject: Subject) -> Iterator[Said]:
             yield note(
                 f"the server offers UTF8=ACCEPT, and {len(named)} folders have other names with it",
                 "Clients that use it (Thunderbird) take these for new folders after the move, for Dovecot here does "
-                "not "
-                "offer it: their messages are downloaded again.",
+                "not offer it: their messages are downloaded again.",
             )
 
 

@@ -87,11 +87,9 @@ def login(subject: Subject) -> Iterator[Said]:
         else:
             yield wrong(
                 f"{address} logs in here and sees another mailbox: {_messages(here)} messages in {len(here)} folders, "
-                "at the "
-                f"legacy server {_messages(there)} in {len(there)}",
-                "The session does not go to the legacy server: a passdb or userdb of your own knows the address. Take "
-                "it "
-                "out there.",
+                f"at the legacy server {_messages(there)} in {len(there)}",
+                "The session does not go to the legacy server: a passdb or userdb of your own knows the address. "
+                "Take it out there.",
             )
 
 

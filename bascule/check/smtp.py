@@ -200,8 +200,7 @@ def sender_verification(subject: Subject) -> Iterator[Said]:
         yield wrong(
             f"{text}; this host takes it, and would return it to a sender that may be forged",
             "Put reject_unknown_sender_domain into smtpd_sender_restrictions here, or have this host exempted from "
-            "sender "
-            "checks there.",
+            "sender checks there.",
         )
     else:
         yield note(f"{text}; this host takes it", "Such mail waits in the queue here for days.")

@@ -224,8 +224,8 @@ def test_many_sightings_are_one_statement(owner: Connection) -> None:
 def test_sightings_are_bounded_and_it_is_said(owner: Connection) -> None:
     kept = value(owner, "SELECT sightings_kept()")
     owner.execute(
-        "INSERT INTO sighting (domain_id, local_part) "
-        "SELECT domain.id, 'x' || number FROM domain, generate_series(1, %s) AS number",
+        "INSERT INTO sighting (domain_id, local_part) SELECT domain.id, 'x' || number FROM domain, "
+        "generate_series(1, %s) AS number",
         (kept - 1,),
     )
     full = "SELECT why FROM closing_obstacles WHERE address = '*@lab.test'"

@@ -220,11 +220,10 @@ def test_the_page_is_told_nothing_secret(postgres: Postgres, owner: Connection) 
 def test_nothing_sealed_is_readable_but_by_workers(owner: Connection) -> None:
     """By whatever grant, on whatever table or view, also one that is added later."""
     readable = owner.execute(
-        "SELECT role.rolname, attrelid::regclass::text, attname FROM pg_roles AS role CROSS JOIN pg_attribute "
-        "JOIN pg_class ON pg_class.oid = attrelid "
-        "WHERE relnamespace = 'bascule'::regnamespace AND relkind IN ('r', 'v') "
-        "AND (attname LIKE 'sealed%' OR attname = 'password_hash') AND NOT attisdropped "
-        "AND role.rolname LIKE 'bascule\\_%' AND has_column_privilege(role.rolname, attrelid, attnum, 'SELECT')"
+        "SELECT role.rolname, attrelid::regclass::text, attname FROM pg_roles AS role CROSS JOIN pg_attribute JOIN "
+        "pg_class ON pg_class.oid = attrelid WHERE relnamespace = 'bascule'::regnamespace AND relkind IN ('r', 'v') "
+        "AND (attname LIKE 'sealed%' OR attname = 'password_hash') AND NOT attisdropped AND role.rolname LIKE "
+        "'bascule\\_%' AND has_column_privilege(role.rolname, attrelid, attnum, 'SELECT')"
     ).fetchall()
     # The authenticator checks the passwords of those who have moved: it needs their hashes.
     assert ("bascule_authenticator", "login_mailbox", "password_hash") in readable
