@@ -15,7 +15,7 @@ from bascule.cli import main
 from bascule.cli.options import SETTINGS
 from bascule.config_templates import render
 from bascule.credential import Password, Sealer, Unsealer, create_keys
-from bascule.database import Connection
+from bascule.database import Connection, value
 from bascule.lab.postgres import Postgres
 from bascule.settings import Keys, Settings
 
@@ -87,9 +87,9 @@ def test_setting_one_thing_changes_nothing_else(bascule: Bascule, owner: Connect
         "--messages": "", "--first-login": "", "--smtp-tls": "verify", "--on-difference": "wait",
         "--first-login-delay": "01:00:00",
     }  # fmt: skip
-    for option, value in others.items():
+    for option, setting in others.items():
         (before,) = owner.execute(SHAPE).fetchall()[0]
-        done = bascule("domain", "set", "new.test", option, *([value] if value else []))
+        done = bascule("domain", "set", "new.test", option, *([setting] if setting else []))
         assert done.exit_code == 0, done.output
         (after,) = owner.execute(SHAPE).fetchall()[0]
         different = [column for column in before if before[column] != after[column]]
@@ -258,6 +258,23 @@ def test_closing_by_force_names_what_will_happen_and_asks(bascule: Bascule, owne
     forced = bascule("close", "lab.test", "--force", "--yes", "--reason", "enough")
     assert (forced.exit_code, words in forced.output) == (0, True)
     assert owner.execute("SELECT mode FROM domain").fetchall() == [("closed",)]
+
+
+def test_a_verification_that_no_worker_does_in_time_is_not_waited_for(
+    bascule: Bascule, owner: Connection, acknowledge: Callable[[int, int], None]
+) -> None:
+    mailbox = int(value(owner, "SELECT request_migration('alice@lab.test', 'portal', 'sealed')"))
+    owner.execute("SELECT begin_copy(%s)", (mailbox,))
+    refused = bascule("verify", "alice@lab.test", "--patience", "0")
+    assert (refused.exit_code, "it is verified before it moves" in refused.output) == (1, True)
+    epoch = int(value(owner, "SELECT begin_cutover(%s)", mailbox))
+    acknowledge(mailbox, epoch)
+    report = json.dumps({"separator": "/", "prefix": "", "folders": []})
+    owner.execute("SELECT finish_cutover(%s, %s, '{ARGON2ID}x', %s)", (mailbox, epoch, report))
+    late = bascule("verify", "Alice@lab.test", "--patience", "0")
+    assert late.exit_code == 1
+    assert "has not been verified within 0 s; it is done as soon as a worker is free" in late.output
+    assert value(owner, "SELECT count(*) FROM queue.procrastinate_jobs WHERE task_name = 'verify'") == 1
 
 
 def test_what_is_done_can_be_taken_back(bascule: Bascule, owner: Connection) -> None:

@@ -111,7 +111,7 @@ def test_everything_comes(lab: Lab, kind: Callable[[list[Folder]], Server]) -> N
 
         assert eventually("the move", settled, PATIENCE) == ("local", None)
         assert seen_here(lab, address) == wanted
-        assert lab.new.cli("close", address.partition("@")[2], "--force", "--yes").returncode == 0
+        assert lab.new.cli("close", address.partition("@")[2], "--force", "--yes", "--reason", "seen").returncode == 0
 
 
 class Ends(Server):
@@ -144,4 +144,4 @@ def test_the_message_that_does_not_come_is_named(lab: Lab, kind: Callable[[list[
 
         eventually("the message is named", named, PATIENCE)
         assert [tuple(row) for row in named()] == [("INBOX", 3)]
-        assert lab.new.cli("close", address.partition("@")[2], "--force", "--yes").returncode == 0
+        assert lab.new.cli("close", address.partition("@")[2], "--force", "--yes", "--reason", "seen").returncode == 0
