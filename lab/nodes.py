@@ -350,13 +350,13 @@ class Nodes:
             return bool(copies(client, identity))
 
     def lose_the_database(self) -> None:
-        self.tell("the database loses its power: mail is taken, who has not moved logs in and gets mail as before")
+        self.tell("the database loses its power: mail is taken, everybody logs in, who has not moved gets it at once")
         self.network.kill(self.postgres.host)
         sent = [self._send(name, mx) for name in USERS for mx in self.mx]
         for store in self.stores:
-            with self._client("cora", store):
-                pass
-            self._temporary("bert", store)
+            for name in USERS:
+                with self._client(name, store):
+                    pass
         for name, identity in sent:
             if name == "cora":
                 self._await_delivery(name, identity)

@@ -38,6 +38,27 @@ def dovecot_version() -> str:
     return run(program("dovecot"), "--version")[:3]
 
 
+def settings_once(main_cf: str) -> str:
+    """A main.cf in which each parameter is set once: as its last assignment says, which is the one that counts.
+
+    Postfix warns of each earlier one ("overriding earlier entry"). With maillog_file, master(8) writes these
+    warnings to a datagram socket that holds ten of them (net.unix.max_dgram_qlen): while nobody reads it, which is
+    so at a reload, it hangs at the eleventh.
+    """
+    last: dict[str, int] = {}
+    entries: list[tuple[str | None, list[str]]] = []
+    for line in main_cf.splitlines():
+        if line[:1].isspace() and entries and entries[-1][0]:  # postconf(5): it continues the line before
+            entries[-1][1].append(line)
+            continue
+        name = None if line.startswith("#") or "=" not in line else line.partition("=")[0].strip()
+        if name:
+            last[name] = len(entries)
+        entries.append((name, [line]))
+    kept = [lines for number, (name, lines) in enumerate(entries) if name is None or last[name] == number]
+    return "".join(f"{line}\n" for lines in kept for line in lines)
+
+
 class Postfix:
     """A Postfix with its own configuration, queue and port."""
 
@@ -53,13 +74,14 @@ class Postfix:
         for part, owner in (("queue", "root"), ("data", "postfix"), ("log", "root")):
             (self.folder / part).mkdir()
             shutil.chown(self.folder / part, owner)
-        write(
+        main_cf = write(
             self.folder / "main.cf",
             f"{self._kind}-main.cf.j2",
             folder=self.folder,
             address=self._host.address,
             **variables,
         )
+        main_cf.write_text(settings_once(main_cf.read_text()))
         write(
             self.folder / "master.cf",
             f"{self._kind}-master.cf.j2" if self._kind == "new" else "postfix-master.cf.j2",

@@ -22,6 +22,7 @@ from bascule.credential import Password
 from bascule.directory import Mode
 from bascule.lab.dns import NameServer
 from bascule.lab.process import VMAIL, Daemon, free_ports
+from bascule.lab.servers import settings_once
 from bascule.lab.sites import DOMAIN, Lab, eventually, full
 from bascule.legacy import LegacySettings, Service
 
@@ -178,9 +179,9 @@ def mode(lab: Lab, name: str) -> str:
 
 @contextmanager
 def added(path: Path, text: str, apply: Callable[[], object]) -> Iterator[None]:
-    """Lines at the end of a configuration file, where the last counts."""
+    """Settings of main.cf, instead of what it says of them."""
     before = path.read_text()
-    path.write_text(f"{before}\n{text}\n")
+    path.write_text(settings_once(f"{before}\n{text}\n"))
     apply()
     try:
         yield

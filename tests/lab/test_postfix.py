@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import smtplib
+import socketserver
 import threading
 import time
 import urllib.request
@@ -25,7 +26,7 @@ from bascule.lab.activated import Activated
 from bascule.lab.mail import message
 from bascule.lab.main_cf import main_cf
 from bascule.lab.process import VMAIL, free_ports, program, run
-from bascule.lab.servers import TEMPLATES
+from bascule.lab.servers import TEMPLATES, settings_once
 from bascule.lab.sites import DOMAIN, SERVICE, Lab, LegacySite, NewSite, eventually, full
 
 pytestmark = pytest.mark.lab
@@ -56,7 +57,7 @@ class Operator:
 
     def set_up(self, settings: str = "", services: str = "") -> None:
         base = environment(TEMPLATES).get_template("postfix-main.cf.j2")
-        self.own = (
+        self.own = settings_once(
             base.render(folder=self.postfix.folder, address="127.0.0.1", hostname="new.lab.test")
             + f"virtual_mailbox_domains = {SHOP}\n"
             f"virtual_mailbox_maps = inline:{{ anna@{SHOP}=anna/, archive@{SHOP}=archive/ }}\n"
@@ -417,35 +418,33 @@ def test_a_milter_that_hangs_costs_a_message_seconds(operator: Operator, random:
     eventually("own mail", lambda: any("own@milter.test" in text for text in operator.mail("anna")))
 
 
-class Store:
+class Store(socketserver.ThreadingUnixStreamServer):
     """An LMTP server that refuses each recipient with words of ours: a real one says them when its database dies."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
         self.refusals: dict[str, str] = {}
-
-    def __enter__(self) -> Store:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
+        super().__init__(str(path), Session)
+        path.chmod(0o666)
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05})
         self._thread.start()
-        serving = asyncio.start_unix_server(self._serve, self._path)
-        self._server = asyncio.run_coroutine_threadsafe(serving, self._loop).result(10)
-        self._path.chmod(0o666)
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._server.close)
-        self._loop.call_soon_threadsafe(self._loop.stop)
+    def server_close(self) -> None:
+        self.shutdown()
         self._thread.join()
+        super().server_close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"220 store\r\n")
-        while line := (await reader.readline()).decode():
+
+class Session(socketserver.StreamRequestHandler):
+    server: Store
+    timeout = 30  # seconds that Postfix may be silent
+
+    def handle(self) -> None:
+        self.wfile.write(b"220 store\r\n")
+        for line in map(bytes.decode, self.rfile):
             recipient = line.partition("<")[2].partition(">")[0]
-            writer.write(f"{self.refusals.get(recipient, '250 2.0.0 ok')}\r\n".encode())
+            self.wfile.write(f"{self.server.refusals.get(recipient, '250 2.0.0 ok')}\r\n".encode())
             if line.startswith("QUIT"):
                 break
-        writer.close()
 
 
 def test_an_unknown_user_is_not_believed_and_the_rest_is_the_operator_s(operator: Operator, random: Random) -> None:

@@ -249,6 +249,7 @@ def test_a_legacy_folder_made_anew_ends_neither_the_sweeps_nor_a_forced_return(
     with lab.legacy.client(name) as client:
         client.select_folder("Junk-like")
         kept = client.fetch([1], ["BODY.PEEK[]", "INTERNALDATE"])[1]
+        client.unselect_folder()  # or Dovecot ends the session of a folder that is gone
         client.delete_folder("Junk-like")
         client.create_folder("Junk-like")
         client.append("Junk-like", kept[b"BODY[]"], [], kept[b"INTERNALDATE"])
