@@ -111,7 +111,7 @@ def with_imapclient(port: int, into: Path) -> None:
     client.login(f"{NAME}@{DOMAIN}", PASSWORD)
     for _, _, name in client.list_folders():
         selected = client.select_folder(name, readonly=True)
-        folder = maildir.Folder(into / "Maildir" / name, int(selected[b"UIDVALIDITY"]))
+        folder = maildir.Folder(into / "Maildir" / name, name, int(selected[b"UIDVALIDITY"]))
         folder.open()
         missing = [uid for uid in client.search() if uid not in folder.messages]
         for start in range(0, len(missing), 100):

@@ -14,7 +14,7 @@ from bascule.lab.process import LabError, program
 #: How each says its version.
 SERVERS = {
     "PostgreSQL": ("psql", "--version"),
-    "Postfix": ("postconf", "-h", "mail_version"),
+    "Postfix": ("postconf", "-dh", "mail_version"),
     "Dovecot": ("dovecot", "--version"),
 }
 
