@@ -30,15 +30,14 @@ async def output_of(
         ChildFailed: it cannot be started, ended with an error, or did not end in time.
     """
     name = command[0].rpartition("/")[2]
+    starting = asyncio.ensure_future(_start(*command, environment=environment))
     try:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=environment,
-            start_new_session=True,
-        )
+        process = await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        # It may run already, although nobody has heard so.
+        with suppress(OSError):
+            await _kill(await starting)
+        raise
     except OSError as error:
         raise ChildFailed(f"{name} cannot be started: {error.strerror}") from error
     try:
@@ -55,6 +54,18 @@ async def output_of(
     if process.returncode != 0:
         raise ChildFailed(f"{name} ended with {process.returncode}: {errors.decode(errors='replace').strip()}")
     return output
+
+
+async def _start(*command: str, environment: Mapping[str, str] | None) -> asyncio.subprocess.Process:
+    """In a session of its own."""
+    return await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 async def _kill(process: asyncio.subprocess.Process) -> None:
