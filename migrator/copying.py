@@ -232,8 +232,10 @@ class Copy:
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for group in _groups(now):
             self._copy_group(group, now, former, this_pass, progress)
+        gone = self._gone()
+        self.refused = {name: reason for name, reason in self.refused.items() if name not in gone}
         # What was copied of a folder that is refused now is kept: it may be opened again.
-        kept = {this_pass.path(self.root, name) for name in now.keys() | self.refused.keys()}
+        kept = {this_pass.path(self.root, name) for name in (now.keys() | self.refused.keys()) - gone}
         maildir.remove_other_folders(self.root, kept)
         for folder in layout.folders:
             if not folder.selectable:
@@ -255,6 +257,12 @@ class Copy:
         this_pass.notes += _differences(this_pass)
         self._report(progress)
         return this_pass
+
+    def _gone(self) -> set[str]:
+        """The refused folders that are not listed any more: the user has renamed or deleted them meanwhile."""
+        if not self.refused:
+            return set()
+        return self.refused.keys() - {folder.name for folder in self.source.layout().folders}
 
     def _refuse(self, folder: str, reason: str, this_pass: Pass) -> None:
         """A folder cannot be read, or not whole."""

@@ -90,6 +90,52 @@ def copier(tmp_path: Path) -> Iterator[Callable[..., Copier]]:
 Start = Callable[..., Copier]
 
 
+class Deleting(Server):
+    """Another program of the user's deletes the last folder when this one has heard of it."""
+
+    on_verb = b"LIST"
+
+    def _answered(self, command: Command) -> None:
+        if command.verb == self.on_verb and self.folders[-1].name == b"Passing":
+            self.folders.pop()
+
+    def on_list(self, session: Session, command: Command) -> None:
+        super().on_list(session, command)
+        self._answered(command)
+
+    def on_status(self, session: Session, command: Command) -> None:
+        super().on_status(session, command)
+        if command.words[0] == b"Passing":
+            self._answered(command)
+
+
+class DeletingLater(Deleting):
+    on_verb = b"STATUS"
+
+
+@pytest.mark.parametrize("kind", [Deleting, DeletingLater])
+def test_a_folder_that_is_deleted_meanwhile_is_not_called_unreadable(kind: type[Server], copier: Start) -> None:
+    work = copier(kind, [Folder(b"INBOX", messages(1)), Folder(b"Passing", messages(2))])
+    done = work.run()
+    assert work.copy.refused == {}
+    assert [each.name for each in done.folders] == ["INBOX"]
+    assert not (work.root / "Passing").exists()
+
+
+class Closed(Server):
+    """Lists a folder that it does not have."""
+
+    def on_list(self, session: Session, command: Command) -> None:
+        session.say(b'* %s () "/" Closed' % command.verb)
+        super().on_list(session, command)
+
+
+def test_a_folder_that_is_still_listed_is(copier: Start) -> None:
+    work = copier(Closed, [Folder(b"INBOX", messages(1))])
+    work.run()
+    assert work.copy.refused.keys() == {"Closed"}
+
+
 def test_everything_comes_and_the_next_pass_finds_nothing_to_do(copier: Start) -> None:
     folders = [Folder(b"INBOX", messages(1, 4)), Folder(b"a/b", messages(2)), Folder(b"empty")]
     work = copier(Server, [*folders, Folder(b"a", attributes=b"\\Noselect")])
