@@ -23,6 +23,7 @@ local ANSWER = 2 -- seconds that the authenticator has to show that it is at wor
 local LOGIN = 60 -- seconds for a login from then on; it answers sooner by itself
 local LISTING = 30 -- seconds for the list of all users
 local NO_SUCH_FILE = 2 -- ENOENT of Linux
+local SPARE = 512 * 1024 -- kB of memory that the host must have to spare for a password to be looked at; it takes 64 MiB
 local LONGEST = 255 -- bytes of a file's name; who would need a longer one has none
 local NOTHING = "" -- beside a failure 2.3 wants a string or a table, whose words it takes for fields; 2.4 a string or nil
 -- Postfix (3.7 to 3.10) tells a client "wrong password" (535) when Dovecot says that it cannot say now, and the
@@ -167,10 +168,19 @@ local function reply_left(left, request, service)
   return left[request .. " " .. service] or left[request .. " *"] or "temporary"
 end
 
+-- The authenticator looks at a few passwords at a time. Here each login has a worker for itself.
+local function has_memory()
+  local available = (content_of("/proc/meminfo") or ""):match("MemAvailable:%s*(%d+)")
+  return not available or tonumber(available) >= SPARE
+end
+
 -- As log_in, look_up: by what is left.
 local function log_in_alone(request, name, password, service)
   local left = left_of(name)
   if left.password then
+    if not has_memory() then
+      error("too little memory to look at a password")
+    end
     local matches, why = request:password_verify(left.password, password)
     if matches == 0 and not tostring(why):find("^Unknown scheme") then
       return "refused"

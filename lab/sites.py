@@ -521,7 +521,7 @@ class NewSite:
         known = "SELECT 1 FROM bascule.parts WHERE name = %s AND part = %s"
         if self.sql(known, name, part):
             eventually(f"{part} on {name} is silent", lambda: not self.sql(f"{known} AND alive", name, part) or None)
-            self.sql("SELECT bascule.forget_node(%s, %s, 'it was stopped for good')", name, part)
+            self.sql("SELECT bascule.forget_node(%s, %s, 'it was stopped for good', true)", name, part)
 
     def state(self, name: str) -> str | None:
         rows = self.sql("SELECT state FROM bascule.mailboxes WHERE address = %s", full(name))

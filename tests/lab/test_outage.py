@@ -17,6 +17,7 @@ from random import Random
 import pytest
 from imapclient.exceptions import LoginError
 
+from bascule import netstring
 from bascule.address import Address
 from bascule.hooks.deputy import file_name
 from bascule.lab.fronts import Front
@@ -327,17 +328,20 @@ def test_what_is_too_old_is_not_used(way: Way, new: NewSite, legacy: LegacySite,
             pass
 
 
+LETS_IN = netstring.encode(b"login\0*\0ok\0user=outlived@lab.test")
+
+
 @pytest.mark.parametrize(
     "content",
     [
         b"",
-        b"77:login",
-        b"junk",
-        b"13:login\0*\0okay,x",
-        b"46:password\0{UNKNOWN}$argon2id$v=19$m=65536,t=3,p=4$x,",
+        b"99" + LETS_IN[2:-1],
+        LETS_IN[:-1],
+        LETS_IN + b"junk",
+        netstring.encode(b"password\0{UNKNOWN}x") + LETS_IN,
         None,
     ],
-    ids=["nothing", "half", "junk", "more", "a hash that nobody knows", "unreadable"],
+    ids=["nothing", "half", "no end", "junk", "a hash that nobody knows", "unreadable"],
 )
 def test_half_of_what_was_left_is_nothing(way: Way, legacy: LegacySite, here: str, content: bytes | None) -> None:
     """Who has moved is not taken for somebody who has not, nor a password for wrong."""
@@ -360,3 +364,27 @@ def test_half_of_what_was_left_is_nothing(way: Way, legacy: LegacySite, here: st
                 path.rmdir()
             path.write_bytes(good)
             path.chmod(0o644)
+
+
+def test_passwords_are_not_looked_at_where_memory_is_short(new: NewSite, legacy: LegacySite, here: str) -> None:
+    """One login after the other takes 64 MiB: better that they wait than that the kernel ends something."""
+    moved = full(here)
+    with Front(new, "2.3") as front:
+        meminfo, stub = front.folder / "meminfo", front.folder / "bascule.lua"
+        stub.write_text(
+            "local open = io.open\n"
+            f'io.open = function(path, mode) return open(path == "/proc/meminfo" and "{meminfo}" or path, mode) end\n'
+            + stub.read_text()
+        )
+        front.dovecot.stop()
+        front.dovecot.start()
+        way = Way(front.dovecot, front.authenticator, front.settings.authenticator)
+        eventually("what is left is of now", lambda: b"password" in way.left_for(moved))
+        with dead(front.authenticator):
+            meminfo.write_text("MemTotal:       16384000 kB\nMemFree:  900 kB\nMemAvailable:     524287 kB\n")
+            refused(front.dovecot, "UNAVAILABLE", moved, legacy.users[here])
+            with imap(front.dovecot.ports.imap, full("stayed"), legacy.users["stayed"]):
+                pass
+            meminfo.write_text("MemTotal:       16384000 kB\nMemFree:  900 kB\nMemAvailable:     524288 kB\n")
+            with imap(front.dovecot.ports.imap, moved, legacy.users[here]):
+                pass
