@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from argon2 import PasswordHasher
-from argon2.exceptions import InvalidHashError, VerificationError
+from argon2.exceptions import VerifyMismatchError
 from nacl.encoding import Base64Encoder
 from nacl.exceptions import CryptoError
 from nacl.public import PrivateKey, PublicKey, SealedBox
@@ -60,10 +60,14 @@ class Password:
         return _SCHEME + _hasher.hash(self.secret)
 
     def matches(self, hashed: str) -> bool:
-        """Whether ``hashed`` was made by :meth:`hashed` from this password."""
+        """Whether ``hashed`` was made by :meth:`hashed` from this password.
+
+        Raises:
+            VerificationError, InvalidHashError: it cannot be said, for want of memory say, or it is no such hash.
+        """
         try:
             return _hasher.verify(hashed.removeprefix(_SCHEME), self.secret)
-        except (VerificationError, InvalidHashError):
+        except VerifyMismatchError:
             return False
 
 

@@ -6,8 +6,8 @@ import asyncio
 import gc
 import secrets
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import psycopg
 
@@ -38,6 +38,15 @@ _COLUMNS: dict[View, str] = {
 }
 
 
+class Keeper(Protocol):
+    """Who keeps what is in a directory, and is told what has changed in it."""
+
+    def mailbox_changed(self, address: Address) -> None: ...
+
+    def domains_changed(self) -> None:
+        """Domains, aliases, or names with a delimiter in them."""
+
+
 class NotNotified(BasculeError):
     """Changes are not notified on a connection: it cannot be followed."""
 
@@ -50,6 +59,9 @@ class Follower:
     the database is such a change for each mailbox that differs; the very first
     load only for those that are being moved at the time. ``on_update`` is
     called after any change of the directory, those of domains and aliases too.
+    ``keepers`` are told of the same changes as the snapshot. ``on_sure`` is called
+    soon after each heartbeat that was accepted, when the directory has all
+    changes that were made before it.
     """
 
     def __init__(
@@ -64,9 +76,13 @@ class Follower:
         view: View = "routing_mailbox",
         on_update: Callable[[], None] = lambda: None,
         on_beat: Callable[[AsyncConnection], Awaitable[None]] | None = None,
+        keepers: Sequence[Keeper] = (),
+        on_sure: Callable[[], None] | None = None,
     ) -> None:
         self._directory = directory
         self._snapshot = snapshot
+        self._keepers = (snapshot, *keepers)
+        self._on_sure = on_sure
         self._dsn = dsn
         self._node, self._part = node, part
         self._on_change = on_change
@@ -124,6 +140,9 @@ class Follower:
     async def _follow(self, connection: AsyncConnection) -> None:
         # Listen first, then load: a change in between is seen twice, never missed.
         await connection.execute("LISTEN bascule_mailbox; LISTEN bascule_domain")
+        mark = f"bascule_sure_{secrets.token_hex(8)}"
+        if self._on_sure is not None:
+            await connection.execute(f"LISTEN {mark}".encode())
         notified = await self._is_notified(connection)
         await self._load(connection)
         if not notified:
@@ -143,7 +162,9 @@ class Follower:
                 await self._load(connection)
                 next_load = loop.time() + RELOAD
             if loop.time() >= next_beat:
-                await self._beat(connection)
+                if await self._beat(connection) and self._on_sure is not None:
+                    # Notifications come in the order of the commits: with this one, all that was before has come.
+                    await connection.execute("SELECT pg_notify(%s, '')", (mark,))
                 if self._on_beat is not None:
                     await self._on_beat(connection)
                 next_beat = loop.time() + HEARTBEAT
@@ -155,15 +176,20 @@ class Follower:
             for each in told:
                 if each.channel == "bascule_mailbox":
                     await self._take(connection, each.payload)
+                elif each.channel == mark and self._on_sure is not None:
+                    self._on_sure()
 
-    async def _beat(self, connection: AsyncConnection) -> None:
-        """Sign the heartbeat. That this name is another host's stops the flips, which wait, not the routes here."""
+    async def _beat(self, connection: AsyncConnection) -> bool:
+        """Sign the heartbeat; False: refused. That this name is another host's stops the flips, which wait, not the
+        routes here."""
         try:
             await connection.execute("SELECT bascule.beat(%s, %s)", (self._node, self._part))
         except psycopg.errors.InsufficientPrivilege as error:
             self._log.error(
                 "heartbeat refused", reason=error.diag.message_primary, advice=error.diag.message_hint or ""
             )
+            return False
+        return True
 
     async def _is_notified(self, connection: AsyncConnection) -> bool:
         """Whether notifications come by this connection.
@@ -188,7 +214,7 @@ class Follower:
     async def _take_domains(self, connection: AsyncConnection) -> None:
         domains, self._directory.aliases = await self._domains(connection)
         self._directory.domains, self._directory.unmoved = domains, await self._unmoved(connection, domains)
-        self._snapshot.domains_changed()
+        self._domains_changed()
         self._on_update()
 
     async def _take(self, connection: AsyncConnection, text: str) -> None:
@@ -209,7 +235,7 @@ class Follower:
         after = None
         if row is not None:
             after = self._directory.mailboxes[address] = self._mailbox(address, *row)
-        self._snapshot.mailbox_changed(address)
+        self._mailbox_changed(address)
         self._on_update()
         if before is not None or after is not None:  # a request changes no route
             self._on_change(before, after)
@@ -236,9 +262,9 @@ class Follower:
         self._directory.loaded = True
         # All this stays: the collector need not look through it again and again, and hold up lookups meanwhile.
         gc.freeze()
-        self._snapshot.domains_changed()
+        self._domains_changed()
         for address in changed:
-            self._snapshot.mailbox_changed(address)
+            self._mailbox_changed(address)
         self._on_update()
         for address in changed:
             after = mailboxes.get(address)
@@ -286,7 +312,7 @@ class Follower:
             self._directory.unmoved.discard(address)
         else:
             self._directory.unmoved.add(address)
-        self._snapshot.domains_changed()
+        self._domains_changed()
 
     async def _mailboxes(self, connection: AsyncConnection, domains: dict[str, Domain]) -> AsyncIterator[list[Mailbox]]:
         """All that are exceptions, a batch at a time, so that lookups go on meanwhile."""
@@ -301,6 +327,14 @@ class Follower:
                     for domain_id, local_part, *row in rows
                     if domain_id in names
                 ]
+
+    def _mailbox_changed(self, address: Address) -> None:
+        for keeper in self._keepers:
+            keeper.mailbox_changed(address)
+
+    def _domains_changed(self) -> None:
+        for keeper in self._keepers:
+            keeper.domains_changed()
 
     def _mailbox(
         self, address: Address, id_: int, state: str, epoch: int, lmtp_next_hop: str, *account: Any

@@ -81,6 +81,10 @@ class Authenticator(_Table):
     snapshot: Path = Path("/var/lib/bascule/authenticator/logins.sqlite")
     #: The list of our domains: Dovecot sees there which names are not ours, and does not wait for us.
     domains: Path = Path("/var/lib/bascule/authenticator/domains")
+    #: What Dovecot goes by while the authenticator does not answer, for its group only; see hooks/deputy.py.
+    deputy: Path = Path("/var/lib/bascule/authenticator/deputy")
+    #: Until when that is good. A new start of the host must remove it.
+    deputy_until: Path = Path("/run/bascule/deputy/until")
     metrics: Listen | None = None
 
 

@@ -26,6 +26,7 @@ from bascule.errors import BadAddress, DatabaseUnavailable, LegacyRefusedLogin, 
 from bascule.follower import account_of
 from bascule.hooks import metrics
 from bascule.hooks.database import Database
+from bascule.hooks.deputy import ANY, EVERYBODY, Answer, Left
 from bascule.hooks.legacy_logins import LegacyLogins
 from bascule.hooks.pace import Turns
 from bascule.hooks.protocol import Login, Lookup, Reply
@@ -38,6 +39,8 @@ MOST_RECORDING = 64  # logins that are being recorded; of more at once, the next
 
 #: Services by which a first login sets a move off.
 READING = ("imap", "pop3")
+#: Services whose sessions Dovecot can proxy to the legacy server, by its own names.
+PROXIED = ("imap", "pop3", "submission", "sieve")
 #: States in which the legacy server has no say.
 _NOT_AT_LEGACY = ("cutover", "local", "returning")
 
@@ -95,6 +98,49 @@ def userdb_fields(account: Account, mail_root: Path) -> dict[str, str]:
     return fields
 
 
+def userdb_reply(mailbox: Address, account: Account, store: str, mail_root: Path) -> Reply:
+    if account.served.store != store:
+        return Reply("refused")
+    return Reply("ok", {"user": str(mailbox)} | userdb_fields(account, mail_root))
+
+
+def left_for_mailbox(mailbox: Mailbox, store: str, mail_root: Path) -> Left | None:
+    """What hooks find of a mailbox while nobody answers; None: the same as of everybody else in its domain."""
+    if mailbox.state not in _NOT_AT_LEGACY:
+        return None
+    account, address = mailbox.account, mailbox.address
+    if account is None:  # a snapshot of an older version
+        return Left(())
+    userdb = Answer("userdb", ANY, userdb_reply(address, account, store, mail_root))
+    if mailbox.state != "local" or account.password_hash is None:
+        return Left((userdb,))
+    passdb = {
+        service: Reply("ok", {"user": str(address)} | store_fields(account, service, store))
+        for service in ("smtp", ANY)
+    }
+    answers = [Answer(kind, service, reply) for kind in ("login", "passdb") for service, reply in passdb.items()]
+    return Left((*answers, userdb), account.password_hash)
+
+
+def left_for_domain(domain: Domain) -> Left:
+    """What hooks find of everybody else in a domain."""
+    if domain.mode == "prepared":  # who may be the operator's: then nobody knows whose password it would be
+        return Left((Answer("passdb", ANY, Reply("unknown")), Answer("userdb", ANY, Reply("unknown"))))
+    if domain.mode == "closed":
+        return Left(())
+    address = Address(EVERYBODY, domain.legacy.domain)
+    # Dovecot must proxy the session, so that the legacy server sees the password. Postfix (smtp) would take a reply for
+    # the proof.
+    fields = {service: proxy_fields(domain, service, address) for service in PROXIED}
+    return Left(
+        tuple(
+            Answer("login", service, Reply("ok", {"user": str(address)} | each))
+            for service, each in fields.items()
+            if each is not None
+        )
+    )
+
+
 class Authenticator:
     """The decisions. ``directory`` is the last known state."""
 
@@ -150,9 +196,7 @@ class Authenticator:
             account = await self._account_now(domain, address)
         if account is None:
             return Reply("temporary")
-        if account.served.store != self._store:
-            return Reply("refused")
-        return Reply("ok", {"user": str(address)} | userdb_fields(account, self._mail_root))
+        return userdb_reply(address, account, self._store, self._mail_root)
 
     def users(self) -> Iterator[str]:
         """All whose mailbox has moved to this store."""

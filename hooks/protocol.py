@@ -100,8 +100,12 @@ class Reply:
     result: Result
     fields: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def text(self) -> str:
+        return "\0".join([self.result, *(f"{name}={value}" for name, value in self.fields.items())])
+
     def encode(self) -> bytes:
-        return encoded(self.result, (f"{name}={value}" for name, value in self.fields.items()))
+        return netstring.encode(self.text.encode())
 
 
 def encoded(result: Result, words: Iterable[str]) -> bytes:

@@ -20,8 +20,9 @@ from bascule.directory import Directory, Mailbox
 from bascule.errors import BasculeError
 from bascule.follower import Follower
 from bascule.hooks import metrics
-from bascule.hooks.authenticator import Authenticator
+from bascule.hooks.authenticator import Authenticator, left_for_domain, left_for_mailbox
 from bascule.hooks.database import Database
+from bascule.hooks.deputy import Deputy
 from bascule.hooks.legacy_logins import LegacyLogins
 from bascule.hooks.protocol import AT_WORK, Login, Reply, Request, Users, decode, encoded
 from bascule.hooks.sharing import Sharing
@@ -48,6 +49,14 @@ class Resident:
         self._dsn = configuration.dsn(PART)
         mine = configuration.authenticator
         self._directory = Directory(delimiter=configuration.dovecot.recipient_delimiter)
+        worker = configuration.worker
+        self._deputy = Deputy(
+            mine.deputy,
+            mine.deputy_until,
+            self._directory,
+            mailbox=lambda mailbox: left_for_mailbox(mailbox, worker.store, worker.mail_root),
+            domain=left_for_domain,
+        )
         self._follower = Follower(
             self._directory,
             Snapshot(mine.snapshot),
@@ -58,6 +67,8 @@ class Resident:
             view="login_mailbox",
             on_update=self._updated,
             on_beat=self._beat,
+            keepers=[self._deputy],
+            on_sure=self._deputy.sure,
         )
         self._listed: frozenset[str] | None = None
         self._proxied = Shared(self._list)
@@ -97,6 +108,7 @@ class Resident:
     async def _follow(self, sharing: Sharing) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follower.run())
+            group.create_task(self._deputy.keep())
             group.create_task(sharing.run())
 
     async def _beat(self, connection: AsyncConnection) -> None:
@@ -177,7 +189,8 @@ class Resident:
             self._log.error("a change of state is not in force here", exc_info=error)
 
     async def _put_into_force(self, mailbox: Mailbox) -> None:
-        """End the user's proxied sessions, and say so."""
+        """Have Dovecot know it, also without us, end the user's proxied sessions, and say so."""
+        await self._deputy.written(mailbox.address)
         for _ in range(KICK_ATTEMPTS):
             if not await self._kick(mailbox.address):
                 break

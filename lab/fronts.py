@@ -13,7 +13,7 @@ from bascule import hooks
 from bascule.config_templates import render
 from bascule.lab.process import VMAIL, Daemon
 from bascule.lab.servers import Dovecot, Tree
-from bascule.lab.sites import NewSite, executable
+from bascule.lab.sites import NewSite, executable, make_deputy_folder
 from bascule.settings import Authenticator
 
 #: Made by lab/setup.sh.
@@ -51,9 +51,13 @@ class Front:
                     socket=self.folder / "authenticator",
                     snapshot=self.folder / "logins.sqlite",
                     domains=self.folder / "domains",
+                    deputy=self.folder / "deputy",
+                    deputy_until=self.folder / "deputy-until",
                 ),
             }
         )
+        make_deputy_folder(settings.authenticator.deputy, os.geteuid())
+        self.settings = settings
         values = settings.model_dump()
         stub.write_text(render("dovecot/passdb.lua.j2", passdb_lua=passdb, **values))
         toml = self.folder / "bascule.toml"

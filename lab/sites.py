@@ -367,6 +367,8 @@ class NewSite:
                 socket=run_folder / "authenticator",
                 snapshot=folder / "state" / "logins.sqlite",
                 domains=folder / "state" / "domains",
+                deputy=folder / "state" / "deputy",
+                deputy_until=run_folder / "deputy-until",
                 metrics=metrics[1],
             ),
             milter=Milter(socket=f"unix:{run_folder}/milter", stamp_key=etc / "stamp.key", metrics=metrics[2]),
@@ -425,6 +427,7 @@ class NewSite:
             (self.folder / part).mkdir()
             (self.folder / part).chmod(0o755)
             os.chown(self.folder / part, owner, owner)
+        make_deputy_folder(self.settings.authenticator.deputy, SERVICE)
         self.settings_file.write_text(render("bascule.toml.j2", **self.settings.model_dump()))
 
     def create_keys(self) -> None:
@@ -518,7 +521,7 @@ class NewSite:
         known = "SELECT 1 FROM bascule.parts WHERE name = %s AND part = %s"
         if self.sql(known, name, part):
             eventually(f"{part} on {name} is silent", lambda: not self.sql(f"{known} AND alive", name, part) or None)
-            self.sql("SELECT bascule.forget_node(%s, %s, 'it was stopped for good')", name, part)
+            self.sql("SELECT bascule.forget_node(%s, %s, 'it was stopped for good', true)", name, part)
 
     def state(self, name: str) -> str | None:
         rows = self.sql("SELECT state FROM bascule.mailboxes WHERE address = %s", full(name))
@@ -526,6 +529,13 @@ class NewSite:
 
     def client(self, name: str, password: str) -> AbstractContextManager[IMAPClient]:
         return imap(self.dovecot.ports.imap, full(name), password, host=self.host.address)
+
+
+def make_deputy_folder(path: Path, owner: int) -> None:
+    """As config_templates/systemd/bascule-authenticator.service.j2 has it made."""
+    path.mkdir()
+    os.chown(path, owner, grp.getgrnam("dovecot").gr_gid)
+    path.chmod(0o2750)
 
 
 class Lab:

@@ -68,7 +68,8 @@ END
 $$;
 COMMENT ON FUNCTION acknowledge IS 'A node has put the change of state with this epoch into force';
 
-CREATE OR REPLACE FUNCTION forget_node(name text, part text, reason text)
+DROP FUNCTION IF EXISTS forget_node(text, text, text);
+CREATE OR REPLACE FUNCTION forget_node(name text, part text, reason text, serves_nobody boolean DEFAULT false)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 DECLARE
     known node;
@@ -81,13 +82,22 @@ BEGIN
     IF NOT is_silent(known) THEN
         RAISE EXCEPTION '% on % is alive: it is waited for', part, name USING ERRCODE = 'BA002', HINT = 'Stop it first.';
     END IF;
+    -- hooks/deputy.py, GOOD
+    IF known.part = 'authenticator' AND NOT serves_nobody AND known.heartbeat_at > clock_timestamp() - interval '1 day' THEN
+        RAISE EXCEPTION 'Dovecot on % may go on with logins until %, by what its authenticator left', known.name,
+            to_char(known.heartbeat_at + interval '1 day', 'YYYY-MM-DD HH24:MI:SS')
+            USING ERRCODE = 'BA002',
+                  HINT = format('Stop Dovecot there, or make sure that the host is off. Then: SELECT forget_node(%L, %L, %L, '
+                                'serves_nobody => true)', known.name, known.part, forget_node.reason);
+    END IF;
     DELETE FROM node WHERE node.name = forget_node.name AND node.part = forget_node.part;
     INSERT INTO journal (event, reason) VALUES ('node forgotten', format('%s on %s: %s', part, name, forget_node.reason));
 END
 $$;
 COMMENT ON FUNCTION forget_node IS
     'A node that gives no sign of life is gone for good, or cannot do harm: it is not waited for until it is back. '
-    'Of an authenticator, make sure that Dovecot on its host serves nobody.';
+    'Of an authenticator it is refused (BA002) for a day after its last heartbeat, as long as Dovecot on its host may go on '
+    'by what it left; who makes sure that Dovecot serves nobody there says so (serves_nobody).';
 
 CREATE OR REPLACE FUNCTION unacknowledged(mailbox_id bigint, epoch bigint)
 RETURNS TABLE (part text, node text) LANGUAGE sql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$

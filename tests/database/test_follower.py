@@ -43,7 +43,14 @@ class Followed:
             part="policy_daemon",
             on_change=self._changed,
             on_update=self._told.set,
+            on_sure=self._sure,
         )
+        #: How many mailboxes the directory had each time that it was sure to be the database's.
+        self.sure: list[int] = []
+
+    def _sure(self) -> None:
+        self.sure.append(len(self.directory.mailboxes))
+        self._told.set()
 
     def _changed(self, before: Mailbox | None, after: Mailbox | None) -> None:
         box = after or before
@@ -307,6 +314,49 @@ def test_a_name_that_is_another_host_s_stops_no_route(postgres: Postgres, owner:
     assert "that is another" in refused[0]["reason"]
     assert "name of its own" in refused[0]["advice"]
     assert owner.execute("SELECT speaker FROM node WHERE name = 'mx3'").fetchall() == [("another",)]
+
+
+def test_it_is_sure_of_what_came_before_its_heartbeat(
+    postgres: Postgres, owner: Connection, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many changes in one transaction it has all, or the heartbeat was before them."""
+    monkeypatch.setattr(follower, "HEARTBEAT", 0.01)
+    many = 300
+
+    async def work(followed: Followed) -> None:
+        await followed.until(lambda: len(followed.sure) > 1)
+        for number in range(many):
+            insert(owner, f"u{number}", "local")
+        owner.execute(
+            "SELECT pg_notify('bascule_mailbox', 'u' || number || '@lab.test') FROM generate_series(0, %s) AS number",
+            (many - 1,),
+        )
+        await followed.until(lambda: len(followed.directory.mailboxes) == many)
+        after = len(followed.sure)
+        await followed.until(lambda: len(followed.sure) > after)
+
+    sure = follow(postgres, path, work).sure
+    assert set(sure) == {0, many}
+
+
+def test_a_heartbeat_that_is_refused_makes_nothing_sure(
+    postgres: Postgres, owner: Connection, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for a node that is not registered."""
+    monkeypatch.setattr(follower, "HEARTBEAT", 0.01)
+    owner.execute("INSERT INTO node (name, part, speaker) VALUES ('mx3', 'policy_daemon', 'another')")
+
+    async def work(followed: Followed) -> None:
+        await followed.until(lambda: followed.follower.connected)
+        for number, name in enumerate("abcdefgh"):
+            insert(owner, name, "local")
+            owner.execute("SELECT pg_notify('bascule_mailbox', %s)", (f"{name}@lab.test",))
+            await followed.until(lambda many=number: len(followed.directory.mailboxes) > many)  # type: ignore[misc]
+
+    with capture_logs() as logs:
+        followed = follow(postgres, path, work)
+    assert len([each for each in logs if each["event"] == "heartbeat refused"]) > 1
+    assert followed.sure == []
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from bascule.database import Connection, value
+from bascule.hooks.deputy import GOOD
 from bascule.lab.postgres import Postgres
 
 FLIP = "SELECT finish_cutover(%s, %s, '{ARGON2ID}x', '{\"folders\": []}')"
@@ -141,6 +142,25 @@ def test_no_mail_is_held_for_a_flip_that_cannot_come(owner: Connection) -> None:
     with pytest.raises(psycopg.Error, match="no sign of life of policy_daemon on any host"):
         owner.execute("SELECT begin_cutover(%s)", (mailbox,))
     assert value(owner, "SELECT state FROM mailbox") == "copying"
+
+
+def test_an_authenticator_is_not_forgotten_while_its_dovecot_may_go_on(postgres: Postgres, owner: Connection) -> None:
+    """By what it left; unless somebody makes sure that it does not."""
+    forget = "SELECT bascule.forget_node('store', 'authenticator', 'it''s burnt'{})"
+    with role(postgres, "bascule_admin") as admin:
+        for seconds in (16, int(GOOD) - 60):
+            stand_still(owner, seconds)
+            with pytest.raises(psycopg.Error, match="Dovecot on store may go on with logins until 2") as refused:
+                admin.execute(forget.format("").encode())
+            assert refused.value.sqlstate == "BA002"
+            advice = refused.value.diag.message_hint or ""
+            assert "Stop Dovecot there" in advice
+        admin.execute(advice.partition("Then: ")[2].replace("forget_node", "bascule.forget_node").encode())
+        owner.execute("SELECT beat('store', 'authenticator')")
+        stand_still(owner, int(GOOD) + 1)
+        admin.execute(forget.format("").encode())
+        told = admin.execute("SELECT reason FROM bascule.events WHERE event = 'node forgotten'").fetchall()
+    assert told == [("authenticator on store: it's burnt",)] * 2
 
 
 def test_a_node_that_is_gone_for_good_is_forgotten(

@@ -118,6 +118,21 @@ def test_sockets_are_open_to_those_who_need_them(host: Host, groups: set[str]) -
         assert (host.file(path).group, host.file(path).mode) == (group, mode)
 
 
+def test_what_dovecot_goes_by_without_the_authenticator_is_for_dovecot_only(host: Host, groups: set[str]) -> None:
+    """It has hashes in it; and it is there, for the authenticator has run."""
+    if "store" not in groups:
+        return
+    folder, until = "/var/lib/bascule/authenticator/deputy", host.file("/run/bascule/deputy/until")
+    assert (host.file(folder).user, host.file(folder).group) == ("bascule-authenticator", "dovecot")
+    assert host.file(folder).mode == 0o2750
+    for name in host.check_output("ls %s", folder).split():
+        file = host.file(f"{folder}/{name}")
+        assert (file.user, file.group, file.mode) == ("bascule-authenticator", "dovecot", 0o640)
+    assert float(until.content_string) > float(host.check_output("date +%s"))
+    assert host.run("runuser -u dovecot -- ls %s", folder).rc == 0
+    assert host.run("runuser -u nobody -- ls %s", folder).rc != 0
+
+
 def test_nothing_of_the_system_failed(host: Host) -> None:
     failed = json.loads(host.check_output("systemctl list-units --failed --output json"))
     assert not [unit["unit"] for unit in failed if not unit["unit"].startswith("user@")]

@@ -87,9 +87,8 @@ def test_a_wrong_password_is_wrong(front: Front, name: str, user: str) -> None:
         pass
 
 
-def test_without_the_legacy_server_or_the_authenticator_it_is_temporary(
-    front: Front, legacy: LegacySite, name: str
-) -> None:
+def test_without_the_legacy_server_it_is_temporary(front: Front, legacy: LegacySite, name: str) -> None:
+    """With the authenticator or without: then the proxying login process is told so."""
     user = f"{name}@{DOMAIN}"
     legacy.dovecot.stop()
     try:
@@ -97,10 +96,17 @@ def test_without_the_legacy_server_or_the_authenticator_it_is_temporary(
             pass
     finally:
         legacy.dovecot.start()
+    eventually("what is left is complete", front.settings.authenticator.deputy_until.exists)
     front.authenticator.kill()
     try:
-        with pytest.raises(LoginError, match="UNAVAILABLE"), imap(front.dovecot.ports.imap, user, legacy.users[name]):
+        with imap(front.dovecot.ports.imap, user, legacy.users[name]):
             pass
+        legacy.dovecot.stop()
+        try:
+            with pytest.raises(LoginError, match="UNAVAILABLE"), imap(front.dovecot.ports.imap, user, "never tried"):
+                pass
+        finally:
+            legacy.dovecot.start()
     finally:
         front.authenticator.start()
     with imap(front.dovecot.ports.imap, user, legacy.users[name]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import smtplib
 import socket
 import threading
@@ -21,7 +22,7 @@ from bascule.config_templates import render
 from bascule.hooks.pace import PACE, PATIENCE
 from bascule.lab.mail import message
 from bascule.lab.process import Daemon
-from bascule.lab.sites import Lab, LegacySite, NewSite, eventually, full
+from bascule.lab.sites import Lab, LegacySite, NewSite, eventually, full, make_deputy_folder
 from bascule.lab.visitor import Visitor
 from bascule.settings import Settings
 
@@ -52,9 +53,12 @@ def authenticator(new: NewSite, name: str, **changes: object) -> Iterator[Path]:
             "socket": folder / "socket",
             "snapshot": folder / "snapshot",
             "domains": folder / "domains",
+            "deputy": folder / "deputy",
+            "deputy_until": folder / "deputy-until",
             "metrics": None,
         }
     )
+    make_deputy_folder(mine.deputy, os.geteuid())
     settings: Settings = new.settings.model_copy(update={"node": name, "authenticator": mine, **changes})
     path = folder / "bascule.toml"
     path.write_text(render("bascule.toml.j2", **settings.model_dump()))
@@ -234,6 +238,8 @@ def test_postfix_takes_submissions_of_people_on_either_side(
         assert f"sasl_username={full(name)}" in new.postfix.log()
         with pytest.raises(smtplib.SMTPAuthenticationError, match="535"):
             submit(new, name, "wrong", "never@test", random)
+    deputy = new.settings.authenticator.deputy / f"{full('scripted')}"
+    eventually("what is left is of now", lambda: deputy.exists() and b"password" in deputy.read_bytes())
     for stop, start in ((legacy.dovecot.stop, legacy.dovecot.start), (new.authenticator.kill, new.authenticator.start)):
         stop()
         try:

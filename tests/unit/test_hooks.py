@@ -8,8 +8,10 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from bascule.address import Address
 from bascule.credential import Password
 from bascule.errors import BasculeError, LegacyBusy, LegacyRefusedLogin, LegacyUnavailable
 from bascule.hooks import legacy_logins
+from bascule.hooks.deputy import Answer, Left
 from bascule.hooks.legacy_logins import AT_ONE_SERVER, LegacyLogins
 from bascule.hooks.protocol import AT_WORK, MAX_FIELD, Login, Lookup, Reply, Users, decode
 from bascule.legacy import LegacySettings, Service, Trust
@@ -89,7 +92,8 @@ def checkpassword(
     domains = tmp_path / "domains"
     if listed is not None:
         domains.write_text(f"# Domains\n{listed}\n")
-    command = f'exec {sys.executable} -IS {CHECKPASSWORD} {tmp_path / "socket"} {domains} {program} 3<"{secrets}"'
+    files = f"{tmp_path / 'socket'} {domains} {tmp_path / 'deputy'} {tmp_path / 'until'}"
+    command = f'exec {sys.executable} -IS {CHECKPASSWORD} {files} {program} 3<"{secrets}"'
     environment = {"SERVICE": "imap", "TCPREMOTEIP": "192.0.2.1", "PATH": "/usr/bin:/bin", **more}
     return subprocess.run(["/bin/sh", "-c", command], env=environment, capture_output=True, timeout=30, check=False)
 
@@ -168,6 +172,97 @@ def test_without_the_authenticator_it_is_temporary(tmp_path: Path) -> None:
     assert done.returncode == 111
     assert b"does not answer" in done.stderr
     assert b"s3cret" not in done.stderr
+
+
+# What the authenticator left ---------------------------------------------------------
+
+
+def leave(tmp_path: Path, names: dict[str, Left], *, good: float = 60) -> None:
+    (tmp_path / "until").write_text(f"{time.time() + good:.0f}\n")
+    (tmp_path / "deputy").mkdir()
+    for name, left in names.items():
+        (tmp_path / "deputy" / name).write_bytes(left.encode())
+
+
+OF_AL = Left(
+    (
+        Answer("login", "smtp", Reply("ok", {"user": "al@a.test"})),
+        Answer("login", "*", Reply("ok", {"user": "al@a.test", "proxy": "y"})),
+        Answer("userdb", "*", Reply("ok", {"user": "al@a.test", "home": "/mail/al", "x": ""})),
+    ),
+    Password("right").hashed(),
+)
+OF_A_TEST = Left((Answer("login", "imap", Reply("ok", {"user": "*@a.test", "proxy": "y", "destuser": "*"})),))
+
+
+@pytest.mark.parametrize(
+    ("name", "password", "service", "code", "printed"),
+    [
+        ("al@a.test", "right", "imap", 0, "user=al@a.test extra=proxy\nproxy=y\n"),
+        ("AL@A.Test", "right", "pop3", 0, "user=al@a.test extra=proxy\nproxy=y\n"),
+        ("al@a.test", "right", "smtp", 0, "user=al@a.test extra=\n"),
+        ("al@a.test", "wrong", "imap", 1, ""),
+        ("al@a.test", "wrong", "smtp", 1, ""),
+        ("bo@a.test", "any", "imap", 0, "user=bo@a.test extra=proxy destuser\nproxy=y\ndestuser=bo\n"),
+        ("b/../o@a.test", "any", "imap", 0, "user=b/../o@a.test extra=proxy destuser\nproxy=y\ndestuser=b/../o\n"),
+        ("../deputy/al@a.test", "any", "pop3", 111, ""),
+        ("bo@a.test", "any", "pop3", 111, ""),
+        ("bo@a.test", "any", "lmtp", 111, ""),
+        ('"al"@a.test', "right", "imap", 111, ""),
+        ("\u212aal@a.test", "right", "imap", 111, ""),
+        ("a l@a.test", "right", "imap", 111, ""),
+        ("@a.test", "right", "imap", 111, ""),
+        ("x" * 249 + "@a.test", "right", "imap", 111, ""),
+    ],
+)
+def test_without_the_authenticator_what_it_left_is_used(
+    tmp_path: Path, name: str, password: str, service: str, code: int, printed: str
+) -> None:
+    leave(tmp_path, {"al@a.test": OF_AL, "@a.test": OF_A_TEST})
+    done = checkpassword(tmp_path, f"{name}\0{password}\0001\0".encode(), SERVICE=service)
+    assert (done.returncode, done.stdout.decode()) == (code, printed)
+    assert b"does not answer" in done.stderr
+    assert password.encode() not in done.stderr
+
+
+def test_of_who_has_not_moved_postfix_is_given_no_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave(tmp_path, {"@a.test": OF_A_TEST})
+    began = time.monotonic()
+    assert checkpassword(tmp_path, b"bo@a.test\0any\0001\0", SERVICE="smtp").returncode == 111
+    assert time.monotonic() - began > 12, "for ten seconds of silence are a temporary failure to it"
+
+
+@pytest.mark.parametrize(
+    ("name", "service", "code", "printed"),
+    [
+        ("al", "lmtp", 0, "user=al@a.test extra=userdb_user\n"),
+        ("bo", "lmtp", 111, ""),
+    ],
+)
+def test_without_the_authenticator_mailboxes_are_found(
+    tmp_path: Path, name: str, service: str, code: int, printed: str
+) -> None:
+    leave(tmp_path, {"al@a.test": OF_AL, "@a.test": OF_A_TEST})
+    done = checkpassword(
+        tmp_path, f"{name}\0\0\0".encode(), AUTHORIZED="1", AUTH_ORIG_USER=f"{name}@a.test", SERVICE=service
+    )
+    assert (done.returncode, done.stdout.decode().splitlines(keepends=True)[:1]) == (code, [printed] if printed else [])
+
+
+@pytest.mark.parametrize("spoilt", ["old", "no moment", "half", "unknown hash", "no file"])
+def test_what_was_left_is_used_whole_and_in_time_or_not_at_all(tmp_path: Path, spoilt: str) -> None:
+    leave(tmp_path, {"al@a.test": OF_AL, "@a.test": OF_A_TEST}, good=-1 if spoilt == "old" else 60)
+    file = tmp_path / "deputy" / "al@a.test"
+    if spoilt == "no moment":
+        (tmp_path / "until").unlink()
+    elif spoilt == "half":
+        file.write_bytes(OF_AL.encode()[:-1])
+    elif spoilt == "unknown hash":
+        file.write_bytes(replace(OF_AL, password_hash="{UNKNOWN}x").encode())
+    elif spoilt == "no file":
+        file.unlink()
+        (tmp_path / "deputy" / "@a.test").unlink()
+    assert checkpassword(tmp_path, b"al@a.test\0right\0001\0").returncode == 111
 
 
 def test_a_password_that_is_not_text_is_refused(tmp_path: Path) -> None:
