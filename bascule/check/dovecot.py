@@ -1,7 +1,7 @@
 """How the Dovecot of this host is configured, and what of it would hurt a domain that moves.
 
 Sources: the manuals of Dovecot 2.3 and 2.4 (Namespaces, Authentication, Quota,
-Variables), Pigeonhole's on script locations, execve(2) on the length of a string.
+Variables), Pigeonhole's on script locations.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bascule import authorities
 from bascule.address import Address
+from bascule.check import namespaces as rules
 from bascule.check.facts import Block, DovecotFacts, NotReadable, Output
 from bascule.check.finding import Said, good, note, wrong
 from bascule.check.registry import check
@@ -23,7 +24,6 @@ from bascule.errors import LegacyUnavailable
 from bascule.legacy import connect_imap
 from bascule.settings import Settings
 
-MAX_ARG_STRLEN = 131_072  # bytes of one string in an environment (execve(2), "Limits on size of arguments")
 BATCH = 100  # addresses that one doveadm is asked about
 NO_USER = 67  # exit status of doveadm if one of those it was asked about does not exist (sysexits.h, EX_NOUSER)
 NAMED = 5  # addresses that one finding names
@@ -292,64 +292,35 @@ def auth_cache(subject: Subject) -> Iterator[Said]:
 @check("dovecot.namespaces", "Dovecot", needs=("Dovecot",), after=("legacy.imap.login",))
 def namespaces(subject: Subject) -> Iterator[Said]:
     """Whether the operator's namespaces agree with the separator and prefix of the legacy server."""
-    blocks = [each for each in subject.dovecot.blocks("namespace") if each.get("disabled") != "yes"]
-    inbox = next((each for each in blocks if each.get("inbox") == "yes"), None)
-    if inbox is not None and inbox.name != "inbox":
-        yield wrong(
-            f"the namespace with the INBOX is {f'named {inbox.name}' if inbox.name else 'not named'}: moved users' "
-            "folders would get neither separator nor prefix of the legacy server",
-            "Name it: namespace inbox { inbox = yes ... }.",
-        )
-    others = [each for each in blocks if each is not inbox and each.get("list", "yes") in {"yes", "children"}]
-    own_prefix = inbox.get("prefix").strip('"') if inbox else ""
+    if (unnamed := rules.inbox_problem(subject.dovecot)) is not None:
+        yield wrong(unnamed.text, unnamed.remedy)
     if not subject.has(("user",)):
-        for each in others:
-            yield note(
-                f"{_called(each)} is listed beside the INBOX's, with separator {_separator(each)!r}",
-                "A user can only be moved if the legacy server has the same separator: bascule check DOMAIN --user "
-                "says.",
-            )
-        if own_prefix:
-            yield note(
-                f"the prefix of the INBOX's namespace is {own_prefix!r}",
-                "Fine if the legacy server has a prefix or this separator: bascule check DOMAIN --user says.",
-            )
+        yield from _told_of_namespaces(subject.dovecot)
         return
     if subject.legacy_only:
         return
     separator, prefix = subject.survey.separator, subject.survey.prefix
-    clean = True
-    if own_prefix and not prefix and not own_prefix.endswith(separator):
-        clean = False
-        yield wrong(
-            f"the prefix of the INBOX's namespace here is {own_prefix!r}; the legacy server has separator "
-            f"{separator!r} and no prefix: nobody can be moved",
-            "Dovecot wants a prefix to end with its separator. Take the prefix out here (or give your own users "
-            "theirs by userdb fields namespace/inbox/prefix and .../separator).",
-        )
-    for each in others:
-        if _separator(each) != separator:
-            clean = False
-            yield wrong(
-                f"{_called(each)} is listed with separator {_separator(each)!r}, and the legacy server has "
-                f"{separator!r}: nobody can be moved",
-                f"Dovecot wants one separator for all that are listed: say separator = {separator} there, or list = "
-                "no.",
-            )
-    if clean:
+    found = list(rules.problems(subject.dovecot, separator, prefix))
+    yield from (wrong(each.text, each.remedy) for each in found)
+    if not found and unnamed is None:
         yield good(f"the namespaces here go with the legacy server's separator {separator!r}")
 
 
-def _called(namespace: Block) -> str:
-    return f"the namespace {namespace.name or namespace.get('prefix').strip(chr(34)) or '(unnamed)'}"
-
-
-def _separator(namespace: Block) -> str:
-    said = namespace.get("separator").strip('"')
-    if said:
-        return said
-    location = namespace.get("location") or namespace.get("mail_driver")
-    return "." if location.startswith("maildir") and "LAYOUT=fs" not in location else "/"
+def _told_of_namespaces(facts: DovecotFacts) -> Iterator[Said]:
+    """What may matter, while nobody knows what the legacy server has."""
+    for each in rules.namespaces(facts):
+        if each.is_inbox:
+            if each.prefix:
+                yield note(
+                    f"the prefix of the INBOX's namespace is {each.prefix!r}",
+                    "Fine if the legacy server has a prefix, or with Dovecot 2.4: bascule check DOMAIN --user says.",
+                )
+        elif each.is_listed:
+            yield note(
+                f"{each} is listed beside the INBOX's, with separator {each.separator!r}",
+                "A user can only be moved if the legacy server has the same separator: bascule check DOMAIN --user "
+                "says.",
+            )
 
 
 @check("dovecot.quota", "Dovecot", needs=("Dovecot",), after=("legacy.imap.login",))
@@ -481,10 +452,9 @@ def ssl_ca(subject: Subject) -> Iterator[Said]:
         except OSError as error:
             yield note(f"ssl_ca is {path}, which cannot be looked at: {error.strerror}", "Run bascule check as root.")
             return
-    if size > authorities.MOST:
+    if why := authorities.too_long(size):
         yield wrong(
-            f"ssl_ca is {path}, of {size} bytes: dovecot-lda, doveadm and imap that are not started by root end with "
-            f"'Argument list too long' (an environment's string has {MAX_ARG_STRLEN} bytes at most)",
+            f"{path if value.startswith('<') else 'the text in dovecot.conf'} is too long: {why}",
             "Name a file with the legacy server's authority only in ssl_ca, and in [legacy] ca_file of bascule.toml: "
             "bascule check DOMAIN --write-ca FILE makes it.",
         )

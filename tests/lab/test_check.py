@@ -295,6 +295,38 @@ def test_a_user_of_the_operators_own_with_an_address_of_the_domain(lab: Lab) -> 
     eventually("it is right again", lambda: wrong(check(lab, "checked-own")[1]) == [])
 
 
+NAMESPACE = """
+namespace public {{
+  prefix = {prefix}
+  separator = {separator}
+  list = {listed}
+  location = maildir:{folder}/public:LAYOUT=fs
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("prefix", "separator", "listed", "why"),
+    [
+        ("Public.", ".", "yes", "is listed with separator '.', and the legacy server has '/'"),
+        ("Public", "/", "yes", "is listed with the prefix 'Public', which does not end in its separator '/'"),
+        ("Public/", "/", "yes", ""),
+        ("Public.", ".", "no", ""),
+    ],
+)
+def test_a_namespace_of_the_operators(lab: Lab, prefix: str, separator: str, listed: str, why: str) -> None:
+    dovecot = lab.new.dovecot
+    text = NAMESPACE.format(prefix=prefix, separator=separator, listed=listed, folder=dovecot.folder)
+    before = dovecot.config.read_text()
+    dovecot.config.write_text(before + text)
+    try:
+        status, findings = check(lab, "checked", only="dovecot.namespaces")
+    finally:
+        dovecot.config.write_text(before)
+    assert [each.level for each in findings] == (["wrong"] if why else ["good"]), findings
+    assert (status, why in findings[0].text) == (1 if why else 0, True)
+
+
 # Senders, and what the copy's own reader sees ---------------------------------------------
 
 UNKNOWN_SENDERS = "smtpd_sender_restrictions = check_sender_access regexp:{{/[.]invalid$$/ 550 5.1.8 no such domain}}"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bascule.address import Address
+from bascule.authorities import too_long
 from bascule.check import Finding, Subject, User, matching, run
 from bascule.check.dovecot import default_quota, foreign_homes, home_of, keeps_the_domain
 from bascule.check.facts import Kept, NotReadable, parsed
@@ -122,6 +123,7 @@ LUA = "passdb {\n driver = lua\n args = file=/etc/dovecot/bascule.lua blocking=y
         ("dovecot.ssl-ca", f"ssl_ca = <{BUNDLE}\n", None, ["wrong"]),
         ("dovecot.ssl-ca", "ssl_ca = </etc/hosts\n", None, ["good"]),
         ("dovecot.ssl-ca", "ssl_ca = </nowhere.pem\n", None, ["note"]),
+        ("dovecot.ssl-ca", f"ssl_ca = {'A' * 100_001}\n", None, ["wrong"]),
         (
             "dovecot.userdb-order",
             "userdb {\n driver = static\n args = uid=1 home=/x\n}\nuserdb {\n driver = sql\n args = /etc/bascule\n}\n",
@@ -149,7 +151,8 @@ def test_what_the_configuration_says(
 def test_a_bundle_is_really_too_long_for_an_environment(configured: Configured) -> None:
     """What the check warns of: a program of Dovecot that starts without its master ends."""
     subject = configured(f"ssl_ca = <{BUNDLE}\n")
-    assert levels("dovecot.ssl-ca", subject) == ["wrong"]
+    (said,) = found("dovecot.ssl-ca", subject)
+    assert (said.level, said.text) == ("wrong", f"{BUNDLE} is too long: {too_long(BUNDLE.stat().st_size)}")
     command = ["doveadm", "-c", str(subject.settings.dovecot.config_file), "help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin"})
     lda = ["/usr/lib/dovecot/dovecot-lda", "-c", str(subject.settings.dovecot.config_file), "-d", "x"]
@@ -161,6 +164,75 @@ def test_an_inbox_in_a_namespace_without_a_name(configured: Configured) -> None:
     subject = configured("", base="ssl = no\nnamespace {\n inbox = yes\n separator = /\n}\n")
     assert levels("dovecot.namespaces", subject) == ["wrong"]
     assert "is not named" in found("dovecot.namespaces", subject)[0].text
+
+
+# Namespaces: what Dovecot itself says of the same --------------------------------------------
+
+COURIER = "namespace inbox {\n inbox = yes\n prefix = INBOX.\n separator = .\n}\n"
+
+
+def other(separator: str, prefix: str, listed: str = "yes", more: str = "") -> str:
+    return (
+        f"namespace public {{\n list = {listed}\n prefix = {prefix}\n separator = {separator}\n"
+        f" location = maildir:~/public:LAYOUT=fs\n{more}}}\n"
+    )
+
+
+NAMESPACES = [
+    ("", "/", "", ""),
+    ("", ".", "INBOX.", ""),
+    (COURIER, ".", "INBOX.", ""),
+    (COURIER, "/", "mail/", ""),
+    (COURIER, ".", "", "cannot be told of no prefix"),
+    (COURIER, "/", "", "cannot be told of no prefix"),
+    (other("/", "Public/"), "/", "", ""),
+    (other("", "Public/"), "/", "", ""),
+    (other("/", "Public/", "children"), "/", "", ""),
+    (other(".", "Public."), "/", "", "is listed with separator '.'"),
+    (other(".", "Public.", "children"), "/", "", "is listed with separator '.'"),
+    (other("", "Public/"), ".", "INBOX.", "is listed with separator '/'"),
+    (other("/", "Public/", more=" hidden = yes\n"), ".", "", "is listed with separator '/'"),
+    (other(".", "Public.", "no"), "/", "", ""),
+    (other("/", "Public"), "/", "", "'Public', which does not end in its separator"),
+    (other("/", "/Public/"), "/", "", "or begins with it"),
+    (other("/", "Public", "no"), "/", "", ""),
+    (other(".", "INBOX."), ".", "INBOX.", "which a user's own folders have"),
+    (other(".", "INBOX.", "no"), ".", "INBOX.", "which a user's own folders have"),
+    ("", ".", "INBOX", "the legacy server's prefix 'INBOX' does not end in its separator"),
+    ("", ".", ".INBOX.", "or begins with it"),
+]
+
+
+@pytest.mark.parametrize(("text", "separator", "prefix", "problem"), NAMESPACES)
+def test_namespaces_are_judged_as_dovecot_judges_them(
+    configured: Configured, running: Running, text: str, separator: str, prefix: str, problem: str
+) -> None:
+    """A real Dovecot opens the mailbox of a user who has these fields, or, where the check says WRONG, does not."""
+    subject = configured(text, Survey(separator=separator, prefix=prefix))
+    said = found("dovecot.namespaces", subject)
+    assert [each.level for each in said] == (["wrong"] if problem else ["good"]), said
+    assert problem in said[0].text
+    settings = running(last=text)
+    folder = settings.dovecot.config_file.parent
+    (folder / "home").mkdir()
+    os.chown(folder / "home", 5000, 5000)
+    fields = f"userdb_namespace/inbox/separator={separator}"
+    if prefix:  # 2.3 has no word for none
+        fields += f" userdb_namespace/inbox/prefix={prefix}"
+    (folder / "users").write_text(f"a@moving.test::5000:5000::{folder}/home::{fields}\n")
+    doveadm = ["doveadm", "-c", str(settings.dovecot.config_file), "mailbox"]
+    listed = subprocess.run([*doveadm, "list", "-u", "a@moving.test"], capture_output=True, text=True, check=False)
+    if not problem:
+        assert listed.returncode == 0, listed.stderr
+    elif "cannot be told" not in problem:
+        assert "Namespace" in listed.stderr or "namespace" in listed.stderr, listed
+    else:  # it opens, or not; but never with the names that the legacy server has
+        assert "INBOX.Sub" in _made(doveadm, "INBOX.Sub") or listed.returncode != 0
+
+
+def _made(doveadm: list[str], name: str) -> str:
+    subprocess.run([*doveadm, "create", "-u", "a@moving.test", name], check=False, capture_output=True)
+    return subprocess.run([*doveadm, "list", "-u", "a@moving.test"], check=False, capture_output=True, text=True).stdout
 
 
 @pytest.mark.parametrize("root", ["/home/mail", "/root/mail", "/run/user/5000/mail"])
