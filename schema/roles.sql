@@ -65,7 +65,7 @@ GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA queue TO bascule_worker;
 
 -- It was portal_domain() in the first release.
 REVOKE ALL ON FUNCTION domain_of_url FROM bascule_portal;
-GRANT EXECUTE ON FUNCTION portal_domain, portal_progress, portal_request TO bascule_portal;
+GRANT EXECUTE ON FUNCTION portal_domain, portal_progress, portal_request, logged_in_from TO bascule_portal;
 
 GRANT SELECT ON routing_domain, routing_mailbox, routing_alias TO bascule_authenticator, bascule_policy_daemon;
 GRANT EXECUTE ON FUNCTION beat, sign_off, acknowledge TO bascule_authenticator, bascule_policy_daemon;
