@@ -116,17 +116,13 @@ $$;
 CREATE OR REPLACE FUNCTION refuse_silent_nodes(box mailbox)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 DECLARE
-    silent text;
+    who text;
 BEGIN
-    SELECT string_agg(words, ', ') INTO silent FROM (
-        SELECT format('%s on %s since %s', part, name, to_char(heartbeat_at, 'YYYY-MM-DD HH24:MI:SS'))
-          FROM node WHERE is_silent(node)
-        UNION ALL
-        SELECT format('%s on any host', needed.part) FROM unnest(ARRAY['policy_daemon', 'authenticator']) AS needed (part)
-         WHERE NOT EXISTS (SELECT FROM node WHERE node.part = needed.part)
-    ) AS each (words);
-    IF silent IS NOT NULL THEN
-        RAISE EXCEPTION 'the mail of % cannot be held: there is no sign of life of %', box.full_address, silent
+    SELECT string_agg(each.part || ' on ' || coalesce(each.node || to_char(each.last_sign, '" since "YYYY-MM-DD HH24:MI:SS'),
+                                                      'any host'), ', ')
+      INTO who FROM silent AS each;
+    IF who IS NOT NULL THEN
+        RAISE EXCEPTION 'the mail of % cannot be held: there is no sign of life of %', box.full_address, who
             USING ERRCODE = 'BA002', HINT = node_hint();
     END IF;
 END
@@ -136,5 +132,5 @@ COMMENT ON FUNCTION refuse_silent_nodes IS 'No mail is held for a flip that cann
 CREATE OR REPLACE FUNCTION node_hint()
 RETURNS text LANGUAGE sql IMMUTABLE AS $$
     SELECT 'Is it in order? See its log there. If that host is gone for good: '
-           'bascule psql, SELECT forget_node(''HOST'', ''PART'', ''why''). It is tried again at next_try'
+           'bascule node forget HOST PART --reason WHY. It is tried again at next_try'
 $$;
