@@ -29,6 +29,8 @@ NO_USER = 67  # exit status of doveadm if one of those it was asked about does n
 NAMED = 5  # addresses that one finding names
 #: Directories that systemd hides from our units (systemd.exec(5), ProtectHome).
 HIDDEN = ("/home", "/root", "/run/user")
+#: Asked from here, bascule's own userdb knows nobody, and those behind it are asked; see hooks/passdb.lua.
+ASIDE = "100::ba5c"
 _UNITS = {"": 1024, "B": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 _NO_SUCH_USER = re.compile(r"user (\S+) doesn't exist")
 
@@ -95,9 +97,9 @@ def _users_of_this_host(facts: DovecotFacts) -> list[str]:
 
 @check("dovecot.userdb", "Dovecot", needs=("Dovecot", "domain"), stops=True)
 def userdb(subject: Subject) -> Iterator[Said]:
-    """Whether a user database of the operator's knows addresses of the domain."""
+    """Whether a user database of the operator's knows addresses of the domain, also one behind bascule's."""
     nobody = invented(subject.domain)
-    if _foreign(subject, [nobody]):
+    if _operators(subject, [nobody]):
         yield wrong(
             f"a userdb of this Dovecot knows {nobody}, who does not exist: it takes every name for its own, and mail "
             "of users who have moved would go to the homes that it names",
@@ -123,7 +125,7 @@ def userdb(subject: Subject) -> Iterator[Said]:
 def known_elsewhere(subject: Subject) -> dict[Address, str]:
     """The addresses of the domain that the operator's userdb knows, each with the home that it names."""
     if subject.addresses is not None:
-        return _foreign(subject, subject.addresses)
+        return _operators(subject, subject.addresses)
     listed = [
         Address.parse(name)
         for name in subject.dovecot.user(f"*@{subject.domain}").text.split()
@@ -135,7 +137,7 @@ def known_elsewhere(subject: Subject) -> dict[Address, str]:
             "SELECT address FROM bascule.mailboxes WHERE domain = %s ORDER BY 1", (subject.domain,)
         ).fetchall()
         known += [Address.parse(address) for (address,) in rows]
-    return _foreign(subject, list(dict.fromkeys([*listed, *known])))
+    return _operators(subject, list(dict.fromkeys([*listed, *known])))
 
 
 def _is_of(name: str, subject: Subject) -> bool:
@@ -153,29 +155,50 @@ def _foreign(subject: Subject, addresses: Sequence[Address]) -> dict[Address, st
     return foreign_homes(subject.dovecot, subject.settings, addresses)
 
 
-def foreign_homes(facts: DovecotFacts, settings: Settings, addresses: Sequence[Address]) -> dict[Address, str]:
+def _operators(subject: Subject, addresses: Sequence[Address]) -> dict[Address, str]:
+    """As :func:`_foreign`, but of the operator's userdbs alone: bascule's, which stands before them, is passed over."""
+    asking = () if _is_kept_for_others(subject.dovecot) else ("-x", f"rip={ASIDE}")
+    return foreign_homes(subject.dovecot, subject.settings, addresses, asking)
+
+
+def _is_kept_for_others(facts: DovecotFacts) -> bool:
+    """Whether Dovecot's cache would give what bascule's userdb says to the check to LMTP as well: "unknown"."""
+    if not facts.version.startswith("2.3") or not _has_auth_cache(facts):
+        return False
+    return any(
+        each.get("driver") == "lua" and _is_ours(each) and "%{rip}" not in each.get("args")
+        for each in facts.whole("userdb")
+    )
+
+
+def _has_auth_cache(facts: DovecotFacts) -> bool:
+    return facts.value("auth_cache_size").split()[:1] not in ([], ["0"], ["0B"])
+
+
+def foreign_homes(
+    facts: DovecotFacts, settings: Settings, addresses: Sequence[Address], asking: Sequence[str] = ()
+) -> dict[Address, str]:
     """As LMTP looks them up: the addresses whose home or mail is not bascule's, with that home.
+
+    ``asking``: more options of ``doveadm user``.
 
     Raises:
         NotReadable: Dovecot does not say.
     """
     found: dict[Address, str] = {}
+    asking = ("-x", "service=lmtp", *asking)
     for start in range(0, len(addresses), BATCH):
         batch = addresses[start : start + BATCH]
-        said = facts.user("-x", "service=lmtp", "-f", "home", *map(str, batch))
+        said = facts.user(*asking, "-f", "home", *map(str, batch))
         unknown = _unknown(said)
         there = [address for address in batch if str(address) not in unknown]
         ours = {_ours(settings, address) for address in there}
-        mails = (
-            set(facts.user("-x", "service=lmtp", "-f", "mail", *map(str, there)).text.split("\n")) - {""}
-            if there
-            else set()
-        )
+        mails = set(facts.user(*asking, "-f", "mail", *map(str, there)).text.split("\n")) - {""} if there else set()
         homes = {os.path.normpath(line) for line in said.text.splitlines() if line.strip()}
         if said.status in {0, NO_USER} and homes == ours and mails <= {settings.worker.mail_location}:
             continue
         for address in there:
-            home = _home_elsewhere(facts, settings, address)
+            home = _home_elsewhere(facts, settings, address, asking)
             if home is not None:
                 found[address] = home
     return found
@@ -190,16 +213,16 @@ def _ours(settings: Settings, address: Address) -> str:
     return os.path.normpath(settings.worker.mail_root / home_of(address))
 
 
-def _home_elsewhere(facts: DovecotFacts, settings: Settings, address: Address) -> str | None:
+def _home_elsewhere(facts: DovecotFacts, settings: Settings, address: Address, asking: Sequence[str]) -> str | None:
     """The home of an address if it is not bascule's; None if it is, or if there is no such user."""
-    said = facts.user("-x", "service=lmtp", str(address))
+    said = facts.user(*asking, str(address))
     if _unknown(said):
         return None
     fields = dict(line.split("\t", 1) for line in said.text.splitlines() if "\t" in line)
     if not fields.get("home") and not fields.get("uid"):
         # It fails for a user whom a userdb knows and Dovecot may not serve (another uid, for instance), and for
         # everybody while a userdb is away.
-        if _unknown(facts.user("-x", "service=lmtp", str(invented(address.domain)))):
+        if _unknown(facts.user(*asking, str(invented(address.domain)))):
             return ""
         last = (said.errors.strip().splitlines() or ["no answer"])[-1]
         raise NotReadable(f"Dovecot does not say whether it knows {address}: {last}")
@@ -270,9 +293,15 @@ def mechanisms(subject: Subject) -> Iterator[Said]:
 @check("dovecot.auth-cache", "Dovecot", needs=("Dovecot", "plugged"))
 def auth_cache(subject: Subject) -> Iterator[Said]:
     """Whether Dovecot keeps answers of bascule's in its cache, across the flip."""
-    size = subject.dovecot.value("auth_cache_size")
-    if not size or size.split()[0] in {"0", "0B"}:
+    if not _has_auth_cache(subject.dovecot):
         return
+    size = subject.dovecot.value("auth_cache_size")
+    if _is_kept_for_others(subject.dovecot):
+        yield note(
+            f"auth_cache_size is {size}, and the cache_key of bascule's userdb has no %{{rip}}: the check "
+            "dovecot.userdb cannot ask the userdbs behind it",
+            "Plug bascule in again.",
+        )
     for block in (*subject.dovecot.blocks("passdb"), *subject.dovecot.blocks("userdb")):
         text = " ".join((*block.settings.values(), *block.settings))
         lua = "lua" in {block.get("driver"), block.name, block.get(f"{block.kind}_driver")}

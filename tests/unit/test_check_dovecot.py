@@ -70,6 +70,7 @@ def levels(name: str, subject: Subject) -> list[str]:
 
 
 PUBLIC = "namespace {\n type = public\n separator = /\n prefix = Public/\n location = maildir:/x\n list = %s\n}\n"
+USERDB = "userdb {\n driver = lua\n args = file=/etc/dovecot/bascule.lua blocking=yes cache_key=%s\n}\n"
 LUA = "passdb {\n driver = lua\n args = file=/etc/dovecot/bascule.lua blocking=yes%s\n}\n"
 
 
@@ -86,6 +87,8 @@ LUA = "passdb {\n driver = lua\n args = file=/etc/dovecot/bascule.lua blocking=y
         ("dovecot.auth-cache", LUA % "", None, []),
         ("dovecot.auth-cache", "auth_cache_size = 10M\n" + LUA % "", None, ["wrong"]),
         ("dovecot.auth-cache", "auth_cache_size = 10M\n" + LUA % " cache_key=%u%{session}", None, ["good"]),
+        ("dovecot.auth-cache", "auth_cache_size = 10M\n" + USERDB % "%u", None, ["note", "good"]),
+        ("dovecot.auth-cache", "auth_cache_size = 10M\n" + USERDB % "%u%{rip}", None, ["good"]),
         ("dovecot.namespaces", "", Survey(separator="."), ["good"]),
         ("dovecot.namespaces", PUBLIC % "yes", Survey(separator="."), ["wrong"]),
         ("dovecot.namespaces", PUBLIC % "children", Survey(separator="."), ["wrong"]),
@@ -329,6 +332,23 @@ service stats {{
 Running = Callable[..., Settings]
 
 
+def _ours(folder: Path, key: str) -> str:
+    """Our userdb, with ``key`` in its args. No authenticator is there: it cannot be said who of the domain is here."""
+    (folder / "domains").write_text("\nmoving.test\n")
+    (folder / "passdb.lua").write_text((Path(__file__).parents[2] / "hooks" / "passdb.lua").read_text())
+    stub = folder / "bascule.lua"
+    stub.write_text(
+        f'bascule_socket = "{folder}/nobody"\nbascule_domains = "{folder}/domains"\ndofile("{folder}/passdb.lua")\n'
+    )
+    return f"""
+userdb {{
+  driver = lua
+  args = file={stub} blocking=yes{key}
+  result_internalfail = return-fail
+}}
+"""
+
+
 @pytest.fixture
 def running() -> Iterator[Running]:
     """A Dovecot with these users (lines of a passwd-file), in a short path, for its sockets."""
@@ -338,7 +358,9 @@ def running() -> Iterator[Running]:
     folder.chmod(0o755)
     config = folder / "dovecot.conf"
 
-    def start(*users: str, more: str = "", last: str = "") -> Settings:
+    def start(*users: str, more: str = "", last: str = "", ours: str | None = None) -> Settings:
+        if ours is not None:
+            more += _ours(folder, ours)
         (folder / "users").write_text("".join(f"{line}\n" for line in users))
         config.write_text(RUNNING.format(folder=folder, more=more, last=last))
         subprocess.run(["dovecot", "-c", str(config)], check=True, stdin=subprocess.DEVNULL)
@@ -392,6 +414,28 @@ def test_ours_are_ours(running: Running) -> None:
     (settings.dovecot.config_file.parent / "users").write_text("".join(lines))
     names = [f"{name}@moving.test" for name in "abc"]
     assert foreign_homes(Subject(settings).dovecot, settings, [Address.parse(name) for name in names]) == {}
+
+
+@pytest.mark.parametrize(
+    ("more", "key", "expected"),
+    [
+        ("", "", "wrong"),
+        ("auth_cache_size = 1M", " cache_key=%{orig_user}%{session}%{rip}", "wrong"),
+        # The answer would be kept for LMTP: ours is asked as LMTP asks, and nothing is seen.
+        ("auth_cache_size = 1M", " cache_key=%{orig_user}%{session}", "note"),
+    ],
+)
+def test_a_user_of_the_operators_behind_our_userdb(running: Running, more: str, key: str, expected: str) -> None:
+    """Ours stands first and answers for all addresses of the domain; it steps aside for this check only."""
+    settings = running("b@moving.test::5000:5000::/srv/b", more=more, ours=key)
+    config = settings.dovecot.config_file
+    asked = subprocess.run(
+        ["doveadm", "-c", str(config), "user", "b@moving.test"], check=False, capture_output=True, text=True
+    )
+    assert "home" not in asked.stdout, "ours answers, not the operator's"
+    (said,) = looked(settings, "a@moving.test", "b@moving.test")
+    assert (said.level, "b@moving.test (/srv/b)" in said.text) == (expected, expected == "wrong"), said
+    assert "a@moving.test" not in said.text or expected != "wrong"
 
 
 def test_one_whom_dovecot_may_not_serve_is_known_all_the_same(running: Running) -> None:
