@@ -18,6 +18,7 @@ from pathlib import Path
 
 from bascule.errors import BasculeError
 
+MAX_ARG_STRLEN = 131_072  # bytes of one string in an environment (execve(2), "Limits on size of arguments")
 #: Bytes; with the rest of the environment it stays below what one string may have.
 MOST = 100_000
 _ENTRY = re.compile(r"# ([^\n]+)\n(-----BEGIN CERTIFICATE-----\n.*?-----END CERTIFICATE-----\n)", re.DOTALL)
@@ -25,6 +26,16 @@ _ENTRY = re.compile(r"# ([^\n]+)\n(-----BEGIN CERTIFICATE-----\n.*?-----END CERT
 
 class TooManyAuthorities(BasculeError):
     """The file would be too long for Dovecot 2.3."""
+
+
+def too_long(size: int) -> str | None:
+    """Why Dovecot 2.3 cannot have an ``ssl_ca`` of that many bytes, in words; None: it can."""
+    if size <= MOST:
+        return None
+    return (
+        f"with an ssl_ca of {size} bytes, dovecot-lda, doveadm and imap that are not started by root end with "
+        f"'Argument list too long' (an environment's string has {MAX_ARG_STRLEN} bytes at most)"
+    )
 
 
 def verified_chain(connection: ssl.SSLSocket) -> list[bytes]:
@@ -70,9 +81,9 @@ def write(path: Path, chains: Mapping[str, list[bytes]]) -> bool:
     for host, certificate in sorted(hosts.items()):
         by_certificate.setdefault(certificate, []).append(host)
     content = "".join(f"# {' '.join(names)}\n{certificate}" for certificate, names in by_certificate.items())
-    if len(content) > MOST:
+    if why := too_long(len(content)):
         raise TooManyAuthorities(
-            f"{path} would be {len(content)} bytes, and Dovecot 2.3 can have {MOST}",
+            f"{path} is left as it was: {why}",
             hint="Are there domains whose migration is over? Or name one authority for all in [legacy] ca_file.",
         )
     if path.exists() and path.read_text() == content:
@@ -94,18 +105,3 @@ def replace(path: Path, content: str) -> None:
         file.write(content)
     new.chmod(0o644)  # whatever the umask is
     new.replace(path)
-
-
-def too_long(path: Path) -> str | None:
-    """Why Dovecot 2.3 cannot have this file as its ssl_ca, in words; None: it can.
-
-    Raises:
-        OSError: it cannot be looked at.
-    """
-    size = path.stat().st_size
-    if size <= MOST:
-        return None
-    return (
-        f"{path} has {size} bytes: with it as ssl_ca, dovecot-lda, doveadm and imap end with "
-        '"Argument list too long" for everybody but root'
-    )

@@ -30,6 +30,9 @@ local NOTHING = "" -- beside a failure 2.3 wants a string or a table, whose word
 -- truth (454) when Dovecot says nothing for ten seconds.
 local SILENCE_FOR_POSTFIX = 12 -- seconds
 
+-- From here bascule's check asks what the userdbs behind this one say: an address that nobody has (RFC 6666).
+local CHECK = "100::ba5c"
+
 -- The name with its domain. auth_username_format may have taken the domain away (Debian's LMTP does); a master user's
 -- login has the master's name for the original one.
 local function name_of(request)
@@ -261,7 +264,7 @@ end
 -- A userdb has no "next": unknown is that, and who is ours and not here is a temporary failure, which goes no further.
 function auth_userdb_lookup(request)
   local name = name_of(request)
-  if is_ours(name) == false then
+  if is_ours(name) == false or (request.remote_ip or request.rip) == CHECK then
     return auth.USERDB_RESULT_USER_UNKNOWN, NOTHING
   end
   local service = request.protocol or request.service or ""

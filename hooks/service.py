@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 from collections.abc import Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,7 +95,7 @@ class Resident:
         )
         server = Server(f"unix:{mine.socket}", self._answer)
         await server.start()
-        sharing = Sharing(attempts, database, instance=f"{self._settings.node}/{secrets.token_hex(8)}")
+        sharing = Sharing(attempts, database, node=self._settings.node)
         await until_told(self._follow(sharing))
         await server.stop()
         await sharing.once()

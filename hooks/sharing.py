@@ -9,26 +9,24 @@ from datetime import UTC, datetime
 from bascule import log
 from bascule.attempts import Attempts
 from bascule.errors import DatabaseUnavailable
+from bascule.guesses import INTERVAL, QUERY, Exchange
 from bascule.hooks.database import Database
 
-INTERVAL = 2.0  # seconds
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Sharing:
     """Without the database, an instance counts by itself; what it counted is told once the database is back."""
 
-    def __init__(self, attempts: Attempts, database: Database, *, instance: str) -> None:
+    def __init__(self, attempts: Attempts, database: Database, *, node: str) -> None:
         self._attempts = attempts
         self._database = database
-        self._instance = instance
-        self._after = 0
+        self._exchange = Exchange(attempts, node)
         self._seen = LONG_AGO
         self._works = True
 
     async def run(self) -> None:
-        """Share until cancelled. The first time, all of the last minutes and the last day is heard: also what this
-        node's own process counted before it was restarted."""
+        """Share until cancelled. The first time, sources of the last day are heard."""
         while True:
             await self.once()
             await asyncio.sleep(INTERVAL)
@@ -36,14 +34,9 @@ class Sharing:
     async def once(self) -> None:
         guesses, sources = self._attempts.untold()
         try:
-            others = await self._database.ask(
-                "SELECT id, kind, subject, guesses FROM bascule.share_guesses(%s, %s, %s)",
-                self._instance,
-                self._after,
-                json.dumps([{"kind": kind, "subject": subject, "guesses": n} for kind, subject, n in guesses]),
-                patience=5,
-            )
+            others = await self._database.ask(QUERY, *self._exchange.parameters(guesses), patience=5)
             guesses = []
+            self._exchange.hear(others)
             known = await self._database.ask(
                 "SELECT address, site, last_seen FROM bascule.share_sources(%s, %s)",
                 self._seen,
@@ -57,6 +50,5 @@ class Sharing:
             self._works = False
             return
         self._works = True
-        self._after = max([self._after, *(row[0] for row in others)])
         self._seen = max([self._seen, *(row[2] for row in known)])
-        self._attempts.hear(((row[1], row[2], row[3]) for row in others), ((row[0], row[1]) for row in known))
+        self._attempts.hear((), ((row[0], row[1]) for row in known))

@@ -123,6 +123,8 @@ class Copy:
     passes. Up to ``sessions`` sessions to the legacy server, made by
     ``open_source``, are used at the same time.
 
+    ``is_staging``: the mailbox is kept in another storage than Maildir in the end.
+
     ``waived`` are messages that need not come, by folder, UIDVALIDITY and UID, and
     ``waived_folders`` whole folders; ``unreadable`` are those that did not come,
     also when the pass failed.
@@ -137,8 +139,10 @@ class Copy:
         sessions: int = 1,
         waived: frozenset[tuple[str, int, int]] = frozenset(),
         waived_folders: frozenset[str] = frozenset(),
+        is_staging: bool = False,
     ) -> None:
         self._open_source = open_source
+        self._is_staging = is_staging
         self.root = root
         self._report = report
         self._sessions = sessions
@@ -297,7 +301,8 @@ class Copy:
                 )
                 this_pass.dropped[name] = dict(seen.dropped)
                 continue
-            here[name] = maildir.Folder(this_pass.path(self.root, name), name, status.uidvalidity)
+            path = this_pass.path(self.root, name)
+            here[name] = maildir.Folder(path, name, status.uidvalidity, is_staging=self._is_staging)
             here[name].open()
             for uid in self._distrusted.get(name, set()) & here[name].messages.keys():
                 here[name].expunge(uid)

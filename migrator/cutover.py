@@ -58,6 +58,7 @@ def migrate(attempt: Attempt) -> None:
         sessions=attempt.sessions.reserve(account.limits.per_mailbox),
         waived=acts.waived_messages(account.id),
         waived_folders=acts.waived_folders(account.id),
+        is_staging=not storage.is_maildir,
     )
     with copy:
         try:

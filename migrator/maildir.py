@@ -14,6 +14,7 @@ nobody else delivers to the mailbox; from the flip on it is Dovecot's.
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import re
 import time
@@ -30,6 +31,9 @@ from threading import Lock
 FLAG_LETTERS = {"\\Draft": "D", "\\Flagged": "F", "\\Answered": "R", "\\Seen": "S", "\\Deleted": "T"}
 _LETTER_FLAGS = {letter: flag for flag, letter in FLAG_LETTERS.items()}
 MAX_KEYWORDS = 26  # a to z
+MAX_KEYWORD = 50  # bytes of a keyword that Dovecot hands from one storage to another (its mail_max_keyword_length)
+#: Keywords for which there is no letter, by UID, in the staging area of another storage: JSON.
+MORE_KEYWORDS = ".bascule-keywords"
 #: What a file's modification time can hold everywhere, in seconds since 1970.
 DATES = range(2**32)
 MAX_UID = 2**32 - 1
@@ -83,13 +87,18 @@ class Folder:
     stored. What was added is in the folder at once, and on the disk after
     :meth:`write_index`: ``dovecot-uidlist`` names only what survives a loss of power.
 
+    ``is_staging``: the mailbox will not be a Maildir. Keywords for which a
+    Maildir has no letter are kept in a file beside it then (:func:`more_keywords`).
+
     ``dropped`` are keywords that cannot be kept, each with the reason: no atom,
     or more than a Maildir has letters for. Dovecot compares keywords without
     case: of several spellings the first is kept.
     """
 
-    def __init__(self, path: Path, name: str, uidvalidity: int) -> None:
+    def __init__(self, path: Path, name: str, uidvalidity: int, *, is_staging: bool = False) -> None:
         self.path = path
+        self._is_staging = is_staging
+        self._more: set[str] = set()
         self._guid = sha256(f"{path}\0{name}\0{uidvalidity}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
         self.dropped: dict[str, str] = {}
         self._cur, self._tmp = str(path / "cur"), str(path / "tmp")
@@ -117,11 +126,15 @@ class Folder:
             forget_indexes(self.path)
             self.indexes_forgotten = True
             (self.path / "dovecot-keywords").unlink(missing_ok=True)
+            (self.path / MORE_KEYWORDS).unlink(missing_ok=True)
             (self.path / "dovecot-uidlist").write_text(self._header(1))
         keywords = self.path / "dovecot-keywords"
         if keywords.exists():
             self._keywords = [line.partition(" ")[2] for line in keywords.read_text().splitlines()]
             self._spelled = {keyword.lower(): keyword for keyword in self._keywords}
+        more = more_keywords(self.path)
+        self._more = {keyword for keywords in more.values() for keyword in keywords}
+        self._spelled |= {keyword.lower(): keyword for keyword in self._more}
         on_disk = _indexed(self.path)
         known: dict[str, frozenset[str]] = {}
         with os.scandir(self.path / "cur") as entries:
@@ -140,7 +153,8 @@ class Folder:
                 letters, uid = match["letters"], int(match["uid"])
                 if letters not in known:
                     known[letters] = frozenset(self._flag(letter) for letter in letters)
-                self.messages[uid] = Stored(entry.name, int(match["size"]), known[letters], match["digest"])
+                flags = known[letters] | more.get(uid, frozenset())
+                self.messages[uid] = Stored(entry.name, int(match["size"]), flags, match["digest"])
                 if (self.uidvalidity, uid) not in on_disk:
                     self._unsynced.add(entry.name)
 
@@ -179,6 +193,13 @@ class Folder:
         if _KEYWORD.fullmatch(flag) is None:
             self.dropped[flag] = "is no keyword (RFC 3501 section 9)"
             return None
+        if self._is_staging and len(flag) > MAX_KEYWORD:
+            self.dropped[flag] = f"is longer than the {MAX_KEYWORD} characters that Dovecot takes"
+            return None
+        if len(self._keywords) == MAX_KEYWORDS and self._is_staging:
+            self._more.add(flag)
+            self._spelled[flag.lower()] = flag
+            return flag
         if len(self._keywords) == MAX_KEYWORDS:
             self.dropped[flag] = f"is more than the {MAX_KEYWORDS} that a folder can have here"
             return None
@@ -222,6 +243,11 @@ class Folder:
             uidl = f"P{uidls[uid]} " if uidls and uid in uidls else ""
             lines.append(f"{uid} {uidl}:{self.messages[uid].file_name.partition(':')[0]}\n")
         replace(self.path / "dovecot-uidlist", "".join(lines))
+        if self._more:
+            more = {uid: sorted(stored.flags & self._more) for uid, stored in sorted(self.messages.items())}
+            replace(
+                self.path / MORE_KEYWORDS, json.dumps({uid: keywords for uid, keywords in more.items() if keywords})
+            )
 
     def _header(self, uidnext: int) -> str:
         return f"3 V{self.uidvalidity} N{min(uidnext, MAX_UID)} G{self._guid}\n"
@@ -252,7 +278,24 @@ class Folder:
         return self._keywords[number] if 0 <= number < len(self._keywords) else f"unknown-{letter}"
 
     def _letters(self, flags: frozenset[str]) -> str:
-        return "".join(sorted(FLAG_LETTERS.get(flag) or chr(ord("a") + self._keywords.index(flag)) for flag in flags))
+        return "".join(
+            sorted(FLAG_LETTERS.get(flag) or chr(ord("a") + self._keywords.index(flag)) for flag in flags - self._more)
+        )
+
+
+def more_keywords(folder: Path) -> dict[int, frozenset[str]]:
+    """Keywords for which a Maildir has no letter, by UID, of a folder of a staging area."""
+    try:
+        found = json.loads((folder / MORE_KEYWORDS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return {int(uid): frozenset(keywords) for uid, keywords in found.items()}
+
+
+def guid_of(folder: Path) -> str:
+    """What Dovecot knows the folder by, in any storage; ``dovecot-uidlist`` is written."""
+    with (folder / "dovecot-uidlist").open() as file:
+        return file.readline().rpartition(" G")[2].strip()
 
 
 def storable_date(internaldate: int) -> int:

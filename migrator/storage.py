@@ -3,7 +3,8 @@
 A copy is always written as Maildir, for that is the format whose UIDs can be
 chosen. Where mailboxes are kept in dbox, the Maildir is a staging area, and
 Dovecot's own dsync (``doveadm backup``) carries it over, with UIDs, flags,
-keywords, dates and UIDLs.
+keywords, dates and UIDLs. Keywords for which a Maildir has no letter are added
+afterwards: dsync takes away what the staging area has not.
 
 What lies in a home, and what who comes next does about it (:meth:`Storage.recover`):
 
@@ -38,6 +39,7 @@ from bascule import log
 from bascule.address import Address
 from bascule.directory import State
 from bascule.errors import LocalUnavailable
+from bascule.imap.reader import sets
 from bascule.migrator import maildir
 from bascule.migrator.copying import UID_GAP, Pass
 from bascule.migrator.local import Local
@@ -178,11 +180,25 @@ class Storage:
                     self._local.doveadm("backup", "-u", str(address), destination, location=staging, good=(0, AGAIN))
                     == 0
                 ):
+                    self._add_keywords(address, home)
                     return
             raise LocalUnavailable(
                 f"doveadm backup did not bring the mailbox of {address} into line in {DSYNCS} runs",
                 hint="See Dovecot's log; what was copied is kept.",
             )
+
+    def _add_keywords(self, address: Address, home: Path) -> None:
+        """Give the messages in dbox the keywords for which the staging area, a Maildir, has no letter."""
+        for file in sorted(self.root(home).rglob(maildir.MORE_KEYWORDS)):
+            uids: dict[frozenset[str], list[int]] = {}
+            for uid, keywords in maildir.more_keywords(file.parent).items():
+                uids.setdefault(keywords, []).append(uid)
+            # By GUID, for a name may hold what doveadm takes for a wildcard.
+            mailbox = ("mailbox-guid", maildir.guid_of(file.parent))
+            for keywords, marked in uids.items():
+                for part in sets(sorted(marked)):
+                    words = " ".join(sorted(keywords))
+                    self._local.doveadm("flags", "add", "-u", str(address), "--", words, *mailbox, "uid", part.decode())
 
     def leave_gap(self, address: Address, home: Path, last_pass: Pass) -> None:
         """Have UIDs given here begin above a gap: when both sides were found equal, and only the flip follows."""

@@ -35,8 +35,8 @@ POLICY = (
 )
 
 
-def create(configuration: Settings, session_key: bytes) -> Flask:
-    """The application."""
+def create(configuration: Settings, session_key: bytes, requests: Requests | None = None) -> Flask:
+    """The application; ``requests``: what it does, if not made here."""
     application = Flask("bascule.portal", root_path=str(FOLDER))
     secure = configuration.portal.public_url.startswith("https:")
     application.config.update(
@@ -56,7 +56,7 @@ def create(configuration: Settings, session_key: bytes) -> Flask:
     _add_measures(application)
     languages.install(application)
     CSRFProtect(application)
-    _add_pages(application, Requests(configuration))
+    _add_pages(application, requests or Requests(configuration))
     _add_errors(application)
     _add_logo(application, configuration.portal.logo)
 

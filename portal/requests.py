@@ -17,6 +17,7 @@ from bascule.errors import BadAddress, BasculeError, LegacyRefusedLogin, LegacyU
 from bascule.language import Language
 from bascule.legacy import LegacySettings, Trust
 from bascule.portal.logins import LegacyLogins
+from bascule.portal.sharing import Sharing
 from bascule.settings import Settings
 
 ROLE = "portal"
@@ -78,6 +79,7 @@ class Requests:
         self._logins = LegacyLogins(Trust(configuration.legacy.ca_file, configuration.legacy.timeout))
         self._sealer = Sealer(configuration.keys.public)
         self._attempts = Attempts(configuration.trusted_sources)
+        self.sharing = Sharing(self._attempts, self._database, node=configuration.node)
 
     def domain_of(self, token: str) -> LegacySettings:
         """The domain of a URL.
@@ -139,7 +141,7 @@ class Requests:
             password.insist_on_usable()
         except PasswordNotUsable as error:
             raise BadForm("cannot", "password") from error
-        if reason := self._attempts.barred(address, source):
+        if reason := self._barred(address, source):
             log.get().warning("request not checked", address=str(address), source=source, reason=reason)
             raise BadForm("too_many", status=429)
         try:
@@ -152,6 +154,15 @@ class Requests:
             log.get().warning("request cannot be checked now", domain=domain.domain, reason=error.message)
             raise BadForm("unavailable", status=503) from error
         self._attempts.succeeded(address, password, source)
+
+    def _barred(self, address: Address, source: str) -> str | None:
+        """Why a password is not to be looked at now; who guesses elsewhere does not keep an owner out of here."""
+        site = self._attempts.site(source)
+        reason = self._attempts.barred(address, source)
+        if reason and site and self.sharing.comes_from_home(str(address), site):
+            self._attempts.hear((), [(str(address), site)])
+            reason = self._attempts.barred(address, source)
+        return reason
 
     def progress(self, mailbox_id: int) -> Progress | None:
         """How far a mailbox is, or None if it is gone."""

@@ -15,6 +15,7 @@ from bascule.endpoint import host_and_port
 from bascule.metrics import serve
 from bascule.portal.logins import IN_ALL
 from bascule.portal.page import create
+from bascule.portal.requests import Requests
 from bascule.readiness import attend
 from bascule.settings import Settings
 
@@ -23,7 +24,11 @@ CONNECTIONS = 1000  # that the proxy may have open; each is a file
 
 
 def _run(configuration: Settings) -> None:
-    application = create(configuration, program.read_secret(configuration.portal.session_key, "session key"))
+    requests = Requests(configuration)
+    requests.sharing.once()
+    requests.sharing.start()
+    session_key = program.read_secret(configuration.portal.session_key, "session key")
+    application = create(configuration, session_key, requests)
     # The reverse proxy is on this host, and says whom it speaks for.
     server = create_server(
         application,
@@ -42,6 +47,7 @@ def _run(configuration: Settings) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     attend(lambda: _answers(configuration.portal.listen))
     server.run()
+    requests.sharing.once()
 
 
 def _answers(listen: str) -> bool:

@@ -65,7 +65,7 @@ GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA queue TO bascule_worker;
 
 -- It was portal_domain() in the first release.
 REVOKE ALL ON FUNCTION domain_of_url FROM bascule_portal;
-GRANT EXECUTE ON FUNCTION portal_domain, portal_progress, portal_request TO bascule_portal;
+GRANT EXECUTE ON FUNCTION portal_domain, portal_progress, portal_request, logged_in_from TO bascule_portal;
 
 GRANT SELECT ON routing_domain, routing_mailbox, routing_alias TO bascule_authenticator, bascule_policy_daemon;
 GRANT EXECUTE ON FUNCTION beat, sign_off, acknowledge TO bascule_authenticator, bascule_policy_daemon;
@@ -78,7 +78,8 @@ GRANT EXECUTE ON FUNCTION record_sighting, record_sightings, undo_overdue_cutove
 GRANT SELECT ON routing_unmoved TO bascule_policy_daemon, bascule_authenticator;
 
 -- What nodes find by themselves; what an administrator does about a domain that is not to be.
-GRANT SELECT ON findings TO bascule_admin;
+GRANT SELECT ON findings, silent TO bascule_admin;
+GRANT EXECUTE ON FUNCTION is_silent TO bascule_admin;
 GRANT EXECUTE ON FUNCTION record_findings TO bascule_policy_daemon, bascule_authenticator, bascule_worker;
 GRANT EXECUTE ON FUNCTION activate_domain_regardless, remove_domain TO bascule_admin;
 

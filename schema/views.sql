@@ -207,3 +207,19 @@ SELECT 'worker', 'worker ' || id, last_heartbeat, last_heartbeat > clock_timesta
 COMMENT ON VIEW parts IS
     'The running parts and their last sign of life. One that ended in good order is not here, but for an authenticator: '
     'flips wait for each that is here and is not a worker.';
+
+CREATE OR REPLACE VIEW silent AS
+SELECT node.part, node.name AS node, node.heartbeat_at AS last_sign,
+       format('%s on %s gives no sign of life since %s: no mailbox flips', node.part, node.name,
+              to_char(node.heartbeat_at, 'YYYY-MM-DD HH24:MI:SS')) AS problem,
+       format('Start it there, or see its log. If that host is gone for good: bascule node forget %s %s --reason WHY',
+              node.name, node.part) AS advice
+  FROM node WHERE is_silent(node)
+UNION ALL
+SELECT needed.part, NULL, NULL, format('no %s runs on any host: no mailbox flips', needed.part),
+       format('Start bascule-%s', replace(needed.part, '_', '-'))
+  FROM unnest(ARRAY['policy_daemon', 'authenticator']) AS needed (part)
+ WHERE NOT EXISTS (SELECT FROM node WHERE node.part = needed.part);
+COMMENT ON VIEW silent IS
+    'Policy daemons and authenticators that give no sign of life: each flip waits for them, until they are back or forgotten';
+COMMENT ON COLUMN silent.node IS 'Null: there is none of that part at all';

@@ -1,7 +1,7 @@
 """How the Dovecot of this host is configured, and what of it would hurt a domain that moves.
 
 Sources: the manuals of Dovecot 2.3 and 2.4 (Namespaces, Authentication, Quota,
-Variables), Pigeonhole's on script locations, execve(2) on the length of a string.
+Variables), Pigeonhole's on script locations.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bascule import authorities
 from bascule.address import Address
+from bascule.check import namespaces as rules
 from bascule.check.facts import Block, DovecotFacts, NotReadable, Output
 from bascule.check.finding import Said, good, note, wrong
 from bascule.check.registry import check
@@ -23,12 +24,13 @@ from bascule.errors import LegacyUnavailable
 from bascule.legacy import connect_imap
 from bascule.settings import Settings
 
-MAX_ARG_STRLEN = 131_072  # bytes of one string in an environment (execve(2), "Limits on size of arguments")
 BATCH = 100  # addresses that one doveadm is asked about
 NO_USER = 67  # exit status of doveadm if one of those it was asked about does not exist (sysexits.h, EX_NOUSER)
 NAMED = 5  # addresses that one finding names
 #: Directories that systemd hides from our units (systemd.exec(5), ProtectHome).
 HIDDEN = ("/home", "/root", "/run/user")
+#: Asked from here, bascule's own userdb knows nobody, and those behind it are asked; see hooks/passdb.lua.
+ASIDE = "100::ba5c"
 _UNITS = {"": 1024, "B": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 _NO_SUCH_USER = re.compile(r"user (\S+) doesn't exist")
 
@@ -95,9 +97,9 @@ def _users_of_this_host(facts: DovecotFacts) -> list[str]:
 
 @check("dovecot.userdb", "Dovecot", needs=("Dovecot", "domain"), stops=True)
 def userdb(subject: Subject) -> Iterator[Said]:
-    """Whether a user database of the operator's knows addresses of the domain."""
+    """Whether a user database of the operator's knows addresses of the domain, also one behind bascule's."""
     nobody = invented(subject.domain)
-    if _foreign(subject, [nobody]):
+    if _operators(subject, [nobody]):
         yield wrong(
             f"a userdb of this Dovecot knows {nobody}, who does not exist: it takes every name for its own, and mail "
             "of users who have moved would go to the homes that it names",
@@ -123,7 +125,7 @@ def userdb(subject: Subject) -> Iterator[Said]:
 def known_elsewhere(subject: Subject) -> dict[Address, str]:
     """The addresses of the domain that the operator's userdb knows, each with the home that it names."""
     if subject.addresses is not None:
-        return _foreign(subject, subject.addresses)
+        return _operators(subject, subject.addresses)
     listed = [
         Address.parse(name)
         for name in subject.dovecot.user(f"*@{subject.domain}").text.split()
@@ -135,7 +137,7 @@ def known_elsewhere(subject: Subject) -> dict[Address, str]:
             "SELECT address FROM bascule.mailboxes WHERE domain = %s ORDER BY 1", (subject.domain,)
         ).fetchall()
         known += [Address.parse(address) for (address,) in rows]
-    return _foreign(subject, list(dict.fromkeys([*listed, *known])))
+    return _operators(subject, list(dict.fromkeys([*listed, *known])))
 
 
 def _is_of(name: str, subject: Subject) -> bool:
@@ -153,29 +155,50 @@ def _foreign(subject: Subject, addresses: Sequence[Address]) -> dict[Address, st
     return foreign_homes(subject.dovecot, subject.settings, addresses)
 
 
-def foreign_homes(facts: DovecotFacts, settings: Settings, addresses: Sequence[Address]) -> dict[Address, str]:
+def _operators(subject: Subject, addresses: Sequence[Address]) -> dict[Address, str]:
+    """As :func:`_foreign`, but of the operator's userdbs alone: bascule's, which stands before them, is passed over."""
+    asking = () if _is_kept_for_others(subject.dovecot) else ("-x", f"rip={ASIDE}")
+    return foreign_homes(subject.dovecot, subject.settings, addresses, asking)
+
+
+def _is_kept_for_others(facts: DovecotFacts) -> bool:
+    """Whether Dovecot's cache would give what bascule's userdb says to the check to LMTP as well: "unknown"."""
+    if not facts.version.startswith("2.3") or not _has_auth_cache(facts):
+        return False
+    return any(
+        each.get("driver") == "lua" and _is_ours(each) and "%{rip}" not in each.get("args")
+        for each in facts.whole("userdb")
+    )
+
+
+def _has_auth_cache(facts: DovecotFacts) -> bool:
+    return facts.value("auth_cache_size").split()[:1] not in ([], ["0"], ["0B"])
+
+
+def foreign_homes(
+    facts: DovecotFacts, settings: Settings, addresses: Sequence[Address], asking: Sequence[str] = ()
+) -> dict[Address, str]:
     """As LMTP looks them up: the addresses whose home or mail is not bascule's, with that home.
+
+    ``asking``: more options of ``doveadm user``.
 
     Raises:
         NotReadable: Dovecot does not say.
     """
     found: dict[Address, str] = {}
+    asking = ("-x", "service=lmtp", *asking)
     for start in range(0, len(addresses), BATCH):
         batch = addresses[start : start + BATCH]
-        said = facts.user("-x", "service=lmtp", "-f", "home", *map(str, batch))
+        said = facts.user(*asking, "-f", "home", *map(str, batch))
         unknown = _unknown(said)
         there = [address for address in batch if str(address) not in unknown]
         ours = {_ours(settings, address) for address in there}
-        mails = (
-            set(facts.user("-x", "service=lmtp", "-f", "mail", *map(str, there)).text.split("\n")) - {""}
-            if there
-            else set()
-        )
+        mails = set(facts.user(*asking, "-f", "mail", *map(str, there)).text.split("\n")) - {""} if there else set()
         homes = {os.path.normpath(line) for line in said.text.splitlines() if line.strip()}
         if said.status in {0, NO_USER} and homes == ours and mails <= {settings.worker.mail_location}:
             continue
         for address in there:
-            home = _home_elsewhere(facts, settings, address)
+            home = _home_elsewhere(facts, settings, address, asking)
             if home is not None:
                 found[address] = home
     return found
@@ -190,16 +213,16 @@ def _ours(settings: Settings, address: Address) -> str:
     return os.path.normpath(settings.worker.mail_root / home_of(address))
 
 
-def _home_elsewhere(facts: DovecotFacts, settings: Settings, address: Address) -> str | None:
+def _home_elsewhere(facts: DovecotFacts, settings: Settings, address: Address, asking: Sequence[str]) -> str | None:
     """The home of an address if it is not bascule's; None if it is, or if there is no such user."""
-    said = facts.user("-x", "service=lmtp", str(address))
+    said = facts.user(*asking, str(address))
     if _unknown(said):
         return None
     fields = dict(line.split("\t", 1) for line in said.text.splitlines() if "\t" in line)
     if not fields.get("home") and not fields.get("uid"):
         # It fails for a user whom a userdb knows and Dovecot may not serve (another uid, for instance), and for
         # everybody while a userdb is away.
-        if _unknown(facts.user("-x", "service=lmtp", str(invented(address.domain)))):
+        if _unknown(facts.user(*asking, str(invented(address.domain)))):
             return ""
         last = (said.errors.strip().splitlines() or ["no answer"])[-1]
         raise NotReadable(f"Dovecot does not say whether it knows {address}: {last}")
@@ -270,9 +293,15 @@ def mechanisms(subject: Subject) -> Iterator[Said]:
 @check("dovecot.auth-cache", "Dovecot", needs=("Dovecot", "plugged"))
 def auth_cache(subject: Subject) -> Iterator[Said]:
     """Whether Dovecot keeps answers of bascule's in its cache, across the flip."""
-    size = subject.dovecot.value("auth_cache_size")
-    if not size or size.split()[0] in {"0", "0B"}:
+    if not _has_auth_cache(subject.dovecot):
         return
+    size = subject.dovecot.value("auth_cache_size")
+    if _is_kept_for_others(subject.dovecot):
+        yield note(
+            f"auth_cache_size is {size}, and the cache_key of bascule's userdb has no %{{rip}}: the check "
+            "dovecot.userdb cannot ask the userdbs behind it",
+            "Plug bascule in again.",
+        )
     for block in (*subject.dovecot.blocks("passdb"), *subject.dovecot.blocks("userdb")):
         text = " ".join((*block.settings.values(), *block.settings))
         lua = "lua" in {block.get("driver"), block.name, block.get(f"{block.kind}_driver")}
@@ -292,64 +321,35 @@ def auth_cache(subject: Subject) -> Iterator[Said]:
 @check("dovecot.namespaces", "Dovecot", needs=("Dovecot",), after=("legacy.imap.login",))
 def namespaces(subject: Subject) -> Iterator[Said]:
     """Whether the operator's namespaces agree with the separator and prefix of the legacy server."""
-    blocks = [each for each in subject.dovecot.blocks("namespace") if each.get("disabled") != "yes"]
-    inbox = next((each for each in blocks if each.get("inbox") == "yes"), None)
-    if inbox is not None and inbox.name != "inbox":
-        yield wrong(
-            f"the namespace with the INBOX is {f'named {inbox.name}' if inbox.name else 'not named'}: moved users' "
-            "folders would get neither separator nor prefix of the legacy server",
-            "Name it: namespace inbox { inbox = yes ... }.",
-        )
-    others = [each for each in blocks if each is not inbox and each.get("list", "yes") in {"yes", "children"}]
-    own_prefix = inbox.get("prefix").strip('"') if inbox else ""
+    if (unnamed := rules.inbox_problem(subject.dovecot)) is not None:
+        yield wrong(unnamed.text, unnamed.remedy)
     if not subject.has(("user",)):
-        for each in others:
-            yield note(
-                f"{_called(each)} is listed beside the INBOX's, with separator {_separator(each)!r}",
-                "A user can only be moved if the legacy server has the same separator: bascule check DOMAIN --user "
-                "says.",
-            )
-        if own_prefix:
-            yield note(
-                f"the prefix of the INBOX's namespace is {own_prefix!r}",
-                "Fine if the legacy server has a prefix or this separator: bascule check DOMAIN --user says.",
-            )
+        yield from _told_of_namespaces(subject.dovecot)
         return
     if subject.legacy_only:
         return
     separator, prefix = subject.survey.separator, subject.survey.prefix
-    clean = True
-    if own_prefix and not prefix and not own_prefix.endswith(separator):
-        clean = False
-        yield wrong(
-            f"the prefix of the INBOX's namespace here is {own_prefix!r}; the legacy server has separator "
-            f"{separator!r} and no prefix: nobody can be moved",
-            "Dovecot wants a prefix to end with its separator. Take the prefix out here (or give your own users "
-            "theirs by userdb fields namespace/inbox/prefix and .../separator).",
-        )
-    for each in others:
-        if _separator(each) != separator:
-            clean = False
-            yield wrong(
-                f"{_called(each)} is listed with separator {_separator(each)!r}, and the legacy server has "
-                f"{separator!r}: nobody can be moved",
-                f"Dovecot wants one separator for all that are listed: say separator = {separator} there, or list = "
-                "no.",
-            )
-    if clean:
+    found = list(rules.problems(subject.dovecot, separator, prefix))
+    yield from (wrong(each.text, each.remedy) for each in found)
+    if not found and unnamed is None:
         yield good(f"the namespaces here go with the legacy server's separator {separator!r}")
 
 
-def _called(namespace: Block) -> str:
-    return f"the namespace {namespace.name or namespace.get('prefix').strip(chr(34)) or '(unnamed)'}"
-
-
-def _separator(namespace: Block) -> str:
-    said = namespace.get("separator").strip('"')
-    if said:
-        return said
-    location = namespace.get("location") or namespace.get("mail_driver")
-    return "." if location.startswith("maildir") and "LAYOUT=fs" not in location else "/"
+def _told_of_namespaces(facts: DovecotFacts) -> Iterator[Said]:
+    """What may matter, while nobody knows what the legacy server has."""
+    for each in rules.namespaces(facts):
+        if each.is_inbox:
+            if each.prefix:
+                yield note(
+                    f"the prefix of the INBOX's namespace is {each.prefix!r}",
+                    "Fine if the legacy server has a prefix, or with Dovecot 2.4: bascule check DOMAIN --user says.",
+                )
+        elif each.is_listed:
+            yield note(
+                f"{each} is listed beside the INBOX's, with separator {each.separator!r}",
+                "A user can only be moved if the legacy server has the same separator: bascule check DOMAIN --user "
+                "says.",
+            )
 
 
 @check("dovecot.quota", "Dovecot", needs=("Dovecot",), after=("legacy.imap.login",))
@@ -481,10 +481,9 @@ def ssl_ca(subject: Subject) -> Iterator[Said]:
         except OSError as error:
             yield note(f"ssl_ca is {path}, which cannot be looked at: {error.strerror}", "Run bascule check as root.")
             return
-    if size > authorities.MOST:
+    if why := authorities.too_long(size):
         yield wrong(
-            f"ssl_ca is {path}, of {size} bytes: dovecot-lda, doveadm and imap that are not started by root end with "
-            f"'Argument list too long' (an environment's string has {MAX_ARG_STRLEN} bytes at most)",
+            f"{path if value.startswith('<') else 'the text in dovecot.conf'} is too long: {why}",
             "Name a file with the legacy server's authority only in ssl_ca, and in [legacy] ca_file of bascule.toml: "
             "bascule check DOMAIN --write-ca FILE makes it.",
         )

@@ -285,6 +285,14 @@ class DovecotFacts:
         """The blocks of a kind, in the order in which Dovecot has them."""
         return self.root.all(kind)
 
+    def whole(self, kind: str) -> list[Block]:
+        """As :meth:`blocks`, with what ``doveconf -n`` hides: whatever stands behind ``key=``, for instance.
+
+        Raises:
+            NotReadable: it does not say.
+        """
+        return parsed(_said(self._commands, "doveconf", "-P", kind)).all(kind)
+
     def user(self, *arguments: str) -> Output:
         """``doveadm user``, for the running Dovecot."""
         return self._commands.run("doveadm", "user", *arguments)

@@ -30,6 +30,10 @@ def _domains(connection: Connection) -> list[Row]:
     )
 
 
+def _silent(connection: Connection) -> list[Row]:
+    return _rows(connection, "SELECT part, node, last_sign, problem, advice FROM bascule.silent ORDER BY part, node")
+
+
 class Standing:
     """What ``status`` shows of one domain; ``migrated`` only on demand, for it may be nearly everybody."""
 
@@ -52,6 +56,8 @@ class Standing:
             "ORDER BY messages DESC, address",
             domain,
         )
+        #: For whom each flip waits.
+        self.silent = _silent(connection)
         self.migrated = (
             _rows(
                 connection,
@@ -72,7 +78,7 @@ def status(context: click.Context, domain: str | None, watch: bool, as_json: boo
     """Show the domains, or who of DOMAIN has moved, moves, has trouble, or is forgotten."""
     with database(context) as connection:
         if domain is None:
-            _show_domains(_domains(connection), as_json=as_json)
+            _show_domains(_domains(connection), _silent(connection), as_json=as_json)
             return
         insist_on_known(connection, domain)
         if not watch:
@@ -87,7 +93,7 @@ def _plain(standing: object) -> str:
     return json.dumps(standing, indent=2, default=str, ensure_ascii=False)
 
 
-def _show_domains(domains: list[Row], *, as_json: bool) -> None:
+def _show_domains(domains: list[Row], silent: list[Row], *, as_json: bool) -> None:
     if as_json:
         click.echo(_plain(domains))
         return
@@ -96,6 +102,12 @@ def _show_domains(domains: list[Row], *, as_json: bool) -> None:
             "{domain}: {mode}, {migrated} migrated, {pending} pending, {failed} with trouble, {forgotten} forgotten; "
             "{readiness}".format(**row)
         )
+    _show_silent(silent)
+
+
+def _show_silent(silent: list[Row]) -> None:
+    for row in silent:
+        say("{problem} -> {advice}".format(**row))
 
 
 def _show(standing: Standing, *, as_json: bool) -> None:
@@ -103,6 +115,7 @@ def _show(standing: Standing, *, as_json: bool) -> None:
         click.echo(_plain(vars(standing)))
         return
     click.echo("{domain}: {mode}; {readiness}".format(**standing.summary))
+    _show_silent(standing.silent)
     lists = {
         "migrated": [
             f"{row['address']}  {row['messages_total']} messages, since {_minute(row['migrated_at'])}"

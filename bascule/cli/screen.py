@@ -48,6 +48,7 @@ def screen(standing: Standing) -> RenderableType:
     left = "" if summary["remaining"] is None else f", about {summary['remaining']} for those who are pending"
     rate = Text(f"{summary['moved_last_hour']} moved in the last hour{left}. {summary['readiness']}", style="dim")
     parts: list[RenderableType] = [head, whole, rate]
+    parts += [Text(printable("{problem} -> {advice}".format(**row)), style="red") for row in standing.silent]
     moving = Table(box=None, pad_edge=False)
     for title in ("on the move", "state", "", "messages", "a second", "left"):
         moving.add_column(title)

@@ -130,6 +130,15 @@ $$;
 COMMENT ON FUNCTION share_sources IS
     'From where users logged in, for the other instances, and what they saw since "after"; none older than a day';
 
+CREATE OR REPLACE FUNCTION logged_in_from(address text, site text)
+RETURNS boolean LANGUAGE sql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+    SELECT EXISTS (SELECT FROM login_source AS known
+                    WHERE known.address = logged_in_from.address AND known.site = logged_in_from.site
+                      AND known.last_seen >= clock_timestamp() - interval '1 day')
+$$;
+COMMENT ON FUNCTION logged_in_from IS
+    'For the page: whether a user logged in from there (an IPv4 address, an IPv6 /64) within a day; it can read no other source';
+
 -- For the authenticators of the version before ----------------------------------
 
 CREATE OR REPLACE FUNCTION login_state(address text)

@@ -87,8 +87,8 @@ BEGIN
         RAISE EXCEPTION 'Dovecot on % may go on with logins until %, by what its authenticator left', known.name,
             to_char(known.heartbeat_at + interval '1 day', 'YYYY-MM-DD HH24:MI:SS')
             USING ERRCODE = 'BA002',
-                  HINT = format('Stop Dovecot there, or make sure that the host is off. Then: SELECT forget_node(%L, %L, %L, '
-                                'serves_nobody => true)', known.name, known.part, forget_node.reason);
+                  HINT = format('Stop Dovecot there, or make sure that the host is off. Then: bascule node forget %s %s, '
+                                'or forget_node(..., serves_nobody => true).', known.name, known.part);
     END IF;
     DELETE FROM node WHERE node.name = forget_node.name AND node.part = forget_node.part;
     INSERT INTO journal (event, reason) VALUES ('node forgotten', format('%s on %s: %s', part, name, forget_node.reason));
@@ -126,17 +126,13 @@ $$;
 CREATE OR REPLACE FUNCTION refuse_silent_nodes(box mailbox)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 DECLARE
-    silent text;
+    who text;
 BEGIN
-    SELECT string_agg(words, ', ') INTO silent FROM (
-        SELECT format('%s on %s since %s', part, name, to_char(heartbeat_at, 'YYYY-MM-DD HH24:MI:SS'))
-          FROM node WHERE is_silent(node)
-        UNION ALL
-        SELECT format('%s on any host', needed.part) FROM unnest(ARRAY['policy_daemon', 'authenticator']) AS needed (part)
-         WHERE NOT EXISTS (SELECT FROM node WHERE node.part = needed.part)
-    ) AS each (words);
-    IF silent IS NOT NULL THEN
-        RAISE EXCEPTION 'the mail of % cannot be held: there is no sign of life of %', box.full_address, silent
+    SELECT string_agg(each.part || ' on ' || coalesce(each.node || to_char(each.last_sign, '" since "YYYY-MM-DD HH24:MI:SS'),
+                                                      'any host'), ', ')
+      INTO who FROM silent AS each;
+    IF who IS NOT NULL THEN
+        RAISE EXCEPTION 'the mail of % cannot be held: there is no sign of life of %', box.full_address, who
             USING ERRCODE = 'BA002', HINT = node_hint();
     END IF;
 END
@@ -146,5 +142,5 @@ COMMENT ON FUNCTION refuse_silent_nodes IS 'No mail is held for a flip that cann
 CREATE OR REPLACE FUNCTION node_hint()
 RETURNS text LANGUAGE sql IMMUTABLE AS $$
     SELECT 'Is it in order? See its log there. If that host is gone for good: '
-           'bascule psql, SELECT forget_node(''HOST'', ''PART'', ''why''). It is tried again at next_try'
+           'bascule node forget HOST PART --reason WHY. It is tried again at next_try'
 $$;

@@ -460,3 +460,56 @@ def test_activation_is_refused_where_the_legacy_server_is_a_store(bascule: Bascu
     assert refused.exit_code == 1
     assert "the legacy server is said to be at imap.old.test:993, and that is the store second" in refused.output
     assert owner.execute("SELECT mode FROM domain WHERE name = 'new.test'").fetchall() == [("prepared",)]
+
+
+def silenced(owner: Connection, *nodes: str) -> None:
+    owner.execute("UPDATE node SET heartbeat_at = now() - interval '16 seconds' WHERE name = ANY (%s)", (list(nodes),))
+
+
+def test_silent_nodes_are_named_with_what_to_do(bascule: Bascule, owner: Connection) -> None:
+    said = "gives no sign of life"
+    assert said not in bascule("status").output + bascule("status", "lab.test").output
+    silenced(owner, "store")
+    for done in (bascule("status"), bascule("status", "lab.test"), bascule("node", "list")):
+        assert done.exit_code == 0, done.output
+        assert "authenticator on store gives no sign of life since" in done.output
+        assert "bascule node forget store authenticator --reason WHY" in done.output
+        assert "policy_daemon on mx gives" not in done.output
+    told = json.loads(bascule("status", "lab.test", "--json").output)["silent"]
+    assert [(each["part"], each["node"]) for each in told] == [("authenticator", "store")]
+    owner.execute("DELETE FROM node WHERE name = 'mx'")
+    assert (
+        "no policy_daemon runs on any host: no mailbox flips -> Start bascule-policy-daemon" in bascule("status").output
+    )
+
+
+def test_nodes_are_listed(bascule: Bascule, owner: Connection) -> None:
+    silenced(owner, "store")
+    listed = bascule("node", "list").output
+    assert "policy_daemon on mx: alive" in listed
+    assert "authenticator on store: alive" not in listed
+    parts = json.loads(bascule("node", "list", "--json").output)
+    assert [(each["part"], each["name"], each["alive"]) for each in parts] == [
+        ("authenticator", "store", False),
+        ("policy_daemon", "mx", True),
+    ]
+
+
+def test_a_node_is_forgotten_by_a_command(bascule: Bascule, owner: Connection) -> None:
+    forget = ("node", "forget", "mx", "policy_daemon", "--reason")
+    alive = bascule(*forget, "burnt")
+    assert (alive.exit_code, "policy_daemon on mx is alive" in alive.output) == (1, True)
+    silenced(owner, "mx", "store")
+    assert bascule("node", "forget", "mx", "policy_daemon").exit_code == 2, "without a reason"
+    assert bascule(*forget, "burnt").exit_code == 0
+    # Of an authenticator it is asked whether its Dovecot runs.
+    asks = ("node", "forget", "store", "authenticator", "--reason", "burnt")
+    refused = bascule(*asks, stdin="n\n")
+    assert (refused.exit_code, "only if no Dovecot runs there" in refused.output) == (1, True)
+    assert owner.execute("SELECT name FROM node").fetchall() == [("store",)]
+    assert bascule(*asks, "--yes").exit_code == 0
+    assert owner.execute("SELECT name FROM node").fetchall() == []
+    told = owner.execute("SELECT reason FROM journal WHERE event = 'node forgotten' ORDER BY id").fetchall()
+    assert told == [("policy_daemon on mx: burnt",), ("authenticator on store: burnt",)]
+    unknown = bascule(*asks, "--yes")
+    assert (unknown.exit_code, "no authenticator on store is known" in unknown.output) == (1, True)

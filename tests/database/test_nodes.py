@@ -53,7 +53,7 @@ def test_everybody_is_waited_for(owner: Connection, acknowledge: Acknowledge) ->
     with pytest.raises(psycopg.Error, match="not acknowledged by: policy_daemon on mx2") as refused:
         owner.execute(FLIP.encode(), (mailbox, epoch))
     assert refused.value.sqlstate == "BA002"
-    assert "forget_node" in (refused.value.diag.message_hint or "")
+    assert "bascule node forget HOST PART" in (refused.value.diag.message_hint or "")
     assert value(owner, "SELECT state FROM mailbox") == "cutover"
     owner.execute("SELECT acknowledge(%s, 'mx2', 'policy_daemon', %s)", (mailbox, epoch))
     owner.execute(FLIP.encode(), (mailbox, epoch))
@@ -137,7 +137,7 @@ def test_no_mail_is_held_for_a_flip_that_cannot_come(owner: Connection) -> None:
     stand_still(owner, name="mx")
     with pytest.raises(psycopg.Error, match="no sign of life of policy_daemon on mx since") as refused:
         owner.execute("SELECT begin_cutover(%s)", (mailbox,))
-    assert "forget_node" in (refused.value.diag.message_hint or "")
+    assert "bascule node forget HOST PART" in (refused.value.diag.message_hint or "")
     owner.execute("DELETE FROM node WHERE name = 'mx'")
     with pytest.raises(psycopg.Error, match="no sign of life of policy_daemon on any host"):
         owner.execute("SELECT begin_cutover(%s)", (mailbox,))

@@ -21,7 +21,7 @@ from bascule.check.finding import Said
 from bascule.credential import Password
 from bascule.directory import Mode
 from bascule.lab.dns import NameServer
-from bascule.lab.process import VMAIL, Daemon, free_ports
+from bascule.lab.process import VMAIL, Daemon, LabError, free_ports
 from bascule.lab.servers import settings_once
 from bascule.lab.sites import DOMAIN, Lab, eventually, full
 from bascule.legacy import LegacySettings, Service
@@ -293,6 +293,69 @@ def test_a_user_of_the_operators_own_with_an_address_of_the_domain(lab: Lab) -> 
         dovecot.config.write_text(before)
         dovecot.doveadm("reload")
     eventually("it is right again", lambda: wrong(check(lab, "checked-own")[1]) == [])
+
+
+def test_the_operators_userdb_is_asked_though_ours_stands_before_it(lab: Lab) -> None:
+    """As bascule is plugged in: ours answers for every address of a domain of ours, and what is behind it is hidden."""
+    dovecot, name = lab.new.dovecot, "behind.test"
+    users, before = dovecot.folder / "users-behind", dovecot.config.read_text()
+    users.write_text(f"known@{name}::{VMAIL}:{VMAIL}::{dovecot.folder}/own/known::\n")
+    users.chmod(0o644)
+    prepared(lab, name)
+    dovecot.config.write_text(before + OWN.format(users=users))
+    dovecot.doveadm("reload")
+    words = f"a userdb of this Dovecot knows known@{name} ({dovecot.folder}/own/known)"
+    try:
+        refused = lab.new.cli("activate", name)
+        assert (refused.returncode, mode(lab, name)) == (1, "prepared"), refused.stdout
+        assert words in refused.stdout
+        users.write_text("")
+        assert lab.new.cli("activate", name).returncode == 0
+        known = "SELECT true FROM bascule.domains WHERE domain = %s AND mode = 'active'"
+        eventually("it is active", lambda: lab.new.sql(known, name))
+        only = ("check", name, "--only", "dovecot.userdb")
+        eventually("nobody is known", lambda: "but bascule's knows an address" in lab.new.cli(*only).stdout)
+        # The account is made in a panel when the domain moves already; LMTP and logins ask ours.
+        users.write_text(f"known@{name}::{VMAIL}:{VMAIL}::{dovecot.folder}/own/known::\n")
+        eventually("it is found", lambda: words in lab.new.cli(*only).stdout)
+        assert lab.new.cli(*only).returncode == 1
+        with pytest.raises(LabError, match="lookup failed"):
+            dovecot.doveadm("user", "-x", "service=lmtp", f"known@{name}")
+    finally:
+        dovecot.config.write_text(before)
+        dovecot.doveadm("reload")
+
+
+NAMESPACE = """
+namespace public {{
+  prefix = {prefix}
+  separator = {separator}
+  list = {listed}
+  location = maildir:{folder}/public:LAYOUT=fs
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("prefix", "separator", "listed", "why"),
+    [
+        ("Public.", ".", "yes", "is listed with separator '.', and the legacy server has '/'"),
+        ("Public", "/", "yes", "is listed with the prefix 'Public', which does not end in its separator '/'"),
+        ("Public/", "/", "yes", ""),
+        ("Public.", ".", "no", ""),
+    ],
+)
+def test_a_namespace_of_the_operators(lab: Lab, prefix: str, separator: str, listed: str, why: str) -> None:
+    dovecot = lab.new.dovecot
+    text = NAMESPACE.format(prefix=prefix, separator=separator, listed=listed, folder=dovecot.folder)
+    before = dovecot.config.read_text()
+    dovecot.config.write_text(before + text)
+    try:
+        status, findings = check(lab, "checked", only="dovecot.namespaces")
+    finally:
+        dovecot.config.write_text(before)
+    assert [each.level for each in findings] == (["wrong"] if why else ["good"]), findings
+    assert (status, why in findings[0].text) == (1 if why else 0, True)
 
 
 # Senders, and what the copy's own reader sees ---------------------------------------------

@@ -179,7 +179,12 @@ def test_mailboxes_may_be_kept_in_dbox(
     name, user = f"kept-in-{driver}", f"kept-in-{driver}@{DOMAIN}"
     password = lab.legacy.users[name]
     fill_mailbox(lab.legacy, name, ledger, random, messages=40)
+    labels = [f"label{number:02}" for number in range(30)]  # a Maildir keeps 26
     with lab.legacy.client(name) as client:
+        client.create_folder("Marked * of old")
+        for identity, marks in ((f"marked@{name}.test", [*labels, "\\Seen"]), (f"unmarked@{name}.test", [])):
+            client.append("Marked * of old", message(identity, user, random), flags=marks)
+            ledger.give(identity, name)
         before = read_mailbox(client)
     with storage(lab, f"{driver}:~/{driver}"):
         request_move(name)
@@ -190,6 +195,15 @@ def test_mailboxes_may_be_kept_in_dbox(
             after = read_mailbox(client)
             assert client.select_folder("INBOX")[b"UIDNEXT"] > max(client.search()) + 900  # the gap
         assert differences(before, after) == []
+        with lab.new.client(name, password) as client:
+            client.select_folder("Marked * of old", readonly=True)
+            flags = [
+                set(each[b"FLAGS"]) - {b"\\Recent"}
+                for _, each in sorted(client.fetch(client.search(), ["FLAGS"]).items())
+            ]
+            assert flags == [{b"\\Seen", *(label.encode() for label in labels)}, set()]
+        notes = lab.new.sql("SELECT notes FROM bascule.verifications WHERE address = %s", user)
+        assert "keyword" not in str(notes)
         eventually("the staging area is removed", lambda: not _staging(home).exists())
         send(lab.legacy.smtp_port, f"late@{name}.test", name, ledger, random)
         eventually("a straggler is brought", lambda: _has(lab, name, f"late@{name}.test"))

@@ -14,9 +14,11 @@ import pytest
 from imapclient import IMAPClient
 from imapclient.exceptions import IMAPClientError, LoginError
 
+from bascule.check.dovecot import ASIDE
 from bascule.lab.fronts import Front
 from bascule.lab.ghost import ghost
 from bascule.lab.mail import Ledger, read_mailbox, send, submit
+from bascule.lab.process import LabError
 from bascule.lab.sites import DOMAIN, Lab, LegacySite, NewSite, eventually, imap
 
 pytestmark = pytest.mark.lab
@@ -190,6 +192,12 @@ def test_dovecots_own_cache_does_not_outlive_a_flip(
             with imap(caching.dovecot.ports.imap, user, password):
                 pass
         assert _proxied(caching, user) == before
+        # The check of the operator's own userdbs sees past ours, and nothing of that is kept for others.
+        for _ in range(2):
+            with pytest.raises(LabError, match="doesn't exist"):
+                caching.dovecot.doveadm("user", "-x", "service=lmtp", "-x", f"rip={ASIDE}", user)
+            home = caching.dovecot.doveadm("user", "-x", "service=lmtp", "-f", "home", user)
+            assert home.strip().endswith(f"{DOMAIN}/{name}")
 
 
 def _proxied(front: Front, user: str) -> int:

@@ -259,6 +259,11 @@ def test_guessing_at_the_page_ends_soon(lab: Lab) -> None:
     assert {status for _, status in said[: PER_ACCOUNT.amount]} == {422}
     assert [status for _, status in said[PER_ACCOUNT.amount :]] == [429, 429]
     assert "too many wrong passwords" in said[-1][0]
+    lab.new.portal.stop()
+    lab.new.portal.start()
+    again = Visitor(lab.url)
+    again.request(full("guessed-page"), "one more guess", "X", "Y")
+    assert again.status == 429, "a page that was started anew has heard of what was guessed"
     visitor.request(full("stayed-at-page"), lab.legacy.users["stayed-at-page"], "X", "Y")
     assert visitor.status == 200
 

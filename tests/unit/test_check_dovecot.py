@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bascule.address import Address
+from bascule.authorities import too_long
 from bascule.check import Finding, Subject, User, matching, run
 from bascule.check.dovecot import default_quota, foreign_homes, home_of, keeps_the_domain
 from bascule.check.facts import Kept, NotReadable, parsed
@@ -69,6 +70,7 @@ def levels(name: str, subject: Subject) -> list[str]:
 
 
 PUBLIC = "namespace {\n type = public\n separator = /\n prefix = Public/\n location = maildir:/x\n list = %s\n}\n"
+USERDB = "userdb {\n driver = lua\n args = file=/etc/dovecot/bascule.lua blocking=yes cache_key=%s\n}\n"
 LUA = "passdb {\n driver = lua\n args = file=/etc/dovecot/bascule.lua blocking=yes%s\n}\n"
 
 
@@ -85,6 +87,8 @@ LUA = "passdb {\n driver = lua\n args = file=/etc/dovecot/bascule.lua blocking=y
         ("dovecot.auth-cache", LUA % "", None, []),
         ("dovecot.auth-cache", "auth_cache_size = 10M\n" + LUA % "", None, ["wrong"]),
         ("dovecot.auth-cache", "auth_cache_size = 10M\n" + LUA % " cache_key=%u%{session}", None, ["good"]),
+        ("dovecot.auth-cache", "auth_cache_size = 10M\n" + USERDB % "%u", None, ["note", "good"]),
+        ("dovecot.auth-cache", "auth_cache_size = 10M\n" + USERDB % "%u%{rip}", None, ["good"]),
         ("dovecot.namespaces", "", Survey(separator="."), ["good"]),
         ("dovecot.namespaces", PUBLIC % "yes", Survey(separator="."), ["wrong"]),
         ("dovecot.namespaces", PUBLIC % "children", Survey(separator="."), ["wrong"]),
@@ -122,6 +126,7 @@ LUA = "passdb {\n driver = lua\n args = file=/etc/dovecot/bascule.lua blocking=y
         ("dovecot.ssl-ca", f"ssl_ca = <{BUNDLE}\n", None, ["wrong"]),
         ("dovecot.ssl-ca", "ssl_ca = </etc/hosts\n", None, ["good"]),
         ("dovecot.ssl-ca", "ssl_ca = </nowhere.pem\n", None, ["note"]),
+        ("dovecot.ssl-ca", f"ssl_ca = {'A' * 100_001}\n", None, ["wrong"]),
         (
             "dovecot.userdb-order",
             "userdb {\n driver = static\n args = uid=1 home=/x\n}\nuserdb {\n driver = sql\n args = /etc/bascule\n}\n",
@@ -149,7 +154,8 @@ def test_what_the_configuration_says(
 def test_a_bundle_is_really_too_long_for_an_environment(configured: Configured) -> None:
     """What the check warns of: a program of Dovecot that starts without its master ends."""
     subject = configured(f"ssl_ca = <{BUNDLE}\n")
-    assert levels("dovecot.ssl-ca", subject) == ["wrong"]
+    (said,) = found("dovecot.ssl-ca", subject)
+    assert (said.level, said.text) == ("wrong", f"{BUNDLE} is too long: {too_long(BUNDLE.stat().st_size)}")
     command = ["doveadm", "-c", str(subject.settings.dovecot.config_file), "help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin"})
     lda = ["/usr/lib/dovecot/dovecot-lda", "-c", str(subject.settings.dovecot.config_file), "-d", "x"]
@@ -161,6 +167,75 @@ def test_an_inbox_in_a_namespace_without_a_name(configured: Configured) -> None:
     subject = configured("", base="ssl = no\nnamespace {\n inbox = yes\n separator = /\n}\n")
     assert levels("dovecot.namespaces", subject) == ["wrong"]
     assert "is not named" in found("dovecot.namespaces", subject)[0].text
+
+
+# Namespaces: what Dovecot itself says of the same --------------------------------------------
+
+COURIER = "namespace inbox {\n inbox = yes\n prefix = INBOX.\n separator = .\n}\n"
+
+
+def other(separator: str, prefix: str, listed: str = "yes", more: str = "") -> str:
+    return (
+        f"namespace public {{\n list = {listed}\n prefix = {prefix}\n separator = {separator}\n"
+        f" location = maildir:~/public:LAYOUT=fs\n{more}}}\n"
+    )
+
+
+NAMESPACES = [
+    ("", "/", "", ""),
+    ("", ".", "INBOX.", ""),
+    (COURIER, ".", "INBOX.", ""),
+    (COURIER, "/", "mail/", ""),
+    (COURIER, ".", "", "cannot be told of no prefix"),
+    (COURIER, "/", "", "cannot be told of no prefix"),
+    (other("/", "Public/"), "/", "", ""),
+    (other("", "Public/"), "/", "", ""),
+    (other("/", "Public/", "children"), "/", "", ""),
+    (other(".", "Public."), "/", "", "is listed with separator '.'"),
+    (other(".", "Public.", "children"), "/", "", "is listed with separator '.'"),
+    (other("", "Public/"), ".", "INBOX.", "is listed with separator '/'"),
+    (other("/", "Public/", more=" hidden = yes\n"), ".", "", "is listed with separator '/'"),
+    (other(".", "Public.", "no"), "/", "", ""),
+    (other("/", "Public"), "/", "", "'Public', which does not end in its separator"),
+    (other("/", "/Public/"), "/", "", "or begins with it"),
+    (other("/", "Public", "no"), "/", "", ""),
+    (other(".", "INBOX."), ".", "INBOX.", "which a user's own folders have"),
+    (other(".", "INBOX.", "no"), ".", "INBOX.", "which a user's own folders have"),
+    ("", ".", "INBOX", "the legacy server's prefix 'INBOX' does not end in its separator"),
+    ("", ".", ".INBOX.", "or begins with it"),
+]
+
+
+@pytest.mark.parametrize(("text", "separator", "prefix", "problem"), NAMESPACES)
+def test_namespaces_are_judged_as_dovecot_judges_them(
+    configured: Configured, running: Running, text: str, separator: str, prefix: str, problem: str
+) -> None:
+    """A real Dovecot opens the mailbox of a user who has these fields, or, where the check says WRONG, does not."""
+    subject = configured(text, Survey(separator=separator, prefix=prefix))
+    said = found("dovecot.namespaces", subject)
+    assert [each.level for each in said] == (["wrong"] if problem else ["good"]), said
+    assert problem in said[0].text
+    settings = running(last=text)
+    folder = settings.dovecot.config_file.parent
+    (folder / "home").mkdir()
+    os.chown(folder / "home", 5000, 5000)
+    fields = f"userdb_namespace/inbox/separator={separator}"
+    if prefix:  # 2.3 has no word for none
+        fields += f" userdb_namespace/inbox/prefix={prefix}"
+    (folder / "users").write_text(f"a@moving.test::5000:5000::{folder}/home::{fields}\n")
+    doveadm = ["doveadm", "-c", str(settings.dovecot.config_file), "mailbox"]
+    listed = subprocess.run([*doveadm, "list", "-u", "a@moving.test"], capture_output=True, text=True, check=False)
+    if not problem:
+        assert listed.returncode == 0, listed.stderr
+    elif "cannot be told" not in problem:
+        assert "Namespace" in listed.stderr or "namespace" in listed.stderr, listed
+    else:  # it opens, or not; but never with the names that the legacy server has
+        assert "INBOX.Sub" in _made(doveadm, "INBOX.Sub") or listed.returncode != 0
+
+
+def _made(doveadm: list[str], name: str) -> str:
+    subprocess.run([*doveadm, "create", "-u", "a@moving.test", name], check=False, capture_output=True)
+    return subprocess.run([*doveadm, "list", "-u", "a@moving.test"], check=False, capture_output=True, text=True).stdout
 
 
 @pytest.mark.parametrize("root", ["/home/mail", "/root/mail", "/run/user/5000/mail"])
@@ -257,6 +332,23 @@ service stats {{
 Running = Callable[..., Settings]
 
 
+def _ours(folder: Path, key: str) -> str:
+    """Our userdb, with ``key`` in its args. No authenticator is there: it cannot be said who of the domain is here."""
+    (folder / "domains").write_text("\nmoving.test\n")
+    (folder / "passdb.lua").write_text((Path(__file__).parents[2] / "hooks" / "passdb.lua").read_text())
+    stub = folder / "bascule.lua"
+    stub.write_text(
+        f'bascule_socket = "{folder}/nobody"\nbascule_domains = "{folder}/domains"\ndofile("{folder}/passdb.lua")\n'
+    )
+    return f"""
+userdb {{
+  driver = lua
+  args = file={stub} blocking=yes{key}
+  result_internalfail = return-fail
+}}
+"""
+
+
 @pytest.fixture
 def running() -> Iterator[Running]:
     """A Dovecot with these users (lines of a passwd-file), in a short path, for its sockets."""
@@ -266,7 +358,9 @@ def running() -> Iterator[Running]:
     folder.chmod(0o755)
     config = folder / "dovecot.conf"
 
-    def start(*users: str, more: str = "", last: str = "") -> Settings:
+    def start(*users: str, more: str = "", last: str = "", ours: str | None = None) -> Settings:
+        if ours is not None:
+            more += _ours(folder, ours)
         (folder / "users").write_text("".join(f"{line}\n" for line in users))
         config.write_text(RUNNING.format(folder=folder, more=more, last=last))
         subprocess.run(["dovecot", "-c", str(config)], check=True, stdin=subprocess.DEVNULL)
@@ -320,6 +414,28 @@ def test_ours_are_ours(running: Running) -> None:
     (settings.dovecot.config_file.parent / "users").write_text("".join(lines))
     names = [f"{name}@moving.test" for name in "abc"]
     assert foreign_homes(Subject(settings).dovecot, settings, [Address.parse(name) for name in names]) == {}
+
+
+@pytest.mark.parametrize(
+    ("more", "key", "expected"),
+    [
+        ("", "", "wrong"),
+        ("auth_cache_size = 1M", " cache_key=%{orig_user}%{session}%{rip}", "wrong"),
+        # The answer would be kept for LMTP: ours is asked as LMTP asks, and nothing is seen.
+        ("auth_cache_size = 1M", " cache_key=%{orig_user}%{session}", "note"),
+    ],
+)
+def test_a_user_of_the_operators_behind_our_userdb(running: Running, more: str, key: str, expected: str) -> None:
+    """Ours stands first and answers for all addresses of the domain; it steps aside for this check only."""
+    settings = running("b@moving.test::5000:5000::/srv/b", more=more, ours=key)
+    config = settings.dovecot.config_file
+    asked = subprocess.run(
+        ["doveadm", "-c", str(config), "user", "b@moving.test"], check=False, capture_output=True, text=True
+    )
+    assert "home" not in asked.stdout, "ours answers, not the operator's"
+    (said,) = looked(settings, "a@moving.test", "b@moving.test")
+    assert (said.level, "b@moving.test (/srv/b)" in said.text) == (expected, expected == "wrong"), said
+    assert "a@moving.test" not in said.text or expected != "wrong"
 
 
 def test_one_whom_dovecot_may_not_serve_is_known_all_the_same(running: Running) -> None:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from bascule import netstring
 from bascule.address import Address
+from bascule.check.dovecot import ASIDE
 from bascule.credential import Password
 from bascule.errors import BasculeError, LegacyBusy, LegacyRefusedLogin, LegacyUnavailable
 from bascule.hooks import legacy_logins
@@ -139,6 +140,13 @@ def test_checkpassword_as_a_userdb(tmp_path: Path, reply: Reply, code: int, prin
         done = checkpassword(tmp_path, b"al\0\0\0", AUTHORIZED="1", AUTH_ORIG_USER="al@a.test", SERVICE="lmtp")
     assert (done.returncode, done.stdout.decode().splitlines(keepends=True)[:1]) == (code, [printed] if printed else [])
     assert asked == [b"userdb\0al@a.test\0lmtp"]
+
+
+def test_checkpassword_steps_aside_for_the_check_of_the_operators_userdbs(tmp_path: Path) -> None:
+    asked = checkpassword(tmp_path, b"al@a.test\0\0\0", AUTHORIZED="1", SERVICE="lmtp", TCPREMOTEIP=ASIDE)
+    assert asked.returncode == 3
+    # A login from there is a login.
+    assert checkpassword(tmp_path, b"al@a.test\0secret\0001\0", TCPREMOTEIP=ASIDE).returncode == 111
 
 
 @pytest.mark.parametrize("name", ["al", "al@b.test", "al@a.test.b"])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bascule.migrator import maildir
-from bascule.migrator.maildir import Folder
+from bascule.migrator.maildir import Folder, more_keywords
 
 WHEN = 1_078_099_198  # 29-Feb-2004 23:59:58 +0000
 SEEN = frozenset({"\\Seen"})
@@ -95,6 +95,46 @@ def test_keywords_that_a_maildir_has_no_letters_for_are_named(tmp_path: Path) ->
     assert folder.messages[1].flags == {f"k{number:02}" for number in range(26)}
     assert folder.dropped == {"k26": "is more than the 26 that a folder can have here"}
     assert opened(tmp_path).messages[1].flags == folder.messages[1].flags
+
+
+def staging(path: Path) -> Folder:
+    folder = Folder(path, "INBOX", 7, is_staging=True)
+    folder.open()
+    return folder
+
+
+def test_in_a_staging_area_keywords_without_a_letter_are_kept_beside_it(tmp_path: Path) -> None:
+    folder = staging(tmp_path)
+    all_of_them = frozenset(f"k{number:02}" for number in range(30))
+    put(folder, 1, all_of_them | SEEN, b"x")
+    put(folder, 2, frozenset({"K28", "k01"}), b"x")
+    put(folder, 3, SEEN, b"x")
+    assert folder.dropped == {}
+    folder.write_index(4)
+    again = staging(tmp_path)
+    assert {uid: stored.flags for uid, stored in again.messages.items()} == {
+        1: all_of_them | SEEN,
+        2: {"k28", "k01"},  # the first spelling
+        3: SEEN,
+    }
+    assert more_keywords(tmp_path) == {1: {"k26", "k27", "k28", "k29"}, 2: {"k28"}}
+    again.set_flags(2, frozenset({"k01"}))
+    again.set_flags(3, again.storable(frozenset({"K29", "new"})))
+    again.expunge(1)
+    again.write_index(4)
+    assert more_keywords(tmp_path) == {3: {"k29", "new"}}
+    # Another folder under that name has none of them.
+    other = Folder(tmp_path, "another name", 7, is_staging=True)
+    other.open()
+    assert more_keywords(tmp_path) == {}
+
+
+def test_a_keyword_that_dsync_does_not_hand_on_is_named(tmp_path: Path) -> None:
+    folder = staging(tmp_path)
+    put(folder, 1, frozenset({"k" * 50, "k" * 51}), b"x")
+    assert folder.messages[1].flags == {"k" * 50}
+    assert folder.dropped == {"k" * 51: "is longer than the 50 characters that Dovecot takes"}
+    put(opened(tmp_path / "a Maildir"), 1, frozenset({"k" * 51}), b"x")
 
 
 @pytest.mark.parametrize("keyword", ["a(b", "a)b", "{x", "a]", "50%", "*", 'q"', "a b", "\x04", "Été", "\\Odd", ""])

@@ -13,7 +13,7 @@ from bascule.imap import names
 from bascule.imap.reader import Layout, ListedFolder
 from bascule.migrator.copying import FolderState, Pass
 from bascule.migrator.local import Local
-from bascule.migrator.maildir import Folder
+from bascule.migrator.maildir import Folder, guid_of
 from bascule.migrator.storage import GAP, Storage, evidence
 
 ALICE = Address("alice", "lab.test")
@@ -64,6 +64,27 @@ def last_pass() -> Pass:
     layout = Layout("/", "", listed, ())
     states = [FolderState("INBOX", 7, 4, 2, 9), FolderState("R&D", 7, 2, 1, 2)]
     return Pass(layout, names.of_layout(layout), folders=states, modseqs={"INBOX": 5})
+
+
+def test_keywords_without_a_letter_are_added_after_each_dsync(tmp_path: Path, doveadm: Doveadm) -> None:
+    here = storage(SDBOX, doveadm)
+    root = here.root(tmp_path)
+    for path, name in ((root, "INBOX"), (root / "a*", "a*")):
+        folder = Folder(path, name, 7, is_staging=True)
+        folder.open()
+        for uid in (3, 4, 5, 9):
+            flags = frozenset(f"k{number:02}" for number in range(28)) if uid != 9 and name == "a*" else frozenset()
+            folder.keep(uid, 1_000_000_000, flags, folder.receive(1, [b"x"]))
+        folder.write_index(10)
+    for _ in range(2):
+        doveadm.asked.clear()
+        here.carry_over(ALICE, tmp_path)
+        assert [each[0] for each in doveadm.asked] == ["backup", "flags"]
+        guid = guid_of(root / "a*")
+        assert len(guid) == 32
+        assert doveadm.asked[1] == (
+            "flags", "add", "-u", "alice@lab.test", "--", "k26 k27", "mailbox-guid", guid, "uid", "3:5",
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("location", [MAILDIR, SDBOX])
