@@ -21,10 +21,19 @@ class Namespace:
 
     name: str
     prefix: str
-    #: Empty: the storage's own, which is "/" for what bascule stores.
+    #: As it is said, or else the storage's own.
     separator: str
     is_inbox: bool
     is_listed: bool
+
+    def __str__(self) -> str:
+        return f"the namespace {self.name or self.prefix or '(unnamed)'}"
+
+
+def _separator_of(values: dict[str, str]) -> str:
+    """Of a storage: Maildir++ has dots, all else slashes (the manual, "Mail Location")."""
+    location = values.get("location") or values.get("mail_driver", "")
+    return "." if location.startswith("maildir") and "LAYOUT=fs" not in location else "/"
 
 
 def namespaces(doveconf: str) -> list[Namespace]:
@@ -40,14 +49,14 @@ def namespaces(doveconf: str) -> list[Namespace]:
         stripped = line.strip()
         if stripped == "}":
             depth -= 1
-            if depth == 0:
+            if depth == 0 and values.get("disabled", "no") == "no":
                 found.append(
                     Namespace(
                         name,
                         _unquoted(values.get("prefix", "")),
-                        _unquoted(values.get("separator", "")),
+                        _unquoted(values.get("separator", "")) or _separator_of(values),
                         values.get("inbox", "no") == "yes",
-                        values.get("list", "yes") in {"yes", "children"} and values.get("hidden", "no") == "no",
+                        values.get("list", "yes") in {"yes", "children"},
                     )
                 )
         elif stripped.endswith("{"):
@@ -62,69 +71,67 @@ def _unquoted(value: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a mailbox that moves will have, or why it cannot have it."""
+class Objection:
+    """Why Dovecot would open no mailbox that moves, or under other names, and what helps; in words."""
 
-    separator: str
-    prefix: str
-    #: Why Dovecot would open no mailbox that moves, in words; empty: it will.
-    problem: str = ""
-    remedy: str = ""
+    problem: str
+    remedy: str
 
 
-def outcome(doveconf: str, separator: str, prefix: str, *, version: str) -> Outcome:
-    """What the userdb will say, for a legacy server's separator and prefix, and whether Dovecot takes it.
+def spaces(doveconf: str) -> tuple[Namespace | None, list[Namespace]]:
+    """The namespace with the INBOX, and the others that are listed."""
+    had = namespaces(doveconf)
+    inbox = next((each for each in had if each.is_inbox), None)
+    return inbox, [each for each in had if not each.is_inbox and each.is_listed]
+
+
+def objection_to_name(inbox: Namespace | None) -> Objection | None:
+    """Only a namespace with a name can be set for a user."""
+    if inbox is None or inbox.name == "inbox":
+        return None
+    return Objection(
+        f"the namespace with the INBOX is {f'named {inbox.name}' if inbox.name else 'not named'}: moved users' "
+        "folders would get neither separator nor prefix of the legacy server",
+        "Name it: namespace inbox { inbox = yes ... }.",
+    )
+
+
+def objection(doveconf: str, separator: str, prefix: str, *, version: str) -> Objection | None:
+    """What Dovecot has against a legacy server's separator and prefix, which a mailbox that moves keeps; None: nothing.
 
     ``doveconf`` is the output of ``doveconf -n``, ``version`` Dovecot's, as ``2.3`` or ``2.4.1``.
     """
-    had = namespaces(doveconf)
-    inbox = next((each for each in had if each.is_inbox), None)
-    if inbox is not None and inbox.name != "inbox":
-        return Outcome(
-            separator,
-            prefix,
-            f"the namespace that has INBOX is called {inbox.name or '(nothing)'!r}, not 'inbox'",
-            "Write 'namespace inbox { ... }': only a namespace with a name can be set for a user.",
-        )
+    inbox, others = spaces(doveconf)
+    misnamed = objection_to_name(inbox)
+    if misnamed is not None:
+        return misnamed
     if inbox is not None and inbox.prefix and not prefix and version.startswith("2.3"):
-        return Outcome(
-            separator,
-            prefix,
+        return Objection(
             f"the namespace 'inbox' has the prefix {inbox.prefix!r}, the legacy server none, and Dovecot 2.3 cannot be "
             "told of no prefix for one user",
-            "Take the prefix away, if your own users can have that; or use Dovecot 2.4.",
+            "Take the prefix out here (or give your own users theirs by the userdb field namespace/inbox/prefix); or "
+            "use Dovecot 2.4.",
         )
-    others = [each for each in had if not each.is_inbox and each.is_listed]
     for other in others:
-        theirs = other.separator or "/"
-        if theirs != separator:
-            return Outcome(
-                separator,
-                prefix,
-                f"the namespace {other.name!r} has the separator {theirs!r}, the legacy server {separator!r}: "
-                "all namespaces with list=yes must use the same",
-                f"Give {other.name!r} separator = {separator} and a prefix that ends in it, or list = no.",
+        if other.separator != separator:
+            return Objection(
+                f"{other} is listed with separator {other.separator!r}, and the legacy server has {separator!r}",
+                f"Dovecot wants one separator for all that are listed: say separator = {separator} there and a prefix "
+                "that ends in it, or list = no.",
             )
         if other.prefix and not other.prefix.endswith(separator):
-            return Outcome(
-                separator,
-                prefix,
-                f"the prefix {other.prefix!r} of the namespace {other.name!r} does not end in {separator!r}",
-                f"Give {other.name!r} a prefix that ends in {separator}, or list = no.",
+            return Objection(
+                f"the prefix {other.prefix!r} of {other} does not end in {separator!r}",
+                f"Give it a prefix that ends in {separator}, or list = no.",
             )
         if other.prefix == prefix:
-            return Outcome(
-                separator,
-                prefix,
-                f"the namespace {other.name!r} has the prefix {prefix!r} that the legacy server has for a user's own "
-                "folders",
-                f"Give {other.name!r} another prefix.",
+            return Objection(
+                f"{other} has the prefix {prefix!r} that the legacy server has for a user's own folders",
+                "Give it another prefix.",
             )
     if prefix and not prefix.endswith(separator):
-        return Outcome(
-            separator,
-            prefix,
+        return Objection(
             f"the legacy server's prefix {prefix!r} does not end in its separator {separator!r}",
             "Dovecot knows no such namespace; folders would be named otherwise than the users' programs expect.",
         )
-    return Outcome(separator, prefix)
+    return None

@@ -21,6 +21,7 @@ from bascule.check.registry import check
 from bascule.check.subject import Subject, invented
 from bascule.errors import LegacyUnavailable
 from bascule.legacy import connect_imap
+from bascule.namespaces import objection, objection_to_name, spaces
 from bascule.settings import Settings
 
 MAX_ARG_STRLEN = 131_072  # bytes of one string in an environment (execve(2), "Limits on size of arguments")
@@ -292,64 +293,29 @@ def auth_cache(subject: Subject) -> Iterator[Said]:
 @check("dovecot.namespaces", "Dovecot", needs=("Dovecot",), after=("legacy.imap.login",))
 def namespaces(subject: Subject) -> Iterator[Said]:
     """Whether the operator's namespaces agree with the separator and prefix of the legacy server."""
-    blocks = [each for each in subject.dovecot.blocks("namespace") if each.get("disabled") != "yes"]
-    inbox = next((each for each in blocks if each.get("inbox") == "yes"), None)
-    if inbox is not None and inbox.name != "inbox":
-        yield wrong(
-            f"the namespace with the INBOX is {f'named {inbox.name}' if inbox.name else 'not named'}: moved users' "
-            "folders would get neither separator nor prefix of the legacy server",
-            "Name it: namespace inbox { inbox = yes ... }.",
-        )
-    others = [each for each in blocks if each is not inbox and each.get("list", "yes") in {"yes", "children"}]
-    own_prefix = inbox.get("prefix").strip('"') if inbox else ""
-    if not subject.has(("user",)):
-        for each in others:
-            yield note(
-                f"{_called(each)} is listed beside the INBOX's, with separator {_separator(each)!r}",
-                "A user can only be moved if the legacy server has the same separator: bascule check DOMAIN --user "
-                "says.",
-            )
-        if own_prefix:
-            yield note(
-                f"the prefix of the INBOX's namespace is {own_prefix!r}",
-                "Fine if the legacy server has a prefix or this separator: bascule check DOMAIN --user says.",
-            )
+    text, version = subject.dovecot.text, subject.dovecot.version
+    if subject.has(("user",)) and not subject.legacy_only:
+        separator = subject.survey.separator
+        found = objection(text, separator, subject.survey.prefix, version=version)
+        if found is None:
+            yield good(f"the namespaces here go with the legacy server's separator {separator!r}")
+        else:
+            yield wrong(f"{found.problem}: nobody can be moved", found.remedy)
         return
-    if subject.legacy_only:
-        return
-    separator, prefix = subject.survey.separator, subject.survey.prefix
-    clean = True
-    if own_prefix and not prefix and not own_prefix.endswith(separator):
-        clean = False
-        yield wrong(
-            f"the prefix of the INBOX's namespace here is {own_prefix!r}; the legacy server has separator "
-            f"{separator!r} and no prefix: nobody can be moved",
-            "Dovecot wants a prefix to end with its separator. Take the prefix out here (or give your own users "
-            "theirs by userdb fields namespace/inbox/prefix and .../separator).",
-        )
+    inbox, others = spaces(text)
+    misnamed = objection_to_name(inbox)
+    if misnamed is not None:
+        yield wrong(misnamed.problem, misnamed.remedy)
     for each in others:
-        if _separator(each) != separator:
-            clean = False
-            yield wrong(
-                f"{_called(each)} is listed with separator {_separator(each)!r}, and the legacy server has "
-                f"{separator!r}: nobody can be moved",
-                f"Dovecot wants one separator for all that are listed: say separator = {separator} there, or list = "
-                "no.",
-            )
-    if clean:
-        yield good(f"the namespaces here go with the legacy server's separator {separator!r}")
-
-
-def _called(namespace: Block) -> str:
-    return f"the namespace {namespace.name or namespace.get('prefix').strip(chr(34)) or '(unnamed)'}"
-
-
-def _separator(namespace: Block) -> str:
-    said = namespace.get("separator").strip('"')
-    if said:
-        return said
-    location = namespace.get("location") or namespace.get("mail_driver")
-    return "." if location.startswith("maildir") and "LAYOUT=fs" not in location else "/"
+        yield note(
+            f"{each} is listed beside the INBOX's, with separator {each.separator!r}",
+            "A user can only be moved if the legacy server has the same separator: bascule check DOMAIN --user says.",
+        )
+    if inbox is not None and inbox.prefix:
+        yield note(
+            f"the prefix of the INBOX's namespace is {inbox.prefix!r}",
+            "Fine if the legacy server has a prefix, too, or Dovecot is 2.4: bascule check DOMAIN --user says.",
+        )
 
 
 @check("dovecot.quota", "Dovecot", needs=("Dovecot",), after=("legacy.imap.login",))
