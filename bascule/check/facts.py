@@ -297,6 +297,14 @@ class DovecotFacts:
         """``doveadm user``, for the running Dovecot."""
         return self._commands.run("doveadm", "user", *arguments)
 
+    def reload(self) -> None:
+        """Have the running Dovecot read its configuration anew (doveadm(1)); sessions go on.
+
+        Raises:
+            NotReadable: it does not.
+        """
+        _said(self._commands, "doveadm", "reload")
+
 
 def parsed(text: str) -> Block:
     """The tree of a text that doveconf printed."""

@@ -1,7 +1,8 @@
 """The list of checks: each is one function with a name that never changes, and says what it needs.
 
 A check looks and changes nothing, but for the probe message, which it removes, and
-the file of the legacy servers' authorities, which is bascule's own.
+the file of the legacy servers' authorities, which is bascule's own, and for which
+Dovecot is reloaded.
 What it finds is words for the operator; whoever asks (the command, a running
 node, an Ansible role) decides what follows from them.
 """

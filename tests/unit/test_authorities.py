@@ -17,6 +17,7 @@ import trustme
 from bascule import authorities
 from bascule.authorities import TooManyAuthorities, read, too_long, verified_chain, write
 from bascule.check.dovecot import legacy_authorities
+from bascule.check.facts import NotReadable
 from bascule.check.registry import CHECKS
 from bascule.check.subject import Subject
 from bascule.lab.scripted import Server
@@ -112,26 +113,63 @@ def secured(tmp_path: Path) -> Iterator[tuple[Server, Path]]:
         yield server, trusted
 
 
+class FakeDovecot:
+    """One that is reloaded, unless ``fails`` says why not."""
+
+    version = "2.3"
+
+    def __init__(self, path: Path, fails: str = "") -> None:
+        self._path = path
+        self._fails = fails
+        #: What it has read.
+        self.read = ""
+
+    def reload(self) -> None:
+        if self._fails:
+            raise NotReadable(self._fails)
+        self.read = self._path.read_text()
+
+
 def looked(server: Server, trusted: Path, path: Path, **changes: Any) -> list[tuple[str, str]]:
     """Level and words of what the check finds."""
     subject = SimpleNamespace(
         legacy=LegacySettings("here.test", "localhost", Service(server.port, "implicit"), "localhost", 25),
         settings=SimpleNamespace(legacy=SimpleNamespace(ca_file=None, authorities=path)),
         trust=Trust(trusted, 5),
-        dovecot=SimpleNamespace(version="2.3"),
+        dovecot=FakeDovecot(path),
     )
     for name, value in changes.items():
         setattr(subject, name, value)
     return [(said.level, said.text) for said in legacy_authorities(cast(Subject, subject))]
 
 
-def test_the_check_makes_the_file_and_says_so_once(secured: tuple[Server, Path], tmp_path: Path) -> None:
+def test_the_check_makes_the_file_and_has_dovecot_read_it_once(secured: tuple[Server, Path], tmp_path: Path) -> None:
     path = tmp_path / "authorities.pem"
-    ((level, words),) = looked(*secured, path)
-    assert (level, "localhost" in words) == ("note", True)
+    dovecot = FakeDovecot(path)
+    ((level, words),) = looked(*secured, path, dovecot=dovecot)
+    assert (level, "localhost" in words, "has been reloaded" in words) == ("note", True, True)
     assert read(path)["localhost"] in secured[1].read_text()
-    ((level, _),) = looked(*secured, path)
+    assert dovecot.read == path.read_text()
+    ((level, _),) = looked(*secured, path, dovecot=FakeDovecot(path, "it would be reloaded for nothing"))
     assert level == "good"
+
+
+def test_a_dovecot_that_is_not_reloaded_is_said(secured: tuple[Server, Path], tmp_path: Path) -> None:
+    path = tmp_path / "authorities.pem"
+    ((level, words),) = looked(*secured, path, dovecot=FakeDovecot(path, "doveadm: Dovecot is not running"))
+    assert (level, "does not take it up: doveadm: Dovecot is not running" in words) == ("wrong", True)
+
+
+def test_a_server_that_is_away_is_wrong_only_without_its_authority(
+    secured: tuple[Server, Path], tmp_path: Path
+) -> None:
+    server, trusted = secured
+    path = tmp_path / "authorities.pem"
+    gone = SimpleNamespace(port=1)
+    ((level, words),) = looked(cast(Server, gone), trusted, path)
+    assert (level, "has no authority for it" in words) == ("wrong", True)
+    looked(server, trusted, path)
+    assert looked(cast(Server, gone), trusted, path) == []
 
 
 def test_a_file_that_cannot_be_made_stops_an_activation(secured: tuple[Server, Path], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from bascule.check.dovecot import default_quota, foreign_homes, home_of, keeps_t
 from bascule.check.facts import Kept, NotReadable, parsed
 from bascule.check.imap import Survey
 from bascule.credential import Password
+from bascule.lab.servers import dovecot_version
 from bascule.legacy import LegacySettings, Service
 from bascule.settings import Dovecot, Legacy, Postfix, Settings, Worker
 
@@ -69,6 +70,9 @@ def levels(name: str, subject: Subject) -> list[str]:
     return [each.level for each in said]
 
 
+DOTTED = Survey(separator=".")
+#: Whose folders would all get the operator's prefix.
+WRONG_ON_2_3 = ["wrong" if dovecot_version() == "2.3" else "good"]
 PUBLIC = "namespace {\n type = public\n separator = /\n prefix = Public/\n location = maildir:/x\n list = %s\n}\n"
 USERDB = "userdb {\n driver = lua\n args = file=/etc/dovecot/bascule.lua blocking=yes cache_key=%s\n}\n"
 LUA = "passdb {\n driver = lua\n args = file=/etc/dovecot/bascule.lua blocking=yes%s\n}\n"
@@ -103,6 +107,7 @@ LUA = "passdb {\n driver = lua\n args = file=/etc/dovecot/bascule.lua blocking=y
             Survey(separator=".", prefix="INBOX."),
             ["good"],
         ),
+        ("dovecot.namespaces", "namespace inbox {\n prefix = INBOX.\n separator = .\n}\n", DOTTED, WRONG_ON_2_3),
         ("dovecot.quota", "", Survey(size=10**9), []),
         ("dovecot.quota", "plugin {\n quota_rule = *:storage=1M\n}\n", None, ["note"]),
         ("dovecot.quota", "plugin {\n quota_rule = *:storage=1M\n}\n", Survey(size=2 * 1024**2), ["wrong"]),

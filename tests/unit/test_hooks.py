@@ -82,9 +82,9 @@ def answering(path: Path, answer: bytes) -> Iterator[list[bytes]]:
 
 
 def checkpassword(
-    tmp_path: Path, given: bytes, listed: str | None = "a.test", **more: str
+    tmp_path: Path, given: bytes, listed: str | None = "a.test", database: str | None = "passdb", **more: str
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run the script as Dovecot does."""
+    """Run the script as Dovecot does, for a database; None: as version 0.1 has it."""
     program = tmp_path / "checkpassword-reply"
     program.write_text(REPLY)
     program.chmod(0o755)
@@ -93,8 +93,9 @@ def checkpassword(
     domains = tmp_path / "domains"
     if listed is not None:
         domains.write_text(f"# Domains\n{listed}\n")
-    files = f"{tmp_path / 'socket'} {domains} {tmp_path / 'deputy'} {tmp_path / 'until'}"
-    command = f'exec {sys.executable} -IS {CHECKPASSWORD} {files} {program} 3<"{secrets}"'
+    left = f"{tmp_path / 'deputy'} {tmp_path / 'until'}"
+    given_to = f"{tmp_path / 'socket'}" + ("" if database is None else f" {domains} {database} {left}")
+    command = f'exec {sys.executable} -IS {CHECKPASSWORD} {given_to} {program} 3<"{secrets}"'
     environment = {"SERVICE": "imap", "TCPREMOTEIP": "192.0.2.1", "PATH": "/usr/bin:/bin", **more}
     return subprocess.run(["/bin/sh", "-c", command], env=environment, capture_output=True, timeout=30, check=False)
 
@@ -137,29 +138,65 @@ def test_checkpassword(tmp_path: Path, reply: Reply, code: int, printed: str) ->
 def test_checkpassword_as_a_userdb(tmp_path: Path, reply: Reply, code: int, printed: str) -> None:
     """Dovecot says the name as auth_username_format left it, and the original one in the environment."""
     with answering(tmp_path / "socket", reply.encode()) as asked:
-        done = checkpassword(tmp_path, b"al\0\0\0", AUTHORIZED="1", AUTH_ORIG_USER="al@a.test", SERVICE="lmtp")
+        done = checkpassword(
+            tmp_path, b"al\0\0\0", database="userdb", AUTHORIZED="1", AUTH_ORIG_USER="al@a.test", SERVICE="lmtp"
+        )
     assert (done.returncode, done.stdout.decode().splitlines(keepends=True)[:1]) == (code, [printed] if printed else [])
     assert asked == [b"userdb\0al@a.test\0lmtp"]
 
 
 def test_checkpassword_steps_aside_for_the_check_of_the_operators_userdbs(tmp_path: Path) -> None:
-    asked = checkpassword(tmp_path, b"al@a.test\0\0\0", AUTHORIZED="1", SERVICE="lmtp", TCPREMOTEIP=ASIDE)
+    asked = checkpassword(
+        tmp_path, b"al@a.test\0\0\0", database="userdb", AUTHORIZED="1", SERVICE="lmtp", TCPREMOTEIP=ASIDE
+    )
     assert asked.returncode == 3
     # A login from there is a login.
     assert checkpassword(tmp_path, b"al@a.test\0secret\0001\0", TCPREMOTEIP=ASIDE).returncode == 111
 
 
+@pytest.mark.parametrize(
+    ("reply", "code", "printed"),
+    [
+        (Reply("ok", {"proxy": "y", "host": "old.test"}), 0, "user=al@a.test extra=proxy host\n"),
+        (Reply("refused"), 3, ""),
+        (Reply("unknown"), 0, "user=al@a.test extra=noauthenticate\n"),
+        (Reply("temporary"), 111, ""),
+    ],
+)
+def test_checkpassword_as_a_passdb_without_a_password(tmp_path: Path, reply: Reply, code: int, printed: str) -> None:
+    with answering(tmp_path / "socket", reply.encode()) as asked:
+        done = checkpassword(tmp_path, b"al@a.test\0\0\0", AUTHORIZED="1", CREDENTIALS_LOOKUP="1", SCHEME="")
+    assert (done.returncode, done.stdout.decode().splitlines(keepends=True)[:1]) == (code, [printed] if printed else [])
+    assert asked == [b"passdb\0al@a.test\0imap"]
+
+
 @pytest.mark.parametrize("name", ["al", "al@b.test", "al@a.test.b"])
 def test_names_of_others_do_not_wait_for_the_authenticator(tmp_path: Path, name: str) -> None:
-    """There is none."""
-    done = checkpassword(tmp_path, f"{name}\0secret\0001\0".encode())
-    assert (done.returncode, "noauthenticate" in done.stdout.decode()) == (0, True)
-    assert checkpassword(tmp_path, f"{name}\0\0\0".encode(), AUTHORIZED="1").returncode == 3
+    """There is none. Without a password they go on to the next passdb, too: a static userdb asks so who exists."""
+    for more in ({}, {"AUTHORIZED": "1"}):
+        done = checkpassword(tmp_path, f"{name}\0secret\0001\0".encode(), **more)
+        assert (done.returncode, "noauthenticate" in done.stdout.decode()) == (0, True)
+    found = checkpassword(tmp_path, f"{name}\0\0\0".encode(), database="userdb", AUTHORIZED="1")
+    assert found.returncode == 3
+
+
+def test_a_configuration_of_version_0_1_names_the_socket_only(tmp_path: Path) -> None:
+    """It is there until the playbook has written the new one, while the program is the new one already."""
+    for reply, code, printed in (
+        (Reply("ok"), 0, "user=al@a.test extra=\n"),
+        (Reply("refused"), 1, ""),
+        (Reply("unknown"), 0, "user=al@a.test extra=noauthenticate\nnoauthenticate=y\n"),
+    ):
+        with answering(tmp_path / "socket", AT_WORK + reply.encode()) as asked:
+            done = checkpassword(tmp_path, b"al@a.test\0s3cret\0001\0", database=None)
+        assert (done.returncode, done.stdout.decode()) == (code, printed)
+        assert asked == [b"login\0al@a.test\0s3cret\0imap\x00192.0.2.1"]
+        (tmp_path / "socket").unlink()
 
 
 def test_while_there_is_no_list_every_domain_may_be_ours(tmp_path: Path) -> None:
     assert checkpassword(tmp_path, b"al@b.test\0secret\0001\0", listed=None).returncode == 111
-    assert checkpassword(tmp_path, b"al@b.test\0\0\0", listed=None, AUTHORIZED="1").returncode == 111
+    assert checkpassword(tmp_path, b"al@b.test\0\0\0", listed=None, database="userdb", AUTHORIZED="1").returncode == 111
 
 
 def test_an_authenticator_that_hangs_is_given_up_soon(tmp_path: Path) -> None:
@@ -252,7 +289,12 @@ def test_without_the_authenticator_mailboxes_are_found(
 ) -> None:
     leave(tmp_path, {"al@a.test": OF_AL, "@a.test": OF_A_TEST})
     done = checkpassword(
-        tmp_path, f"{name}\0\0\0".encode(), AUTHORIZED="1", AUTH_ORIG_USER=f"{name}@a.test", SERVICE=service
+        tmp_path,
+        f"{name}\0\0\0".encode(),
+        database="userdb",
+        AUTHORIZED="1",
+        AUTH_ORIG_USER=f"{name}@a.test",
+        SERVICE=service,
     )
     assert (done.returncode, done.stdout.decode().splitlines(keepends=True)[:1]) == (code, [printed] if printed else [])
 
