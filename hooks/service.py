@@ -227,6 +227,8 @@ def has_new_password(before: Mailbox | None, after: Mailbox) -> bool:
     """Whether it has moved, before as after, and another password is good now."""
     if before is None or before.account is None or after.account is None:
         return False
+    if before.account.password_hash is None or (before.account.imported and not after.account.imported):
+        return False  # the first one, or the same one in a better hash
     return before.state == after.state == "local" and before.account.password_hash != after.account.password_hash
 
 

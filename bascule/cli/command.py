@@ -42,6 +42,8 @@ COMMANDS = {
     "import": Place("people", "Ask for all users of DOMAIN in FILE to be moved (CSV)."),
     "keys": Place("installing", "The keys to which passwords are sealed."),
     "letters": Place("installing", "Show what users are written to, in one language."),
+    "move": Place("people", "Move ADDRESSES on your word, without their passwords, now or at an hour."),
+    "password": Place("people", "Passwords from the legacy side."),
     "pause": Place("domain", "Have workers leave WHO, an address or a whole domain, alone."),
     "place": Place("people", "Have the mailbox of ADDRESS kept at STORE, not at its domain's."),
     "prepare": Place("domain", "The former name of: domain add, domain set."),
