@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from argon2 import PasswordHasher
-from argon2.exceptions import VerifyMismatchError
 from nacl.encoding import Base64Encoder
 from nacl.exceptions import CryptoError
 from nacl.public import PrivateKey, PublicKey, SealedBox
 
+from bascule import schemes
 from bascule.errors import BadSettings, BasculeError, CannotUnseal
 
 #: Dovecot's scheme prefix (Dovecot 2.3 manual, "Password Schemes").
@@ -60,15 +60,12 @@ class Password:
         return _SCHEME + _hasher.hash(self.secret)
 
     def matches(self, hashed: str) -> bool:
-        """Whether ``hashed`` was made by :meth:`hashed` from this password.
+        """Whether ``hashed`` was made from this password: by :meth:`hashed`, or elsewhere (:mod:`bascule.schemes`).
 
         Raises:
-            VerificationError, InvalidHashError: it cannot be said, for want of memory say, or it is no such hash.
+            VerificationError, InvalidHashError, OSError: it cannot be said: for want of memory, or it is no hash.
         """
-        try:
-            return _hasher.verify(hashed.removeprefix(_SCHEME), self.secret)
-        except VerifyMismatchError:
-            return False
+        return schemes.verify(hashed, self.secret)
 
 
 class Sealer:

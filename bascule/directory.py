@@ -47,13 +47,19 @@ class Served:
 class Account:
     """What Dovecot must know of a mailbox; authenticators hold it, policy daemons do not."""
 
-    #: Only in state local.
+    #: Only in state local; None there: it moved without a password.
     password_hash: str | None
-    #: The legacy server refuses the password that is kept.
+    #: The next password that the legacy server takes is of use for the move.
     needs_credential: bool
     #: Below mail_root.
     home: str
     served: Served
+    #: The name by which the legacy server knows the user, if the domain's login form does not tell.
+    legacy_login: str | None = None
+    #: No login of this user sets a move off.
+    declined: bool = False
+    #: ``password_hash`` was brought from the legacy side, and no login has renewed it yet.
+    imported: bool = False
 
 
 @dataclass(frozen=True, slots=True)

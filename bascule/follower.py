@@ -33,7 +33,7 @@ _COLUMNS: dict[View, str] = {
     "routing_mailbox": "id, state::text, epoch, lmtp_next_hop",
     "login_mailbox": (
         "id, state::text, epoch, lmtp_next_hop, password_hash, needs_credential, home, store, login_host, "
-        "hierarchy_separator, namespace_prefix, special_uses"
+        "hierarchy_separator, namespace_prefix, special_uses, legacy_login, declined, imported"
     ),
 }
 
@@ -358,6 +358,9 @@ def account_of(
     separator: str,
     prefix: str,
     special_uses: Mapping[str, str],
+    legacy_login: str | None = None,
+    declined: bool = False,
+    imported: bool = False,
     *,
     shared: dict[Served, Served] | None = None,
 ) -> Account:
@@ -365,4 +368,4 @@ def account_of(
     served = Served(store, login_host, separator, prefix, tuple(sorted(special_uses.items())))
     if shared is not None:
         served = shared.setdefault(served, served)
-    return Account(password_hash, needs_credential, home, served)
+    return Account(password_hash, needs_credential, home, served, legacy_login, declined, imported)

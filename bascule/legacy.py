@@ -15,7 +15,7 @@ import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -68,10 +68,18 @@ class LegacySettings:
     sieve: Service | None = None
     login_form: LoginForm = "address"
     smtp_tls: SmtpTls = "may"
+    #: The name of the one user that these settings are for, if ``login_form`` does not tell it; see :meth:`known_as`.
+    user_name: str | None = None
 
     def login_name(self, address: Address) -> str:
         """The name under which the legacy server knows a user."""
+        if self.user_name is not None:
+            return self.user_name
         return str(address) if self.login_form == "address" else address.local_part
+
+    def known_as(self, user_name: str | None) -> LegacySettings:
+        """The same for one user, whom the server knows by this name; None: by what ``login_form`` says."""
+        return self if user_name is None else replace(self, user_name=user_name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +285,13 @@ class MasterLogin:
     password: Password
 
 
+def plain(user: str, password: Password | MasterLogin) -> bytes:
+    """The message of SASL PLAIN (RFC 4616) by which ``user`` logs in, or a master user as ``user``."""
+    if isinstance(password, MasterLogin):
+        return f"{user}\0{password.name}\0{password.password.secret}".encode()
+    return f"\0{user}\0{password.secret}".encode()
+
+
 @dataclass(frozen=True, slots=True)
 class TokenLogin:
     """With an OAuth 2.0 access token: XOAUTH2, or OAUTHBEARER (RFC 7628) where only that is offered."""
@@ -329,12 +344,12 @@ def _proof(
         name = user.replace("=", "=3D").replace(",", "=2C")  # RFC 5801 section 4, saslname
         token = f"n,a={name},\1auth=Bearer {login.token.secret}\1\1"
         return _authenticate(pipeline, offered, b"OAUTHBEARER", token, b"AQ==")
-    secret = login.password.secret
     if isinstance(login, MasterLogin):
-        return _authenticate(pipeline, offered, b"PLAIN", f"{user}\0{login.name}\0{secret}")
+        return _authenticate(pipeline, offered, b"PLAIN", plain(user, login).decode())
+    secret = login.password.secret
     refused: tuple[Tagged, list[Untagged]] | None = None
     if "AUTH=PLAIN" in offered:
-        refused = _authenticate(pipeline, offered, b"PLAIN", f"\0{user}\0{secret}")
+        refused = _authenticate(pipeline, offered, b"PLAIN", plain(user, login.password).decode())
         error = refused[0].refused
         if error is None or not (error.is_bad or error.code == "CANNOT") or "LOGINDISABLED" in offered:
             return refused

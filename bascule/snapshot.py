@@ -38,7 +38,8 @@ _LAYOUT = f"""
 _ACCOUNTS = """
     CREATE TABLE IF NOT EXISTS account (
         local_part TEXT, domain TEXT, password_hash TEXT, needs_credential INTEGER NOT NULL, home TEXT NOT NULL,
-        served TEXT NOT NULL, PRIMARY KEY (domain, local_part)
+        served TEXT NOT NULL, legacy_login TEXT, declined INTEGER NOT NULL, imported INTEGER NOT NULL,
+        PRIMARY KEY (domain, local_part)
     ) WITHOUT ROWID;
 """
 
@@ -133,8 +134,17 @@ class Snapshot:
                 if (account := box.account) is not None:
                     served = json.dumps(asdict(account.served))
                     database.execute(
-                        "INSERT OR REPLACE INTO account VALUES (?, ?, ?, ?, ?, ?)",
-                        (*key, account.password_hash, account.needs_credential, account.home, served),
+                        "INSERT OR REPLACE INTO account VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                        (
+                            *key,
+                            account.password_hash,
+                            account.needs_credential,
+                            account.home,
+                            served,
+                            account.legacy_login,
+                            account.declined,
+                            account.imported,
+                        ),
                     )
 
     @contextmanager
@@ -163,7 +173,8 @@ class Snapshot:
                 }
                 rows = database.execute(
                     "SELECT local_part, domain, id, state, epoch, lmtp_next_hop, password_hash, needs_credential, "
-                    "home, served FROM mailbox LEFT JOIN account USING (domain, local_part)"
+                    "home, served, legacy_login, declined, imported "
+                    "FROM mailbox LEFT JOIN account USING (domain, local_part)"
                 )
                 mailboxes = {box.address: box for box in _mailboxes(rows)}
                 unmoved = {Address.parse(address) for (address,) in database.execute("SELECT address FROM unmoved")}
@@ -199,9 +210,18 @@ def _mailboxes(rows: Iterable[tuple[Any, ...]]) -> Iterator[Mailbox]:
             shared[content] = Served(**values, special_uses=uses)
         return shared[content]
 
-    for local_part, domain, id_, state, epoch, next_hop, password_hash, needs_credential, home, content in rows:
+    for local_part, domain, id_, state, epoch, next_hop, password_hash, needs_credential, home, content, *more in rows:
         address = Address(local_part, sys.intern(domain))
         account = None
         if content is not None:
-            account = Account(password_hash, bool(needs_credential), home, served(content))
+            legacy_login, declined, imported = more
+            account = Account(
+                password_hash,
+                bool(needs_credential),
+                home,
+                served(content),
+                legacy_login,
+                bool(declined),
+                bool(imported),
+            )
         yield Mailbox(id_, address, sys.intern(state), epoch, sys.intern(next_hop), account)  # type: ignore[arg-type]

@@ -30,7 +30,7 @@ from bascule.hooks.deputy import ANY, EVERYBODY, Answer, Left
 from bascule.hooks.legacy_logins import LegacyLogins
 from bascule.hooks.pace import Turns
 from bascule.hooks.protocol import Login, Lookup, Reply
-from bascule.legacy import Service
+from bascule.legacy import LegacySettings, Service
 
 LOOK_AGAIN = 1.0  # seconds between looks at the state while a login waits for the flip
 MOST_HASHING = 128  # logins that wait for a password to be compared with its hash
@@ -45,7 +45,13 @@ PROXIED = ("imap", "pop3", "submission", "sieve")
 _NOT_AT_LEGACY = ("cutover", "local", "returning")
 
 
-def proxy_fields(domain: Domain, service_name: str, address: Address) -> dict[str, str] | None:
+def legacy_of(domain: Domain, mailbox: Mailbox | None) -> LegacySettings:
+    """The legacy server as one user is known to it."""
+    account = None if mailbox is None else mailbox.account
+    return domain.legacy.known_as(None if account is None else account.legacy_login)
+
+
+def proxy_fields(legacy: LegacySettings, service_name: str, address: Address) -> dict[str, str] | None:
     """The passdb fields that have Dovecot proxy a session to the legacy server; None: it has no such service.
 
     Postfix asks Dovecot to check a login (service smtp, its SASL) and keeps the
@@ -53,7 +59,6 @@ def proxy_fields(domain: Domain, service_name: str, address: Address) -> dict[st
     """
     if service_name == "smtp":
         return {}
-    legacy = domain.legacy
     services: dict[str, Service | None] = {
         "imap": legacy.imap,
         "pop3": legacy.pop3,
@@ -104,11 +109,12 @@ def userdb_reply(mailbox: Address, account: Account, store: str, mail_root: Path
     return Reply("ok", {"user": str(mailbox)} | userdb_fields(account, mail_root))
 
 
-def left_for_mailbox(mailbox: Mailbox, store: str, mail_root: Path) -> Left | None:
+def left_for_mailbox(mailbox: Mailbox, domain: Domain, store: str, mail_root: Path) -> Left | None:
     """What hooks find of a mailbox while nobody answers; None: the same as of everybody else in its domain."""
-    if mailbox.state not in _NOT_AT_LEGACY:
-        return None
     account, address = mailbox.account, mailbox.address
+    if mailbox.state not in _NOT_AT_LEGACY:
+        has_own_name = account is not None and account.legacy_login is not None
+        return _left_at_legacy(domain, legacy_of(domain, mailbox), address) if has_own_name else None
     if account is None:  # a snapshot of an older version
         return Left(())
     userdb = Answer("userdb", ANY, userdb_reply(address, account, store, mail_root))
@@ -124,14 +130,17 @@ def left_for_mailbox(mailbox: Mailbox, store: str, mail_root: Path) -> Left | No
 
 def left_for_domain(domain: Domain) -> Left:
     """What hooks find of everybody else in a domain."""
+    return _left_at_legacy(domain, domain.legacy, Address(EVERYBODY, domain.legacy.domain))
+
+
+def _left_at_legacy(domain: Domain, legacy: LegacySettings, address: Address) -> Left:
     if domain.mode == "prepared":  # who may be the operator's: then nobody knows whose password it would be
         return Left((Answer("passdb", ANY, Reply("unknown")), Answer("userdb", ANY, Reply("unknown"))))
     if domain.mode == "closed":
         return Left(())
-    address = Address(EVERYBODY, domain.legacy.domain)
     # Dovecot must proxy the session, so that the legacy server sees the password. Postfix (smtp) would take a reply for
     # the proof.
-    fields = {service: proxy_fields(domain, service, address) for service in PROXIED}
+    fields = {service: proxy_fields(legacy, service, address) for service in PROXIED}
     return Left(
         tuple(
             Answer("login", service, Reply("ok", {"user": str(address)} | each))
@@ -263,7 +272,7 @@ class Authenticator:
         while True:
             mailbox = self._directory.mailboxes.get(address)
             if mailbox is not None and mailbox.state == "local":
-                reply = await self._check_here(mailbox, login)
+                reply = await self._check_here(domain, mailbox, login)
                 if self._directory.mailboxes.get(address) == mailbox or reply.result != "ok":
                     return reply
                 continue  # it changed meanwhile: another password, or sent back
@@ -278,12 +287,14 @@ class Authenticator:
             if not await self._wait_for_change(deadline):
                 return Reply("temporary")
 
-    async def _check_here(self, mailbox: Mailbox, login: Login) -> Reply:
+    async def _check_here(self, domain: Domain, mailbox: Mailbox, login: Login) -> Reply:
         account, address = mailbox.account, mailbox.address
-        if account is None or account.password_hash is None:  # a snapshot of an older version
+        if account is None:  # a snapshot of an older version
             return Reply("temporary")
         hashed = account.password_hash
         fields = store_fields(account, login.service, self._store)
+        if hashed is None:
+            return await self._check_first(domain, mailbox, login, fields)
         answer = self._attempts.answer(address, login.password, now_held_by=hashed)
         if answer is not None:
             metrics.REMEMBERED.inc()
@@ -301,6 +312,18 @@ class Authenticator:
             self._attempts.failed(address, login.password, login.source, now_held_by=hashed)
             return Reply("refused")
         self._attempts.succeeded(address, login.password, login.source, now_held_by=hashed)
+        if account.imported:
+            self._keep_hash("renew_password", address, login.password, hashed)
+        return Reply("ok", fields)
+
+    async def _check_first(self, domain: Domain, mailbox: Mailbox, login: Login, fields: dict[str, str]) -> Reply:
+        """It moved without a password: the legacy server is asked once more, and what it takes is the password here."""
+        if domain.mode == "closed":
+            return Reply("refused")
+        refusal = await self._refusal_there(domain, mailbox, mailbox.address, login)
+        if refusal is not None:
+            return refusal
+        self._keep_hash("take_first_password", mailbox.address, login.password)
         return Reply("ok", fields)
 
     async def _admitted(self, address: Address, source: str) -> bool:
@@ -324,16 +347,27 @@ class Authenticator:
         return True
 
     async def _check_at_legacy(self, domain: Domain, mailbox: Mailbox | None, address: Address, login: Login) -> Reply:
-        fields = proxy_fields(domain, login.service, address)
+        fields = proxy_fields(legacy_of(domain, mailbox), login.service, address)
         if fields is None:
             return self._no("refused", domain)
+        refusal = await self._refusal_there(domain, mailbox, address, login)
+        if refusal is not None:
+            return refusal
+        if self._wants_credential(domain, mailbox, login.service):
+            self._record(mailbox, address, login)
+        return Reply("ok", fields)
+
+    async def _refusal_there(
+        self, domain: Domain, mailbox: Mailbox | None, address: Address, login: Login
+    ) -> Reply | None:
+        """Ask the legacy server, if it did not say just now; None: it takes the password."""
         answer = self._attempts.answer(address, login.password)
         if answer is None:
             if not await self._admitted(address, login.source):
                 return Reply("temporary")
             try:
                 with self._attempts.trying(address, login.source):
-                    await self._legacy_logins.check(domain.legacy, address, login.password)
+                    await self._legacy_logins.check(legacy_of(domain, mailbox), address, login.password)
             except LegacyRefusedLogin:
                 self._attempts.failed(address, login.password, login.source)
                 return self._no("refused", domain)
@@ -345,14 +379,13 @@ class Authenticator:
             metrics.REMEMBERED.inc()
             if not answer:
                 return self._no("refused", domain)
-        if self._wants_credential(domain, mailbox, login.service):
-            self._record(mailbox, address, login)
-        return Reply("ok", fields)
+        return None
 
     @staticmethod
     def _wants_credential(domain: Domain, mailbox: Mailbox | None, service: str) -> bool:
-        if mailbox is None:
-            return domain.mode == "active" and domain.first_login_migrates and service in READING
+        if mailbox is None or mailbox.state == "legacy":
+            has_declined = mailbox is not None and (mailbox.account is None or mailbox.account.declined)
+            return domain.mode == "active" and domain.first_login_migrates and service in READING and not has_declined
         waits = mailbox.account is not None and mailbox.account.needs_credential
         return waits and mailbox.state in {"requested", "copying"}
 
@@ -383,3 +416,24 @@ class Authenticator:
                 self._recording.pop(address, None)
 
         self._recording[address] = asyncio.create_task(record(login.password))
+
+    def _keep_hash(self, function: str, address: Address, password: Password, *former: str) -> None:
+        """Have a password that was just found right checked by ARGON2ID from now on. No login waits for it; without
+        the database, the next one is taken.
+        """
+        if address in self._recording or len(self._recording) >= MOST_RECORDING:
+            return
+
+        async def keep() -> None:
+            try:
+                hashed = await asyncio.get_running_loop().run_in_executor(self._hashing, password.hashed)
+                places = ", ".join(["%s"] * (len(former) + 2))
+                await self._database.ask(
+                    f"SELECT bascule.{function}({places})", str(address), *former, hashed, patience=10
+                )
+            except DatabaseUnavailable as error:
+                self._log.warning("password not kept, the next login's is", address=str(address), reason=error.message)
+            finally:
+                self._recording.pop(address, None)
+
+        self._recording[address] = asyncio.create_task(keep())

@@ -107,7 +107,7 @@ class Deputy:
         until: Path,
         directory: Directory,
         *,
-        mailbox: Callable[[Mailbox], Left | None],
+        mailbox: Callable[[Mailbox, Domain], Left | None],
         domain: Callable[[Domain], Left],
     ) -> None:
         self._folder = folder
@@ -227,8 +227,8 @@ class Deputy:
             name = file_name(address)
             if name is None:
                 continue
-            mailbox = self._directory.mailboxes.get(address) if address.domain in self._directory.domains else None
-            left = None if mailbox is None else self._left_for_mailbox(mailbox)
+            mailbox, domain = self._directory.mailboxes.get(address), self._directory.domains.get(address.domain)
+            left = None if mailbox is None or domain is None else self._left_for_mailbox(mailbox, domain)
             self._put(name, None if left is None else left.encode())
 
     def _write_domains(self) -> None:
@@ -238,6 +238,11 @@ class Deputy:
         for path in self._folder.iterdir():
             if path.name.startswith("@") and unquote(path.name[1:]) not in domains:
                 path.unlink(missing_ok=True)
+        # What is left of who has a name of their own at the legacy server depends on the domain, too.
+        mailboxes = self._directory.mailboxes.copy()
+        self._write_mailboxes(
+            address for address, each in mailboxes.items() if each.account is not None and each.account.legacy_login
+        )
 
     def _put(self, name: str, content: bytes | None) -> None:
         path = self._folder / name

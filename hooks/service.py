@@ -53,7 +53,7 @@ class Resident:
             mine.deputy,
             mine.deputy_until,
             self._directory,
-            mailbox=lambda mailbox: left_for_mailbox(mailbox, worker.store, worker.mail_root),
+            mailbox=lambda mailbox, domain: left_for_mailbox(mailbox, domain, worker.store, worker.mail_root),
             domain=left_for_domain,
         )
         self._follower = Follower(
@@ -239,6 +239,8 @@ def has_new_password(before: Mailbox | None, after: Mailbox) -> bool:
     """Whether it has moved, before as after, and another password is good now."""
     if before is None or before.account is None or after.account is None:
         return False
+    if before.account.password_hash is None or (before.account.imported and not after.account.imported):
+        return False  # the first one, or the same one in a better hash
     return before.state == after.state == "local" and before.account.password_hash != after.account.password_hash
 
 

@@ -132,6 +132,9 @@ class LegacySite:
         self.token_key = secrets.token_bytes(32)
         self.users: dict[str, str] = {}
         self.aliases: dict[str, str] = {}
+        #: Of some users: what is kept in place of the password, and the name with which they log in.
+        self.hashes: dict[str, str] = {}
+        self.login_names: dict[str, str] = {}
 
     def create(self, users: dict[str, str], aliases: dict[str, str]) -> None:
         """Users and aliases by local part."""
@@ -186,7 +189,12 @@ class LegacySite:
         return f"{signed}.{encoded(hmac.digest(self.token_key, signed.encode(), 'sha256'))}"
 
     def _set_passwords(self) -> None:
-        lines = [f"{full(name)}:{{PLAIN}}{password}\n" for name, password in self.users.items()]
+        # Dovecot takes names in lower case (auth_username_format), and a backslash in a passwd-file for an escape.
+        names = {name: self.login_names.get(name, full(name)).lower().replace("\\", "\\\\") for name in self.users}
+        lines = [
+            f"{names[name]}:{self.hashes.get(name, f'{{PLAIN}}{password}')}::::::user={full(name)}\n"
+            for name, password in self.users.items()
+        ]
         (self.dovecot.folder / "users").write_text("".join(lines))
 
     def start(self) -> None:
@@ -221,7 +229,8 @@ class LegacySite:
         return self.dovecot.folder / "mail" / name / "Maildir"
 
     def client(self, name: str, password: str | None = None) -> AbstractContextManager[IMAPClient]:
-        return imap(self.ports.imap, full(name), password or self.users[name], host=self.host.address)
+        user = self.login_names.get(name, full(name))
+        return imap(self.ports.imap, user, password or self.users[name], host=self.host.address)
 
 
 class PrefixedSite(LegacySite):

@@ -52,6 +52,16 @@ class Account:
     url_token: str | None
     #: Whether an administrator decides where something cannot be kept as it is.
     waits_on_difference: bool
+    #: It moves on an administrator's word, with or without the user's password.
+    on_word: bool = False
+    #: A hash was brought from the legacy side, which is in force if no password is proved.
+    has_imported_hash: bool = False
+    #: It flips though nobody could log in then but by asking the legacy server.
+    without_password: bool = False
+    #: Its hour to flip had not come when this was read.
+    flips_later: bool = False
+    #: It was complete here before, but for the flip.
+    staged: bool = False
 
     def password(self, unsealer: Unsealer) -> Password:
         """
@@ -59,5 +69,11 @@ class Account:
             CannotUnseal, BasculeError: there is none that this worker can open.
         """
         if self.sealed_credential is None:
-            raise BasculeError(f"no password is stored for {self.address}", hint="Request the migration again.")
+            hint = "Request the migration again."
+            if self.on_word:
+                hint = (
+                    "It moves on an administrator's word, for which workers need a login of their own there: "
+                    "bascule copy-login master. Or give the password: bascule request."
+                )
+            raise BasculeError(f"no password is stored for {self.address}", hint=hint)
         return unsealer.unseal(self.sealed_credential)

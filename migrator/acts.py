@@ -35,6 +35,9 @@ SELECT mailbox.id, mailbox.local_part, bascule.home_of(domain.name, mailbox.loca
        coalesce(mailbox.language, domain.language) AS language,
        domain.writes_to_users AND mailbox.welcomed_at IS NULL AS to_be_welcomed, domain.url_token,
        domain.on_difference = 'wait' AS waits_on_difference,
+       mailbox.proof = 'word' AS on_word, mailbox.imported_hash IS NOT NULL AS has_imported_hash,
+       mailbox.without_password, mailbox.staged_at IS NOT NULL AS staged,
+       coalesce(mailbox.flip_at > clock_timestamp(), false) AS flips_later, mailbox.legacy_login,
        {", ".join(f"domain.{name}" for name in _LEGACY)}
   FROM bascule.mailbox JOIN bascule.domain ON domain.id = mailbox.domain_id
  WHERE mailbox.id = %s"""
@@ -119,7 +122,7 @@ class Acts:
             row = cursor.execute(_ACCOUNT.encode(), (mailbox_id,)).fetchone()
         if row is None:
             return None
-        settings = legacy.from_row(*(row.pop(name) for name in _LEGACY))
+        settings = legacy.from_row(*(row.pop(name) for name in _LEGACY)).known_as(row.pop("legacy_login"))
         limits = Limits(row.pop("connections"), row.pop("connections_per_mailbox"), row.pop("bytes_per_second"))
         address = Address(row.pop("local_part"), settings.domain)
         return Account(address=address, legacy=settings, limits=limits, **row)
@@ -233,6 +236,10 @@ class Acts:
             mailbox_id, _storable(message), refused, at_least, _storable(advice), passes,
         )  # fmt: skip
 
+    def stage(self, mailbox_id: int) -> bool:
+        """The mailbox is complete here; whether it waits for its hour to flip, and is kept fresh until then."""
+        return bool(self._value("SELECT bascule.stage(%s)", mailbox_id))
+
     # The cutover and the return ---------------------------------------------------
 
     def begin_cutover(self, mailbox_id: int) -> int:
@@ -242,8 +249,10 @@ class Acts:
     def undo_cutover(self, mailbox_id: int, reason: str) -> None:
         self._do("SELECT bascule.undo_cutover(%s, %s)", mailbox_id, _storable(reason))
 
-    def finish_cutover(self, mailbox_id: int, epoch: int, password_hash: str, report: Mapping[str, object]) -> None:
-        """The flip.
+    def finish_cutover(
+        self, mailbox_id: int, epoch: int, password_hash: str | None, report: Mapping[str, object]
+    ) -> None:
+        """The flip. ``password_hash``: of the proved password; None: the imported one is in force, if there is one.
 
         Raises:
             psycopg.Error: (BA002) it was undone meanwhile, or is over its time.

@@ -53,6 +53,16 @@ class Attempt:
         """
         return self.account.password(self.unsealer)
 
+    def proved_password(self) -> Password | None:
+        """The same; None: the mailbox moves on an administrator's word, and its user has given none.
+
+        Raises:
+            CannotUnseal, BasculeError: as :meth:`password`.
+        """
+        if self.account.on_word and self.account.sealed_credential is None:
+            return None
+        return self.password()
+
 
 @contextmanager
 def exclusively(home: Path, *, has_moved: bool = False) -> Iterator[None]:

@@ -34,12 +34,17 @@ class MessagesUnreadable(BasculeError):
     """The legacy server does not give some messages or folders, and nobody has waived them."""
 
 
+class NoPassword(BasculeError):
+    """Nobody could log in to the mailbox after the flip, and nobody has said that this is wanted."""
+
+
 class CannotBeKept(BasculeError):
     """A name or a keyword cannot be kept as it is, and the domain's setting is to wait for an administrator."""
 
 
 def migrate(attempt: Attempt) -> None:
-    """Take a requested mailbox to state local, or raise having left it in state copying.
+    """Take a requested mailbox to state local, or leave it in state copying: because its hour to flip has not come, or
+    by raising.
 
     Raises:
         BasculeError, OSError: why it did not come to the flip. What was copied is kept.
@@ -49,7 +54,7 @@ def migrate(attempt: Attempt) -> None:
     if account.state == "cutover":
         acts.undo_cutover(account.id, "its worker died")
     acts.begin_copy(account.id)
-    password = attempt.password()
+    password = attempt.proved_password()
     storage.take_over(home)
     copy = Copy(
         attempt.sessions.open,
@@ -72,34 +77,57 @@ def migrate(attempt: Attempt) -> None:
             raise
         _record_unreadable(acts, account.id, copy, complete=True)
         _insist_on_whole(attempt, copy, done)
+        if account.staged and acts.stage(account.id):
+            logger.info("kept fresh until it flips")
+            return
+        if not account.flips_later:
+            _insist_on_a_password(attempt)
         # The copy may have taken hours: is this still the user's password? It will be the one here.
-        with copy.without_session():
-            if account.copy_login != "xoauth2":
+        if password is not None and account.copy_login != "xoauth2":
+            with copy.without_session():
                 authenticate(account.legacy, attempt.trust, account.address, password)
         acts.set_hierarchy(account.id, done.layout.separator, done.layout.prefix, special_uses(done))
         notes = _take_along(attempt, copy)
         rehearsed = _equal(attempt, copy, {}, done)
-        compared = {state.name: state.uidnext for state in rehearsed.last_pass.folders}
-        hashed = password.hashed()  # costly on purpose, so before the mail is held
-        epoch = acts.begin_cutover(account.id)
-        began = time.monotonic()
-        try:
-            await_acknowledgements(acts, account.id, epoch)
-            final = _equal(attempt, copy, compared)
-            final.verification.notes += notes
-            final.verification.bodies_compared += rehearsed.verification.bodies_compared
-            storage.leave_gap(account.address, home, final.last_pass)
-            acts.finish_cutover(account.id, epoch, hashed, final.verification.report())
-        except BaseException as error:
-            undo(acts.undo_cutover, account.id, error)
-            raise
-        held = time.monotonic() - began
-        metrics.FLIPS.inc()
-        metrics.HELD.observe(held)
-        logger.info("flipped", changes=final.last_pass.changes, held_ms=round(held * 1000))
+        if acts.stage(account.id):
+            logger.info("copied ahead")
+            return
+        _insist_on_a_password(attempt)
+        last_pass = _flip(attempt, copy, rehearsed, notes, None if password is None else password.hashed())
         copy.forget()
-        storage.keep_evidence(home, final.last_pass)
+        storage.keep_evidence(home, last_pass)
         storage.hand_over(home)
+
+
+def _flip(attempt: Attempt, copy: Copy, rehearsed: _Verified, notes: list[str], hashed: str | None) -> Pass:
+    """Hold the mail, copy the rest, find both sides equal, and flip; the last pass.
+
+    ``hashed``: of the proved password. It is costly on purpose, so it was made before the mail is held.
+    """
+    acts, account, home, storage = attempt.acts, attempt.account, attempt.home, attempt.storage
+    compared = {state.name: state.uidnext for state in rehearsed.last_pass.folders}
+    epoch = acts.begin_cutover(account.id)
+    began = time.monotonic()
+    try:
+        await_acknowledgements(acts, account.id, epoch)
+        final = _equal(attempt, copy, compared)
+        final.verification.notes += notes
+        final.verification.bodies_compared += rehearsed.verification.bodies_compared
+        storage.leave_gap(account.address, home, final.last_pass)
+        acts.finish_cutover(account.id, epoch, hashed, final.verification.report())
+    except BaseException as error:
+        undo(acts.undo_cutover, account.id, error)
+        raise
+    held = time.monotonic() - began
+    metrics.FLIPS.inc()
+    metrics.HELD.observe(held)
+    log.get().info(
+        "flipped",
+        address=str(account.address),
+        changes=final.last_pass.changes,
+        held_ms=round(held * 1000),
+    )
+    return final.last_pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,18 +197,42 @@ def _insist_on_whole(attempt: Attempt, copy: Copy, done: Pass) -> None:
         )
 
 
-def _take_along(attempt: Attempt, copy: Copy) -> list[str]:
-    """POP3 UIDLs and Sieve scripts; what of them could not be taken along, in words.
+def _insist_on_a_password(attempt: Attempt) -> None:
+    """
+    Raises:
+        NoPassword
+    """
+    account = attempt.account
+    if account.sealed_credential is None and not account.has_imported_hash and not account.without_password:
+        raise NoPassword(
+            f"nobody could log in to {account.address} here: no password is proved, and no hash was imported",
+            hint=f"bascule password import {account.address.domain} brings hashes; a login of the user's here proves "
+            f"the password; bascule move --without-password {account.address} flips it without.",
+        )
 
-    Neither is a reason not to move. They are read with the user's own password.
+
+def _take_along(attempt: Attempt, copy: Copy) -> list[str]:
+    """POP3 UIDLs, Sieve scripts and the password; what of them could not be taken along, in words.
+
+    None is a reason not to move. They are read with the user's own password, or as the master user.
     """
     notes = []
-    trust, password, address, legacy = (
-        attempt.trust,
-        attempt.password(),
-        attempt.account.address,
-        attempt.account.legacy,
-    )
+    account, trust = attempt.account, attempt.trust
+    address, legacy = account.address, account.legacy
+    if account.sealed_credential is None and not account.has_imported_hash:
+        notes.append(
+            "no password came along: the first login here is asked about at the legacy server, and sets it; "
+            "after the close nobody can log in without"
+        )
+    if legacy.pop3 is None and legacy.sieve is None:
+        return notes
+    password = attempt.proved_password() or attempt.sessions.master()
+    if password is None:
+        if legacy.pop3 is not None:
+            notes.append("POP3 clients will download INBOX again: their UIDLs are read with the user's password only")
+        if legacy.sieve is not None:
+            notes.append("Sieve scripts were not copied: they are read with the user's password, or a master user's")
+        return notes
     if legacy.pop3 is not None:
         try:
             inbox = [(message.uid, message.size) for message in copy.inbox()]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+from base64 import b64encode
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from bascule.address import Address
 from bascule.credential import Password
 from bascule.errors import BasculeError, LegacyBusy, LegacyUnavailable
-from bascule.legacy import LegacySettings, Service, Trust
+from bascule.legacy import LegacySettings, MasterLogin, Service, Trust, plain
 from bascule.migrator.conversation import Conversation
 
 SECONDS = 180.0  # that the whole session may take
@@ -99,7 +100,7 @@ def uidls(
     service: Service,
     trust: Trust,
     address: Address,
-    password: Password,
+    password: Password | MasterLogin,
     inbox: Sequence[tuple[int, int]],
     header_of: Callable[[int], bytes],
     *,
@@ -109,6 +110,7 @@ def uidls(
     """The UIDLs of INBOX; ``inbox`` is its UIDs and sizes in bytes, in order, 0
     where a size is not known, and ``header_of`` the beginning of a message by UID,
     or nothing. ``host`` is where POP3 is served, by default where IMAP is.
+    ``password``: the user's, or a master user who may act as any (RFC 5034).
 
     A client of the user's may have the mailbox open (RFC 1939 section 3): it is asked again after a while.
 
@@ -131,7 +133,7 @@ def _uidls(
     service: Service,
     trust: Trust,
     address: Address,
-    password: Password,
+    password: Password | MasterLogin,
     inbox: Sequence[tuple[int, int]],
     header_of: Callable[[int], bytes],
     name: str,
@@ -221,11 +223,14 @@ class _Session:
     def __init__(self, conversation: Conversation) -> None:
         self._conversation = conversation
 
-    def begin(self, starttls: bool, name: str, password: Password) -> None:
+    def begin(self, starttls: bool, name: str, password: Password | MasterLogin) -> None:
         self._answer("the greeting")
         if starttls:
             self._command(b"STLS")
             self._conversation.secure()
+        if isinstance(password, MasterLogin):  # USER and PASS have no place for a second name
+            self._command(b"AUTH PLAIN " + b64encode(plain(name, password)), shown="AUTH PLAIN")
+            return
         self._command(b"USER " + _argument(name))
         self._command(b"PASS " + _argument(password.secret), shown="PASS")
 

@@ -106,7 +106,9 @@ def _own_errors(login: Login) -> Iterator[None]:
         if isinstance(login, UserLogin):
             raise
         # It says nothing about the user's own password.
-        raise CopyLoginRefused(error.message, hint="Tell it anew: bascule copy-login.") from error
+        raise CopyLoginRefused(
+            error.message, hint="Has it such a mailbox? If so, tell the login of the workers anew: bascule copy-login."
+        ) from error
 
 
 class Sessions:
@@ -166,6 +168,14 @@ class Sessions:
         with _own_errors(login), imap_session(self._account.legacy, self._trust, login) as client:
             yield client
 
+    def master(self) -> MasterLogin | None:
+        """The domain's master user as this mailbox's user; None: it has none."""
+        account = self._account
+        if account.copy_login != "master" or account.sealed_copy_login is None:
+            return None
+        told = json.loads(self._unsealer.unseal(account.sealed_copy_login).secret)
+        return MasterLogin(account.address, told["name"], Password(told["password"]))
+
     @contextmanager
     def _open(self) -> Iterator[Connection]:
         login = self._login()
@@ -176,9 +186,9 @@ class Sessions:
         account = self._account
         if account.copy_login == "user" or account.sealed_copy_login is None:
             return UserLogin(account.address, account.password(self._unsealer))
+        if (master := self.master()) is not None:
+            return master
         told = json.loads(self._unsealer.unseal(account.sealed_copy_login).secret)
-        if account.copy_login == "master":
-            return MasterLogin(account.address, told["name"], Password(told["password"]))
         if self._token is None or self._token.ends - EARLY < time.monotonic():
             refresh = told.get("refresh_token")
             client = OAuthClient(

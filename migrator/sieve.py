@@ -20,7 +20,7 @@ from pathlib import Path
 from bascule.address import Address
 from bascule.credential import Password
 from bascule.errors import BasculeError
-from bascule.legacy import LegacySettings, Service, Trust
+from bascule.legacy import LegacySettings, MasterLogin, Service, Trust, plain
 from bascule.migrator.conversation import Conversation
 
 SECONDS = 60.0  # that the whole session may take
@@ -61,12 +61,14 @@ def read_scripts(
     service: Service,
     trust: Trust,
     address: Address,
-    password: Password,
+    password: Password | MasterLogin,
     *,
     host: str | None = None,
     seconds: float = SECONDS,
 ) -> Scripts:
     """The user's scripts. ``host`` is where ManageSieve is served, by default where IMAP is.
+
+    ``password``: the user's, or a master user who may act as any.
 
     Raises:
         ScriptsNotRead, LegacyUnavailable
@@ -79,8 +81,7 @@ def read_scripts(
             session.command(b"STARTTLS")
             conversation.secure()
             session.answer()
-        secret = b64encode(f"\0{legacy.login_name(address)}\0{password.secret}".encode())
-        session.command(b'AUTHENTICATE "PLAIN" "%s"' % secret)
+        session.command(b'AUTHENTICATE "PLAIN" "%s"' % b64encode(plain(legacy.login_name(address), password)))
         names, active = [], ""
         for listed in session.command(b"LISTSCRIPTS"):
             if not listed or not isinstance(listed[0], bytes):

@@ -114,7 +114,9 @@ class Requests:
             raise BadForm("address", "email") from error
         if address.domain != domain.domain:
             raise BadForm("domain", "email")
-        self._check(domain, address, password, source)
+        with self._database.connection() as connection:
+            user_name = value(connection, "SELECT bascule.portal_login_name(%s, %s)", token, str(address))
+        self._check(domain.known_as(user_name), address, password, source)
         try:
             with self._database.connection() as connection:
                 return int(

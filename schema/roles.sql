@@ -45,13 +45,14 @@ GRANT UPDATE (store, imap_host, imap_port, imap_tls, smtp_host, smtp_port, pop3_
     language, writes_to_users, on_difference, smtp_tls) ON domain TO bascule_admin;
 GRANT EXECUTE ON FUNCTION activate_domain, rotate_url, place, expect, assign_alias, remove_alias, waive_address,
     unwaive_address, pause, resume, pause_domain, resume_domain, retry, give_up, return_mailbox, cancel_return,
-    waive_messages, waive_last_message, verify_mailbox, close_domain, request_migration, messages_per_second, remaining,
+    waive_messages, waive_last_message, verify_mailbox, close_domain, request_migration, move_mailbox, import_passwords,
+    set_login_name, messages_per_second, remaining,
     sightings_kept,
     forget_node TO bascule_admin;
 
 GRANT SELECT ON domain, mailbox, mailbox_folder, verification, straggler, unreadable_message, unreadable_folder, returned_message,
     routing_domain, gauges TO bascule_worker;
-GRANT EXECUTE ON FUNCTION begin_copy, report_progress, begin_cutover, unacknowledged, finish_cutover, undo_cutover,
+GRANT EXECUTE ON FUNCTION begin_copy, report_progress, stage, begin_cutover, unacknowledged, finish_cutover, undo_cutover,
     undo_overdue_cutovers, stage_straggler, straggler_delivered, renumber_stragglers, requeue_unattended, take_connections, set_unreadable,
     set_unreadable_folders, set_hierarchy, last_message_written, record_verification, begin_return, undo_return, finish_return, intend_return,
     appended, returned, welcomed, trouble_told, home_of, reseal_mailbox, reseal_domain,
@@ -65,12 +66,14 @@ GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA queue TO bascule_worker;
 
 -- It was portal_domain() in the first release.
 REVOKE ALL ON FUNCTION domain_of_url FROM bascule_portal;
-GRANT EXECUTE ON FUNCTION portal_domain, portal_progress, portal_request, logged_in_from TO bascule_portal;
+GRANT EXECUTE ON FUNCTION portal_domain, portal_progress, portal_request, portal_login_name, logged_in_from
+    TO bascule_portal;
 
 GRANT SELECT ON routing_domain, routing_mailbox, routing_alias TO bascule_authenticator, bascule_policy_daemon;
 GRANT EXECUTE ON FUNCTION beat, sign_off, acknowledge TO bascule_authenticator, bascule_policy_daemon;
 GRANT SELECT ON login_mailbox TO bascule_authenticator;
-GRANT EXECUTE ON FUNCTION record_login, login_state, request_due_first_logins, share_sources TO bascule_authenticator;
+GRANT EXECUTE ON FUNCTION record_login, login_state, request_due_first_logins, share_sources, wants_credential,
+    renew_password, take_first_password TO bascule_authenticator;
 GRANT EXECUTE ON FUNCTION share_guesses TO bascule_authenticator, bascule_portal;
 GRANT EXECUTE ON FUNCTION decline_first_login TO bascule_admin;
 GRANT EXECUTE ON FUNCTION first_login_told TO bascule_worker;

@@ -19,6 +19,14 @@ RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
 $$;
 COMMENT ON FUNCTION is_legal_transition IS 'The whole state machine of a mailbox';
 
+CREATE OR REPLACE FUNCTION wants_credential(box mailbox)
+RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+    SELECT box.needs_credential
+        OR box.proof = 'word' AND box.sealed_credential IS NULL AND box.state IN ('requested', 'copying')
+$$;
+COMMENT ON FUNCTION wants_credential IS
+    'Whether there is a use for the password that a user gives now: the move waits for it, or goes on without and is better with it';
+
 -- Put a task for a mailbox on its store's queue, unless the same task is
 -- already waiting there. Two tasks of one mailbox never run at once (lock).
 -- Somebody waits for a move or a return; nobody waits for a sweep.
@@ -76,6 +84,16 @@ BEGIN
     END IF;
     NEW.epoch := OLD.epoch + 1;
     NEW.state_since := clock_timestamp();
+    IF NEW.state = 'legacy' THEN
+        -- Another move begins anew; a hash that was in force here may be of a former password by then.
+        NEW.proof := 'password';
+        NEW.flip_at := NULL;
+        NEW.staged_at := NULL;
+        NEW.without_password := false;
+        IF OLD.state = 'returning' THEN
+            NEW.imported_hash := NULL;
+        END IF;
+    END IF;
     RETURN NEW;
 END
 $$;
@@ -141,7 +159,8 @@ DECLARE
     of_workers bigint := 0;
     words text;
 BEGIN
-    UPDATE mailbox SET sealed_credential = NULL, needs_credential = state <> 'legacy', trouble_told_at = NULL
+    UPDATE mailbox SET sealed_credential = NULL, needs_credential = state <> 'legacy' AND proof = 'password',
+        trouble_told_at = NULL
      WHERE domain_id = NEW.id AND sealed_credential IS NOT NULL;
     GET DIAGNOSTICS of_users = ROW_COUNT;
     IF NEW.sealed_copy_login = OLD.sealed_copy_login THEN

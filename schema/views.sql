@@ -33,7 +33,14 @@ SELECT mailbox.full_address AS address, domain.name AS domain, mailbox.state, ma
                 coalesce(nullif(mailbox.last_advice, ''),
                          'See the log of the worker at its store; then bascule retry, which does not wait for next_try')
             END AS advice,
-       coalesce(mailbox.language, domain.language) AS language, mailbox.needs_credential AS needs_password
+       coalesce(mailbox.language, domain.language) AS language, mailbox.needs_credential AS needs_password,
+       mailbox.flip_at, mailbox.staged_at,
+       CASE WHEN mailbox.state IN ('local', 'returning') THEN
+                CASE WHEN mailbox.password_hash IS NULL THEN 'none'
+                     WHEN mailbox.password_hash = mailbox.imported_hash THEN 'imported' ELSE 'proved' END
+            WHEN mailbox.sealed_credential IS NOT NULL AND NOT mailbox.needs_credential THEN 'proved'
+            WHEN mailbox.imported_hash IS NOT NULL THEN 'imported' ELSE 'none' END AS password,
+       mailbox.legacy_login
   FROM mailbox JOIN domain ON domain.id = mailbox.domain_id
   LEFT JOIN (SELECT mailbox_id FROM unreadable_message WHERE waived_at IS NULL
               UNION SELECT mailbox_id FROM unreadable_folder WHERE waived_at IS NULL) AS unreadable
@@ -44,6 +51,14 @@ COMMENT ON COLUMN mailboxes.messages_per_second IS 'Since its worker took it up;
 COMMENT ON COLUMN mailboxes.remaining IS 'How long the rest of the copy will take at this rate';
 COMMENT ON COLUMN mailboxes.problem IS 'The last trouble, in words; null: none';
 COMMENT ON COLUMN mailboxes.needs_password IS 'Whether it waits for the user''s new password';
+COMMENT ON COLUMN mailboxes.flip_at IS
+    'It is copied and kept fresh, and does not flip before; infinity: until an administrator says when; null: it flips as soon as it can';
+COMMENT ON COLUMN mailboxes.staged_at IS 'When it was last complete here, but for the flip; null: it was not yet';
+COMMENT ON COLUMN mailboxes.password IS
+    'Which password is good here after the flip: proved (the legacy server took it, or a login here renewed it), imported (a hash '
+    'that was brought), none';
+COMMENT ON COLUMN mailboxes.legacy_login IS
+    'The name by which the legacy server knows the user; null: what the domain''s login_form makes of the address';
 COMMENT ON COLUMN mailboxes.advice IS 'What to do about the problem';
 
 CREATE OR REPLACE VIEW migrated AS SELECT * FROM mailboxes WHERE state = 'local' AND return_requested_at IS NULL;
@@ -94,7 +109,9 @@ SELECT mailbox.full_address AS address, domain.name AS domain, mailbox.first_nam
        report -> 'folders' AS folder_list, report -> 'waived' AS waived, report -> 'notes' AS notes,
        report -> 'odd_sizes' AS odd_sizes,
        (SELECT count(*) FROM straggler WHERE straggler.mailbox_id = mailbox.id AND delivered_at IS NOT NULL) AS stragglers,
-       (report ->> 'bodies_compared')::bigint AS bodies_compared, verification.verified_again_at, verification.again
+       (report ->> 'bodies_compared')::bigint AS bodies_compared, verification.verified_again_at, verification.again,
+       CASE WHEN mailbox.password_hash IS NULL THEN 'none'
+            WHEN mailbox.password_hash = mailbox.imported_hash THEN 'imported' ELSE 'proved' END AS password
   FROM verification JOIN mailbox ON mailbox.id = verification.mailbox_id JOIN domain ON domain.id = mailbox.domain_id,
        LATERAL (SELECT coalesce(sum((folder ->> 'messages')::bigint), 0)::bigint AS messages,
                        coalesce(sum((folder ->> 'bytes')::bigint), 0)::bigint AS bytes
@@ -104,6 +121,7 @@ COMMENT ON VIEW verifications IS
 COMMENT ON COLUMN verifications.folder_list IS '[{"name", "uidvalidity", "uidnext", "messages", "bytes"}], names in modified UTF-7';
 COMMENT ON COLUMN verifications.waived IS 'Messages that did not come, as an administrator decided';
 COMMENT ON COLUMN verifications.notes IS 'What could not be taken along, in words: POP3 UIDLs, Sieve scripts';
+COMMENT ON COLUMN verifications.password IS 'Which password is good here now, as in mailboxes: of "none", nobody can log in without the legacy server';
 COMMENT ON COLUMN verifications.odd_sizes IS 'Messages whose size the legacy server states wrongly';
 COMMENT ON COLUMN verifications.stragglers IS 'Messages that were brought after the cutover';
 
@@ -142,6 +160,11 @@ SELECT stragglers.domain, stragglers.address,
   FROM stragglers JOIN domain ON domain.name = stragglers.domain
  WHERE delivered_at IS NOT NULL AND staged_at > now() - domain.quiet_period
  GROUP BY 1, 2
+UNION ALL
+SELECT domain.name, mailbox.full_address, 'moved, but no password is known here: its first login is asked about at the legacy server',
+       'Have its user log in here once, or bring its hash (bascule password import)', 'nobody will be able to log in to it', false
+  FROM mailbox JOIN domain ON domain.id = mailbox.domain_id
+ WHERE mailbox.state = 'local' AND mailbox.password_hash IS NULL
 UNION ALL
 -- As long as one user is there, the legacy server may deliver to those who have moved.
 SELECT domain.name, mailbox.full_address,

@@ -28,10 +28,12 @@ COMMENT ON VIEW routing_mailbox IS 'The mailboxes that are not where mail goes b
 CREATE OR REPLACE VIEW login_mailbox AS
 SELECT mailbox.id, mailbox.domain_id, mailbox.local_part, mailbox.state, mailbox.epoch, store.lmtp_next_hop,
        CASE WHEN mailbox.state = 'local' THEN mailbox.password_hash END AS password_hash,
-       mailbox.needs_credential, home_of(domain.name, mailbox.local_part) AS home, mailbox.store, store.login_host,
-       mailbox.hierarchy_separator, mailbox.namespace_prefix, mailbox.special_uses
+       wants_credential(mailbox) AS needs_credential, home_of(domain.name, mailbox.local_part) AS home, mailbox.store,
+       store.login_host, mailbox.hierarchy_separator, mailbox.namespace_prefix, mailbox.special_uses,
+       mailbox.legacy_login, mailbox.first_login_declined_at IS NOT NULL AS declined,
+       coalesce(mailbox.state = 'local' AND mailbox.password_hash = mailbox.imported_hash, false) AS imported
   FROM mailbox JOIN domain ON domain.id = mailbox.domain_id JOIN store ON store.name = mailbox.store
- WHERE mailbox.state <> 'legacy' OR mailbox.first_login_declined_at IS NOT NULL;
+ WHERE mailbox.state <> 'legacy' OR mailbox.first_login_declined_at IS NOT NULL OR mailbox.legacy_login IS NOT NULL;
 COMMENT ON VIEW login_mailbox IS
     'For authenticators: all that Dovecot must know of the mailboxes on the move and of those that have moved';
 

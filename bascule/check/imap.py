@@ -306,6 +306,12 @@ def login(subject: Subject) -> Iterator[Said]:
         _ = subject.survey
         yield good(f"{address} logs in, as {legacy.login_name(address)!r}")
     except LegacyRefusedLogin as error:
+        if legacy.user_name is not None:
+            yield wrong(
+                error.message,
+                f"Check the password, and the name that was told: {legacy.user_name!r} (bascule expect --login).",
+            )
+            return
         other = replace(legacy, login_form="address" if legacy.login_form == "local_part" else "local_part")
         try:
             with imap_session(other, subject.trust, UserLogin(address, subject.user.password)):

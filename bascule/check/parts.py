@@ -8,6 +8,8 @@ from bascule.check.finding import Said, good, note, wrong
 from bascule.check.registry import check
 from bascule.check.subject import Subject
 
+NAMED = 20  # addresses that are named; all are counted
+
 
 @check("bascule.parts", "bascule", needs=("database",))
 def parts(subject: Subject) -> Iterator[Said]:
@@ -48,3 +50,35 @@ def findings(subject: Subject) -> Iterator[Said]:
     ).fetchall()
     for node, level, text, remedy in rows:
         yield (wrong if level == "wrong" else note)(f"{node} says: {text}", remedy)
+
+
+@check("bascule.passwords", "bascule", needs=("database", "domain"))
+def passwords(subject: Subject) -> Iterator[Said]:
+    """Who could not log in here after the flip, for no password is proved or imported."""
+    if subject.connection is None:
+        return
+    rows = subject.connection.execute(
+        "SELECT address, state = 'local' FROM bascule.mailboxes "
+        "WHERE domain = %s AND state <> 'legacy' AND password = 'none' ORDER BY address",
+        (subject.domain,),
+    ).fetchall()
+    moved = [address for address, has_moved in rows if has_moved]
+    moving = [address for address, has_moved in rows if not has_moved]
+    if moved:
+        yield note(
+            f"moved without a password: {_first(moved)}",
+            "Their first login here is asked about at the legacy server and sets it; before the close, have them "
+            "log in, or bring their hashes: bascule password import.",
+        )
+    if moving:
+        yield note(
+            f"on the move without a password: {_first(moving)}",
+            "Bring their hashes (bascule password import), have them log in here, or move them --without-password.",
+        )
+    if not rows:
+        yield good("everybody who moves or has moved can log in here")
+
+
+def _first(addresses: Sequence[str]) -> str:
+    named = ", ".join(addresses[:NAMED])
+    return named if len(addresses) <= NAMED else f"{named} and {len(addresses) - NAMED} more"

@@ -31,6 +31,7 @@ from bascule.cli.base import (
 from bascule.cli.command import DEFAULT_SETTINGS
 from bascule.cli.domain import days, new_url
 from bascule.database import value
+from bascule.desk import login_name_of
 from bascule.errors import BadSettings, BasculeError
 from bascule.legacy import Trust
 
@@ -105,6 +106,7 @@ def check_command(
             account = None
             if address is not None:
                 account = User(address, password_of(f"Legacy password of {address}", password_file))
+                legacy = legacy.known_as(login_name_of(connection, address))
             subject = Subject(loaded, legacy=legacy, user=account, connection=connection, legacy_only=legacy_only)
             everything = [each for each in check.CHECKS.values() if not legacy_only or each.name.startswith("legacy.")]
             checks = _wanted(everything, only)

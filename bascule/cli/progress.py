@@ -41,7 +41,9 @@ class Standing:
         self.summary = next(row for row in _domains(connection) if row["domain"] == domain)
         self.pending = _rows(
             connection,
-            "SELECT address, state, percent, messages_copied, messages_total, messages_per_second, remaining, problem "
+            "SELECT address, state, percent, messages_copied, messages_total, messages_per_second, remaining, problem, "
+            "CASE WHEN flip_at = 'infinity' THEN 'later' ELSE to_char(flip_at, 'YYYY-MM-DD HH24:MI') END AS flips, "
+            "staged_at, password = 'none' AND state <> 'returning' AS without_password "
             "FROM bascule.pending WHERE domain = %s ORDER BY state DESC, percent DESC, address",
             domain,
         )
@@ -144,6 +146,12 @@ def _how_far(row: Row) -> str:
         text += f", {row['messages_per_second']} a second"
     if row["remaining"] is not None:
         text += f", about {row['remaining']} left"
+    if row["flips"] is not None:
+        text += (
+            f"; {'copied, ' if row['staged_at'] else ''}flips {'at ' if row['flips'] != 'later' else ''}{row['flips']}"
+        )
+    if row["without_password"]:
+        text += "; no password here yet"
     return text
 
 

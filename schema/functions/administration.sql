@@ -99,6 +99,31 @@ $$;
 COMMENT ON FUNCTION expect IS
     'Tell of a mailbox at the legacy server: until it has moved or is waived, the domain cannot be closed. False: it was known';
 
+CREATE OR REPLACE FUNCTION set_login_name(address text, login_name text)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    the_domain domain := lock_domain_of(address);
+    box mailbox;
+BEGIN
+    IF the_domain.mode = 'closed' THEN
+        RAISE EXCEPTION '% is closed: the legacy server is not asked any more', the_domain.name USING ERRCODE = 'BA002';
+    END IF;
+    PERFORM refuse_alias(the_domain.id, address);
+    IF nullif(login_name, '') !~ '^[^[:cntrl:]]{1,255}$' THEN
+        RAISE EXCEPTION 'the login name of % is too long, or has a control character in it', lower(address)
+            USING ERRCODE = 'BA002';
+    END IF;
+    box := lock_mailbox(the_domain, address);
+    IF box.legacy_login IS DISTINCT FROM nullif(login_name, '') THEN
+        UPDATE mailbox SET legacy_login = nullif(login_name, '') WHERE id = box.id;
+        PERFORM note(box, 'login name', coalesce('there: ' || nullif(login_name, ''), 'there: as the domain''s login_form has it'));
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION set_login_name IS
+    'By which name the legacy server knows the user of an address, if its domain''s login_form does not tell; empty: that form again. '
+    'The user goes on to log in here with the address.';
+
 CREATE OR REPLACE FUNCTION place(address text, store_name text)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 DECLARE
@@ -320,7 +345,8 @@ BEGIN
     UPDATE mailbox SET state = 'legacy' WHERE domain_id = the_domain.id AND state IN ('requested', 'copying');
     PERFORM set_config('bascule.reason', close_domain.reason, true);
     UPDATE domain SET mode = 'closed', url_token = NULL, url_expires_at = NULL WHERE id = the_domain.id;
-    UPDATE mailbox SET sealed_credential = NULL, needs_credential = false, paused_at = NULL, pause_reason = NULL
+    UPDATE mailbox SET sealed_credential = NULL, needs_credential = false, paused_at = NULL, pause_reason = NULL,
+        imported_hash = CASE WHEN state = 'local' THEN imported_hash END
      WHERE domain_id = the_domain.id;
     PERFORM forget_trouble(id) FROM mailbox WHERE domain_id = the_domain.id;
     UPDATE domain SET copy_login = 'user', sealed_copy_login = NULL, paused_at = NULL, pause_reason = NULL

@@ -9,7 +9,7 @@ DECLARE
     box mailbox;
 BEGIN
     SELECT * INTO box FROM mailbox WHERE domain_id = the_domain.id AND local_part = local_part_of(address);
-    IF box.needs_credential AND box.state IN ('requested', 'copying', 'local') THEN
+    IF wants_credential(box) AND box.state IN ('requested', 'copying', 'local') THEN
         PERFORM take_credential(box.id, sealed);
     ELSIF coalesce(box.state, 'legacy') = 'legacy' AND the_domain.mode = 'active' AND the_domain.first_login_migrates
         -- Who only sends, or edits a filter, has not come to read mail here.
@@ -88,11 +88,16 @@ END
 $$;
 COMMENT ON FUNCTION follow_login IS 'Authenticators hold what Dovecot must know of a mailbox: they hear of each change of it';
 CREATE OR REPLACE TRIGGER follow_login
-    AFTER UPDATE OF password_hash, needs_credential, hierarchy_separator, namespace_prefix, special_uses, store ON mailbox
+    AFTER UPDATE OF password_hash, imported_hash, needs_credential, sealed_credential, proof, legacy_login,
+        first_login_declined_at, hierarchy_separator, namespace_prefix, special_uses, store ON mailbox
     FOR EACH ROW
-    WHEN ((OLD.password_hash, OLD.needs_credential, OLD.hierarchy_separator, OLD.namespace_prefix, OLD.special_uses, OLD.store)
+    WHEN ((OLD.password_hash, OLD.imported_hash, OLD.needs_credential, OLD.sealed_credential IS NULL, OLD.proof,
+           OLD.legacy_login, OLD.first_login_declined_at, OLD.hierarchy_separator, OLD.namespace_prefix, OLD.special_uses,
+           OLD.store)
           IS DISTINCT FROM
-          (NEW.password_hash, NEW.needs_credential, NEW.hierarchy_separator, NEW.namespace_prefix, NEW.special_uses, NEW.store))
+          (NEW.password_hash, NEW.imported_hash, NEW.needs_credential, NEW.sealed_credential IS NULL, NEW.proof,
+           NEW.legacy_login, NEW.first_login_declined_at, NEW.hierarchy_separator, NEW.namespace_prefix, NEW.special_uses,
+           NEW.store))
     EXECUTE FUNCTION follow_login();
 
 -- Guesses ----------------------------------------------------------------------

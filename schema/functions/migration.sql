@@ -152,6 +152,32 @@ RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = bascule, pg_temp AS
 $$;
 COMMENT ON FUNCTION set_hierarchy IS 'How the legacy server writes folder names, and which folders have a special use; it stays so here';
 
+CREATE OR REPLACE FUNCTION stage(mailbox_id bigint)
+RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    before mailbox;
+    box mailbox;
+BEGIN
+    SELECT * INTO before FROM mailbox WHERE id = stage.mailbox_id FOR UPDATE;
+    UPDATE mailbox SET staged_at = clock_timestamp(), attempts = 0
+     WHERE id = stage.mailbox_id AND state = 'copying' AND flip_at > clock_timestamp() RETURNING * INTO box;
+    IF box.id IS NULL THEN
+        RETURN false;
+    END IF;
+    IF before.staged_at IS NULL THEN
+        PERFORM note(box, 'copied ahead');
+    END IF;
+    PERFORM forget_trouble(box.id);
+    -- What comes there until the flip is copied now and then, so that little is left for its hour.
+    UPDATE mailbox SET next_try = least(flip_at, clock_timestamp() + interval '1 hour' * (0.8 + 0.4 * random()))
+     WHERE id = box.id RETURNING * INTO box;
+    PERFORM enqueue('migrate', box.id, box.store, box.next_try);
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION stage IS
+    'A mailbox is complete here. True: its hour to flip has not come; it is kept fresh until then. False: it flips now';
+
 CREATE OR REPLACE FUNCTION begin_cutover(mailbox_id bigint)
 RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 DECLARE
@@ -175,7 +201,15 @@ COMMENT ON FUNCTION begin_cutover IS
 CREATE OR REPLACE FUNCTION finish_cutover(mailbox_id bigint, epoch bigint, hash text, report jsonb)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 BEGIN
-    UPDATE mailbox SET state = 'local', cutover_deadline = NULL, password_hash = hash,
+    IF hash IS NULL AND EXISTS (SELECT FROM mailbox WHERE id = finish_cutover.mailbox_id
+                                   AND imported_hash IS NULL AND NOT without_password) THEN
+        RAISE EXCEPTION 'nobody could log in to mailbox % here: no password is known', finish_cutover.mailbox_id
+            USING ERRCODE = 'BA002';
+    END IF;
+    -- The proved password is the newer one: a hash that was brought before is forgotten for it.
+    UPDATE mailbox SET state = 'local', cutover_deadline = NULL, password_hash = coalesce(hash, imported_hash),
+        imported_hash = CASE WHEN hash IS NULL THEN imported_hash END,
+        without_password = hash IS NULL AND imported_hash IS NULL, flip_at = NULL, staged_at = NULL,
         special_uses = coalesce(finish_cutover.report -> 'special_uses', '{}'),
         migrated_at = clock_timestamp(), last_message_at = NULL, welcomed_at = NULL, swept_at = NULL, attempts = 0
      WHERE id = finish_cutover.mailbox_id AND state = 'cutover' AND mailbox.epoch = finish_cutover.epoch

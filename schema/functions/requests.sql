@@ -39,7 +39,7 @@ BEGIN
             attempts = 0
          WHERE id = box.id;
         PERFORM forget_trouble(box.id);
-    ELSIF box.needs_credential AND box.state IN ('requested', 'copying', 'local') THEN
+    ELSIF wants_credential(box) AND box.state IN ('requested', 'copying', 'local') THEN
         PERFORM take_credential(box.id, sealed);  -- for the sweeps, if the mailbox has moved
     ELSIF box.state = 'local' THEN
         RAISE EXCEPTION '% has already moved', address USING ERRCODE = 'BA002';
@@ -53,6 +53,64 @@ COMMENT ON FUNCTION request_migration IS
     'Ask for a mailbox to be moved, with its legacy password sealed to the workers'' key. '
     'The caller has made sure that the legacy server accepts that password.';
 
+CREATE OR REPLACE FUNCTION move_mailbox(
+    address text, flip_at timestamptz DEFAULT NULL, without_password boolean DEFAULT false,
+    first_name text DEFAULT '', last_name text DEFAULT ''
+)
+RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+DECLARE
+    the_domain domain := lock_domain_of(address);
+    box mailbox;
+    words text := 'an administrator''s word; flips ' || CASE
+        WHEN move_mailbox.flip_at IS NULL THEN 'as soon as it can'
+        WHEN move_mailbox.flip_at = 'infinity' THEN 'when an administrator says so'
+        ELSE 'at ' || to_char(move_mailbox.flip_at, 'YYYY-MM-DD HH24:MI:SS TZ') END
+        || CASE WHEN move_mailbox.without_password THEN ', with no password if none is known' ELSE '' END;
+BEGIN
+    IF the_domain.mode <> 'active' THEN
+        RAISE EXCEPTION '% is %: nobody can be moved', the_domain.name, the_domain.mode USING ERRCODE = 'BA002';
+    END IF;
+    PERFORM refuse_alias(the_domain.id, address);
+    IF the_domain.copy_login = 'user' THEN
+        RAISE EXCEPTION '% cannot move on your word: workers log in at the legacy server as each user', lower(address)
+            USING ERRCODE = 'BA002',
+                  HINT = 'Give them a login that reads every mailbox: bascule copy-login master. '
+                         'Or give this user''s password: bascule request.';
+    END IF;
+    box := lock_mailbox(the_domain, address);
+    IF box.state = 'legacy' THEN
+        PERFORM set_config('bascule.reason', 'requested on ' || words, true);
+        UPDATE mailbox SET state = 'requested', trigger = 'administrator', proof = 'word', needs_credential = false,
+            flip_at = move_mailbox.flip_at, without_password = move_mailbox.without_password,
+            first_name = coalesce(nullif(move_mailbox.first_name, ''), mailbox.first_name),
+            last_name = coalesce(nullif(move_mailbox.last_name, ''), mailbox.last_name),
+            messages_copied = 0, messages_total = 0, bytes_copied = 0, copy_began_at = NULL, trouble_told_at = NULL,
+            attempts = 0
+         WHERE id = box.id;
+        PERFORM forget_trouble(box.id);
+    ELSIF box.state IN ('requested', 'copying') THEN
+        -- A password that the legacy server refuses is no use to anybody, and is not waited for any more.
+        UPDATE mailbox SET proof = 'word', flip_at = move_mailbox.flip_at,
+            without_password = mailbox.without_password OR move_mailbox.without_password,
+            sealed_credential = CASE WHEN NOT needs_credential THEN sealed_credential END, needs_credential = false,
+            trouble_told_at = NULL
+         WHERE id = box.id;
+        PERFORM forget_trouble(box.id);
+        PERFORM note(box, 'moves on an administrator''s word', words);
+        PERFORM enqueue('migrate', box.id, box.store);
+    ELSIF box.state = 'local' THEN
+        RAISE EXCEPTION '% has already moved', lower(address) USING ERRCODE = 'BA002';
+    ELSE
+        RAISE EXCEPTION '% is already on the move (%)', lower(address), box.state USING ERRCODE = 'BA002';
+    END IF;
+    RETURN box.id;
+END
+$$;
+COMMENT ON FUNCTION move_mailbox IS
+    'Move a mailbox on an administrator''s word, without its user''s password, read with the domain''s copy login. It is copied at '
+    'once and flips at flip_at (null: as soon as it can; infinity: not yet); called again for one that is on the move, it '
+    'sets the hour anew. Without a password that is proved or imported it flips only with without_password.';
+
 CREATE OR REPLACE FUNCTION take_credential(mailbox_id bigint, sealed bytea)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
 DECLARE
@@ -60,13 +118,16 @@ DECLARE
 BEGIN
     PERFORM refuse_oversized(sealed);
     UPDATE mailbox SET sealed_credential = sealed, needs_credential = false, trouble_told_at = NULL
-     WHERE id = take_credential.mailbox_id AND needs_credential RETURNING * INTO box;
+     WHERE id = take_credential.mailbox_id AND wants_credential(mailbox) RETURNING * INTO box;
     IF box.id IS NULL THEN
         RETURN;  -- another request was quicker, or the domain is closed
     END IF;
     PERFORM forget_trouble(box.id);
     PERFORM note(box, 'new password taken up');
-    PERFORM enqueue(task_of(box), box.id, box.store);
+    -- One that waits for its hour flips no sooner for it.
+    IF box.staged_at IS NULL OR coalesce(box.flip_at, '-infinity') <= clock_timestamp() THEN
+        PERFORM enqueue(task_of(box), box.id, box.store);
+    END IF;
 END
 $$;
 
@@ -125,6 +186,15 @@ $$;
 COMMENT ON FUNCTION portal_domain IS
     'For the users'' page: the domain of a URL and its servers, or BA003 whose hint is "expired" or "unknown"';
 
+CREATE OR REPLACE FUNCTION portal_login_name(token text, address text)
+RETURNS text LANGUAGE sql STABLE SECURITY DEFINER SET search_path = bascule, pg_temp AS $$
+    SELECT mailbox.legacy_login FROM domain_of_url(token) AS found
+      JOIN mailbox ON mailbox.domain_id = found.id AND mailbox.local_part = local_part_of(address)
+     WHERE lower(substring(address FROM '@([^@]+)$')) = found.name
+$$;
+COMMENT ON FUNCTION portal_login_name IS
+    'For the users'' page: by which name the legacy server knows the user of an address; null: as the domain''s login_form has it';
+
 CREATE OR REPLACE FUNCTION portal_request(
     token text, address text, sealed bytea, first_name text, last_name text, language user_language
 )
@@ -137,7 +207,7 @@ BEGIN
         RAISE EXCEPTION '% is not an address of %', address, the_domain.name USING ERRCODE = 'BA001';
     END IF;
     box := lock_mailbox(lock_domain_of(address), address);
-    IF box.state = 'legacy' OR box.needs_credential THEN
+    IF box.state = 'legacy' OR wants_credential(box) THEN
         PERFORM request_migration(address, 'portal', sealed, first_name, last_name);
     END IF;
     UPDATE mailbox SET language = portal_request.language WHERE id = box.id;

@@ -28,7 +28,7 @@ NAMES = (
     "postfix-here", "postfix-there", "postfix-asked", "postfix-filtered", "postfix-seen", "postfix-grey", "postfix-tls",
     "outlived", "guessed-moved", "guessed-fresh", "cached-front", "checked-odd", "checked-own",
     "unmounted", "emptied", "refoldered", "renewed", "reopened", "recalled",
-    "cached-2.3", "cached-2.4",
+    "cached-2.3", "cached-2.4", "waved-1", "waved-2", "wordless", "outbid", "newly", "named", "named-too", "stale",
     "relaying-here", "relaying-there", f"buch@{IDN_DOMAIN}",
 )  # fmt: skip
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+from base64 import b64encode
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -41,11 +43,13 @@ class Legacy:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.names: list[str] = []
         self.answer: Exception | None = None
         self.meanwhile: Callable[[], object] = lambda: None
 
-    async def check(self, _legacy: LegacySettings, address: Address, password: Password) -> None:
+    async def check(self, legacy: LegacySettings, address: Address, password: Password) -> None:
         self.asked.append(str(address))
+        self.names.append(legacy.login_name(address))
         await asyncio.sleep(0)
         self.meanwhile()
         if self.answer is not None:
@@ -387,3 +391,123 @@ def test_the_list_of_domains_is_for_everybody(tmp_path: Path) -> None:
     assert text.endswith("\na.test\nb.test\n")
     assert (tmp_path / "domains").stat().st_mode & 0o777 == 0o644
     assert [path.name for path in tmp_path.iterdir()] == ["domains"]
+
+
+# Brought hashes, no password, other names ---------------------------------------------
+
+BROUGHT = "{SSHA}" + b64encode(hashlib.sha1(b"right" + b"salt").digest() + b"salt").decode()  # noqa: S324 (the legacy side's)
+
+
+def place_with(field: Field, address: str, state: State, *, first: str | None = None, **changes: Any) -> Mailbox:
+    mailbox = field.place(address, state, password_hash=first)
+    assert mailbox.account is not None
+    mailbox = replace(mailbox, account=replace(mailbox.account, **changes))
+    field.directory.mailboxes[mailbox.address] = mailbox
+    return mailbox
+
+
+async def asked(field: Field, function: str) -> list[Sequence[object]]:
+    """What the database was asked by this function, once all that logins leave behind is done."""
+    await asyncio.gather(*field.authenticator._recording.values())
+    return [each for each in field.database.questions if f"bascule.{function}(" in str(each[0])]
+
+
+def test_a_brought_hash_is_verified_and_renewed_by_the_right_password_only() -> None:
+    async def work(field: Field) -> None:
+        field.database.rows = []
+        place_with(field, "brought@active.test", "local", first=BROUGHT, imported=True)
+        assert (await field.log_in("brought@active.test", "wrong")).result == "refused"
+        assert await asked(field, "renew_password") == []
+        reply = await field.log_in("brought@active.test")
+        assert (reply.result, "proxy" in reply.fields) == ("ok", False)
+        ((_, address, former, renewed),) = await asked(field, "renew_password")
+        assert (address, former) == ("brought@active.test", BROUGHT)
+        assert str(renewed).startswith("{ARGON2ID}")
+        assert Password(RIGHT).matches(str(renewed))
+        assert field.legacy.asked == []
+        # One of our own is not renewed.
+        assert (await field.log_in("here@active.test")).result == "ok"
+        assert len(await asked(field, "renew_password")) == 1
+
+    run(work)
+
+
+def test_a_login_goes_on_when_its_hash_cannot_be_renewed() -> None:
+    async def work(field: Field) -> None:
+        place_with(field, "brought@active.test", "local", first=BROUGHT, imported=True)
+        assert (await field.log_in("brought@active.test")).result == "ok"
+        assert len(await asked(field, "renew_password")) == 1
+        assert (await field.log_in("brought@active.test")).result == "ok"
+
+    run(work)
+
+
+def test_guesses_at_a_brought_hash_are_slowed_down(quick: None) -> None:
+    async def work(field: Field) -> None:
+        place_with(field, "brought@active.test", "local", first=BROUGHT, imported=True)
+        await guess(field, "brought@active.test", PER_ACCOUNT.amount, "198.51.100.1")
+        reached = field.attempts.reached(Address.parse("brought@active.test"), "203.0.113.1")
+        assert [limit.kind for limit in reached] == ["account"]
+
+    run(work)
+
+
+def test_who_moved_without_a_password_is_asked_about_at_the_legacy_server() -> None:
+    async def work(field: Field) -> None:
+        field.database.rows = []
+        place_with(field, "wordless@active.test", "local")
+        assert (await field.log_in("wordless@active.test", "wrong")).result == "refused"
+        field.legacy.answer = LegacyUnavailable("away")
+        assert (await field.log_in("wordless@active.test")).result == "temporary"
+        field.legacy.answer = None
+        assert await asked(field, "take_first_password") == []
+        reply = await field.log_in("wordless@active.test")
+        assert (reply.result, "proxy" in reply.fields) == ("ok", False), "the mailbox is here"
+        ((_, address, first),) = await asked(field, "take_first_password")
+        assert address == "wordless@active.test"
+        assert Password(RIGHT).matches(str(first))
+        assert await asked(field, "record_login") == []
+
+    run(work)
+
+
+def test_once_the_domain_is_closed_nobody_is_asked() -> None:
+    async def work(field: Field) -> None:
+        place_with(field, "wordless@closed.test", "local")
+        assert (await field.log_in("wordless@closed.test")).result == "refused"
+        assert field.legacy.asked == []
+
+    run(work)
+
+
+def test_sessions_end_for_another_password_and_not_for_a_better_hash() -> None:
+    async def work(field: Field) -> None:
+        without = place_with(field, "x@active.test", "local")
+        brought = place_with(field, "x@active.test", "local", first=BROUGHT, imported=True)
+        brought_again = place_with(field, "x@active.test", "local", first=HASH, imported=True)
+        own = place_with(field, "x@active.test", "local", first=HASH)
+        assert not has_new_password(without, own)
+        assert not has_new_password(without, brought)
+        assert not has_new_password(brought, own)
+        assert has_new_password(brought, brought_again)
+        assert has_new_password(own, brought)
+        assert has_new_password(own, place_with(field, "x@active.test", "local", first=Password("other").hashed()))
+
+    run(work)
+
+
+def test_a_user_is_known_to_the_legacy_server_by_the_name_that_was_told() -> None:
+    async def work(field: Field) -> None:
+        field.database.rows = []
+        place_with(field, "named@active.test", "legacy", legacy_login="OLD\\u12345")
+        reply = await field.log_in("named@active.test")
+        assert reply.fields["destuser"] == "OLD\\u12345"
+        assert reply.fields["user"] == "named@active.test"
+        assert field.legacy.names == ["OLD\\u12345"]
+        assert len(await asked(field, "record_login")) == 1, "a first login moves them as others"
+        place_with(field, "declined@active.test", "legacy", legacy_login="x", declined=True)
+        assert (await field.log_in("declined@active.test")).result == "ok"
+        assert len(await asked(field, "record_login")) == 1
+        assert (await field.log_in("new@active.test")).fields.get("destuser") is None
+
+    run(work)

@@ -23,7 +23,7 @@ from bascule.directory import Account, Directory, Domain, Mailbox, Mode, Served,
 from bascule.errors import BadAddress, BasculeError
 from bascule.hooks import deputy
 from bascule.hooks.authenticator import left_for_domain, left_for_mailbox
-from bascule.hooks.deputy import GOOD, LONGEST, Deputy, domain_file_name, file_name
+from bascule.hooks.deputy import GOOD, LONGEST, Deputy, Left, domain_file_name, file_name
 from bascule.legacy import LegacySettings, LoginForm, Service
 
 HERE, MAIL = "here", Path("/var/vmail")
@@ -53,7 +53,7 @@ def parsed(content: bytes) -> dict[tuple[str, str], str]:
 
 
 def of_mailbox(box: Mailbox) -> dict[tuple[str, str], str] | None:
-    left = left_for_mailbox(box, HERE, MAIL)
+    left = left_for_mailbox(box, domain(), HERE, MAIL)
     return None if left is None else parsed(left.encode())
 
 
@@ -105,6 +105,23 @@ def test_without_an_account_nothing_is_known() -> None:
 @pytest.mark.parametrize("state", ["legacy", "requested", "copying"])
 def test_who_is_at_the_legacy_server_is_as_everybody_else(state: State) -> None:
     assert of_mailbox(mailbox("al@a.test", state)) is None
+
+
+def named_there(box: Mailbox, name: str) -> Mailbox:
+    """The same, with a name of its own at the legacy server."""
+    assert box.account is not None
+    return replace(box, account=replace(box.account, password_hash=None, legacy_login=name))
+
+
+def test_of_who_has_a_name_of_their_own_at_the_legacy_server() -> None:
+    box = named_there(mailbox("al@a.test", "legacy"), "OLD\\al*")
+    assert of_mailbox(box) == {
+        ("login", "imap"): "ok\0user=al@a.test\0proxy=y\0host=imap.old.test\0port=993\0ssl=yes\0destuser=OLD\\al*",
+        ("login", "pop3"): "ok\0user=al@a.test\0proxy=y\0host=imap.old.test\0port=110\0starttls=yes\0destuser=OLD\\al*",
+        ("login", "submission"): "ok\0user=al@a.test\0proxy=y\0host=imap.old.test\0port=587\0starttls=yes"
+        "\0destuser=OLD\\al*",
+    }
+    assert left_for_mailbox(box, domain(mode="closed"), HERE, MAIL) == Left(())
 
 
 @pytest.mark.parametrize(("form", "more"), [("address", ""), ("local_part", "\0destuser=*")])
@@ -246,6 +263,24 @@ def test_what_changes_is_written_and_what_goes_is_removed(tmp_path: Path) -> Non
         await kept.deputy.written(al)
 
     os.umask(0o077)
+    keeping(tmp_path, work)
+
+
+def test_a_domain_that_changes_changes_who_has_a_name_of_their_own_there(tmp_path: Path) -> None:
+    async def work(kept: Kept) -> None:
+        al = named_there(mailbox("al@a.test", "legacy"), "old-al")
+        kept.directory.mailboxes[al.address] = al
+        kept.deputy.mailbox_changed(al.address)
+        await kept.deputy.written(al.address)
+        file = kept.folder / "al@a.test"
+        assert "imap.old.test" in file.read_text()
+        settings = replace(kept.directory.domains["a.test"].legacy, imap_host="new-name.old.test")
+        kept.directory.domains["a.test"] = replace(kept.directory.domains["a.test"], legacy=settings)
+        kept.deputy.domains_changed()
+        await kept.settled()
+        assert "host=new-name.old.test" in file.read_text()
+        assert "destuser=old-al" in file.read_text()
+
     keeping(tmp_path, work)
 
 

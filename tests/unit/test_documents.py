@@ -72,7 +72,7 @@ def test_commands_that_are_shown_exist(page: Path) -> None:
 
 
 def test_a_command_that_does_not_exist_is_seen() -> None:
-    assert wrong_with("bascule move example.org") == "no command move"
+    assert wrong_with("bascule transfer example.org") == "no command transfer"
     assert wrong_with("bascule domain add example.org --imap-hots x") == "add has no option --imap-hots"
     assert wrong_with("bascule domain add|sett x") == "no command sett"
     assert wrong_with("bascule status example.org --watch") == ""

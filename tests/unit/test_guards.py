@@ -15,7 +15,14 @@ from bascule.address import Address
 from bascule.credential import Password
 from bascule.errors import LegacyUnavailable
 from bascule.legacy import Trust
-from bascule.migrator.cutover import CannotBeKept, MessagesUnreadable, _insist_on_whole
+from bascule.migrator.cutover import (
+    CannotBeKept,
+    MessagesUnreadable,
+    NoPassword,
+    _insist_on_a_password,
+    _insist_on_whole,
+    _take_along,
+)
 from bascule.migrator.hold import MARGIN, NotAcknowledged, await_acknowledgements
 from bascule.migrator.sessions import CopyLoginRefused, NoneFree, OAuthClient, Sessions
 
@@ -48,6 +55,36 @@ def test_a_difference_stops_a_cutover_where_the_domain_waits_for_it() -> None:
     with pytest.raises(CannotBeKept, match="a folder is renamed, and 1 more") as raised:
         insist_on_whole(notes=("a folder is renamed", "so is another"), waits=True)
     assert "old.test --on-difference note" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("sealed", "imported", "without"), [(b"x", False, False), (None, True, False), (None, False, True)]
+)
+def test_who_can_log_in_afterwards_flips(sealed: bytes | None, imported: bool, without: bool) -> None:
+    account = SimpleNamespace(sealed_credential=sealed, has_imported_hash=imported, without_password=without)
+    _insist_on_a_password(cast(Any, SimpleNamespace(account=account)))
+
+
+def test_nothing_flips_to_which_nobody_could_log_in() -> None:
+    account = SimpleNamespace(address=ADDRESS, sealed_credential=None, has_imported_hash=False, without_password=False)
+    with pytest.raises(NoPassword, match=r"nobody could log in to anna@old\.test here") as raised:
+        _insist_on_a_password(cast(Any, SimpleNamespace(account=account)))
+    assert "bascule password import old.test" in raised.value.hint
+    assert "bascule move --without-password anna@old.test" in raised.value.hint
+
+
+def test_what_needs_the_password_and_does_not_come_along_is_named() -> None:
+    account = SimpleNamespace(
+        address=ADDRESS, sealed_credential=None, has_imported_hash=False, legacy=SimpleNamespace(pop3=1, sieve=1)
+    )
+    attempt = SimpleNamespace(
+        account=account, trust=None, proved_password=lambda: None, sessions=SimpleNamespace(master=lambda: None)
+    )
+    notes = _take_along(cast(Any, attempt), cast(Any, None))
+    assert [note.split()[0] for note in notes] == ["no", "POP3", "Sieve"]
+    account.legacy = SimpleNamespace(pop3=None, sieve=None)
+    account.has_imported_hash = True
+    assert _take_along(cast(Any, attempt), cast(Any, None)) == []
 
 
 class Acknowledgements:
