@@ -39,6 +39,7 @@ REPLACEABLE = (
     "functions/routing.sql",
     "functions/sightings.sql",
     "functions/findings.sql",
+    "functions/surveys.sql",
     "functions/verification.sql",
     "functions/logins.sql",
     "views.sql",

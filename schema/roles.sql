@@ -81,7 +81,8 @@ GRANT EXECUTE ON FUNCTION record_sighting, record_sightings, undo_overdue_cutove
 GRANT SELECT ON routing_unmoved TO bascule_policy_daemon, bascule_authenticator;
 
 -- What nodes find by themselves; what an administrator does about a domain that is not to be.
-GRANT SELECT ON findings, silent TO bascule_admin;
+GRANT SELECT ON findings, silent, surveys TO bascule_admin;
+GRANT EXECUTE ON FUNCTION record_survey TO bascule_admin;
 GRANT EXECUTE ON FUNCTION is_silent TO bascule_admin;
 GRANT EXECUTE ON FUNCTION record_findings TO bascule_policy_daemon, bascule_authenticator, bascule_worker;
 GRANT EXECUTE ON FUNCTION activate_domain_regardless, remove_domain TO bascule_admin;

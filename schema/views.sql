@@ -246,3 +246,17 @@ SELECT needed.part, NULL, NULL, format('no %s runs on any host: no mailbox flips
 COMMENT ON VIEW silent IS
     'Policy daemons and authenticators that give no sign of life: each flip waits for them, until they are back or forgotten';
 COMMENT ON COLUMN silent.node IS 'Null: there is none of that part at all';
+
+CREATE OR REPLACE VIEW surveys AS
+SELECT survey.local_part || '@' || domain.name AS address, domain.name AS domain, survey.surveyed_at,
+       survey.messages, survey.folders, survey.bytes, survey.largest,
+       CASE WHEN survey.findings @> '[{"level": "wrong"}]' THEN 'wrong'
+            WHEN survey.findings @> '[{"level": "note"}]' THEN 'note' ELSE 'good' END AS level,
+       ARRAY(SELECT each ->> 'text' FROM jsonb_array_elements(survey.findings) AS each) AS differences,
+       survey.findings
+  FROM survey JOIN domain ON domain.id = survey.domain_id;
+COMMENT ON VIEW surveys IS
+    'What bascule survey saw of each legacy mailbox, and what of it will not come along or look different';
+COMMENT ON COLUMN surveys.level IS 'good: it comes along as it is; note: with these differences; wrong: not until it is corrected';
+COMMENT ON COLUMN surveys.differences IS 'In words';
+COMMENT ON COLUMN surveys.findings IS '[{"level", "area", "text", "remedy", "name"}]; name: the check, see bascule check --list';

@@ -376,6 +376,29 @@ def quota(subject: Subject) -> Iterator[Said]:
         yield good(f"{address} has {_megabytes(used)} at the legacy server, and a quota of {_megabytes(limit)} here")
 
 
+@check("dovecot.message-size", "Dovecot", needs=("Dovecot", "user"), after=("legacy.imap.login",))
+def message_size(subject: Subject) -> Iterator[Said]:
+    """Whether the legacy mailbox has messages larger than a user may store here."""
+    limit = largest_message(subject.dovecot)
+    if limit is None or subject.legacy_only:
+        return
+    folders = [folder for folder in subject.survey.read if folder.largest > limit]
+    for folder in folders[: subject.named]:
+        yield note(
+            f"the folder {folder.name!r} has a message of {_megabytes(folder.largest)}, and a user may store "
+            f"{_megabytes(limit)} here (quota_max_mail_size, quota_mail_size)",
+            "It comes along; but a client cannot put it into another folder afterwards.",
+        )
+
+
+def largest_message(facts: DovecotFacts) -> int | None:
+    """What a client may store at most in one message, in bytes; None: there is no limit."""
+    found = [_bytes(facts.plugin("quota_max_mail_size"))]  # 2.3
+    for block in (facts.root, *facts.blocks("quota")):  # 2.4
+        found += [_bytes(block.get(name)) for name in ("quota_mail_size", "mail_size")]
+    return min((limit for limit in found if limit), default=None)
+
+
 def default_quota(facts: DovecotFacts) -> int | None:
     """The smallest limit for storage that every user has, in bytes; None: there is none."""
     limits = []

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple, Protocol
 
 from bascule.errors import BasculeError
@@ -80,6 +81,21 @@ class Here:
         except subprocess.TimeoutExpired as error:
             raise NotReadable(f"{' '.join(command)} did not end within {TIMEOUT:.0f} s") from error
         return Output(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+
+
+class Once:
+    """Commands whose output is kept: for many looks at the same host. Threads may share it."""
+
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
+        self._outputs: dict[tuple[str, ...], Output] = {}
+        self._lock = Lock()
+
+    def run(self, *command: str) -> Output:
+        with self._lock:
+            if command not in self._outputs:
+                self._outputs[command] = self._commands.run(*command)
+            return self._outputs[command]
 
 
 class Kept:

@@ -24,7 +24,7 @@ from bascule.check.subject import Subject
 from bascule.errors import LegacyRefusedLogin, LegacyUnavailable
 from bascule.imap.names import places, readable
 from bascule.imap.reader import FolderRefused, Reader
-from bascule.legacy import Service, UserLogin, connect_imap, imap_session, plainly
+from bascule.legacy import Service, connect_imap, imap_session, plainly
 
 #: What a capability is good for, and what is without it.
 CAPABILITIES = {
@@ -38,7 +38,6 @@ NEARLY_FULL = 0.98  # of the quota
 MOST_READ = 100_000  # messages whose flags and dates are read
 MOST_KEYWORDS = 26  # that a folder in Maildir format keeps (Dovecot manual, "Maildir", dovecot-keywords)
 MOST_BYTES = 255  # of a file name (Linux, NAME_MAX)
-NAMED = 5  # folders that one finding names
 #: Servers that show a client the newest messages only, or may be told to: by a capability, or by the end of a name.
 NEWEST_ONLY = {
     "X-GM-EXT-1": "Gmail can be told to show the newest messages of a folder only (Settings, Forwarding and POP/IMAP, "
@@ -61,6 +60,8 @@ class FolderRead:
     given: int
     keywords: frozenset[str]
     odd_dates: int
+    #: Bytes of the largest message.
+    largest: int = 0
 
 
 @dataclass(slots=True)
@@ -77,12 +78,19 @@ class Survey:
     profile_note: str = ""
     delimiters: dict[str, str] = field(default_factory=dict)
     folders: tuple[str, ...] = ()
+    #: Folders that others share with the user.
+    foreign: tuple[str, ...] = ()
     messages: dict[str, int] = field(default_factory=dict)
     unopened: dict[str, str] = field(default_factory=dict)
     unread: dict[str, str] = field(default_factory=dict)
     read: list[FolderRead] = field(default_factory=list)
     #: Bytes of the messages that were read.
     size: int = 0
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest message that was seen."""
+        return max((folder.largest for folder in self.read), default=0)
 
     @property
     def quota_used(self) -> int | None:
@@ -113,6 +121,7 @@ def look_around(subject: Subject) -> Survey:
         survey.separator, survey.prefix = layout.separator, layout.prefix
         survey.delimiters = {folder.name: folder.delimiter for folder in layout.folders}
         survey.folders = tuple(folder.name for folder in layout.folders if folder.selectable)
+        survey.foreign = layout.foreign
         for name, status in reader.statuses(survey.folders).items():
             if isinstance(status, FolderRefused):
                 survey.unopened[name] = status.reason
@@ -149,7 +158,8 @@ def _read_largest(reader: Reader, survey: Survey) -> None:
             odd = sum(
                 bool(message.remarks) or not 0 <= message.internaldate <= time.time() + 86400 for message in given
             )
-            survey.read.append(FolderRead(name, changes.exists, len(given), frozenset(keywords), odd))
+            largest = max((message.size for message in given), default=0)
+            survey.read.append(FolderRead(name, changes.exists, len(given), frozenset(keywords), odd, largest))
 
 
 def _quotas(session: IMAPClient) -> list[tuple[str, int, int]]:
@@ -314,7 +324,7 @@ def login(subject: Subject) -> Iterator[Said]:
             return
         other = replace(legacy, login_form="address" if legacy.login_form == "local_part" else "local_part")
         try:
-            with imap_session(other, subject.trust, UserLogin(address, subject.user.password)):
+            with imap_session(other, subject.trust, subject.user.login):
                 yield wrong(
                     f"the server knows {address} as {other.login_name(address)!r}, not as "
                     f"{legacy.login_name(address)!r}",
@@ -356,7 +366,7 @@ def permissions(subject: Subject) -> Iterator[Said]:
     unread = [name for name, may in rights.items() if "r" not in may]
     if unread:
         yield wrong(
-            f"{subject.account.address} may not read {_names(unread)} there: it cannot be copied",
+            f"{subject.account.address} may not read {_names(unread, subject.named)} there: it cannot be copied",
             "Give the right r (SETACL), or leave the folder out when it is named in bascule.unreadable.",
         )
     inbox = next((may for name, may in rights.items() if name.upper() == "INBOX"), "i")
@@ -369,7 +379,8 @@ def permissions(subject: Subject) -> Iterator[Said]:
     short = [name for name, may in rights.items() if not {"i", "w"} <= set(may) and name not in unread]
     if short and "i" in inbox:
         yield note(
-            f"the user may not write to {_names(short)} there", "A return could not bring back what is new in it."
+            f"the user may not write to {_names(short, subject.named)} there",
+            "A return could not bring back what is new in it.",
         )
 
 
@@ -379,7 +390,7 @@ def folders(subject: Subject) -> Iterator[Said]:
     survey, address = subject.survey, subject.account.address
     if not any(name.upper() == "INBOX" for name in survey.folders):
         yield wrong("the server does not list the INBOX: it would be left behind", "Every mailbox has one (RFC 3501).")
-    for name, why in list(survey.unopened.items())[:NAMED]:
+    for name, why in list(survey.unopened.items())[: subject.named]:
         yield wrong(
             f"the folder {name!r} is listed and cannot be opened: {why}",
             "Have it mended there; or leave it out when it is named in bascule.unreadable.",
@@ -394,15 +405,15 @@ def folder_names(subject: Subject) -> Iterator[Said]:
     survey = subject.survey
     kept = places(survey.delimiters.items(), survey.separator, survey.prefix)
     renamed = {place.text: place for place in kept.values() if place.is_renamed}
-    for text, place in list(renamed.items())[:NAMED]:
+    for text, place in list(renamed.items())[: subject.named]:
         yield note(
             f"the folder {text!r} will be {readable(place.name(survey.separator, survey.prefix))!r} here: "
             "Dovecot cannot open its name",
             "Rename it on the legacy server, or leave it: the report of the move names it. "
             "With bascule domain set --on-difference wait, the user is not moved before you decide.",
         )
-    if len(renamed) > NAMED:
-        yield note(f"{len(renamed) - NAMED} more folders will have other names here", "See the report of the move.")
+    if (more := len(renamed) - subject.named) > 0:
+        yield note(f"{more} more folders will have other names here", "See bascule survey, or the report of the move.")
     if "UTF8=ACCEPT" in survey.capabilities or "UTF8=ONLY" in survey.capabilities:
         named = [name for name in survey.folders if "&" in name or not name.isascii()]
         if named:
@@ -453,6 +464,18 @@ def keywords(subject: Subject) -> Iterator[Said]:
             )
 
 
+@check("legacy.imap.shared", "IMAP", needs=("domain", "user"), after=("legacy.imap.login",))
+def shared(subject: Subject) -> Iterator[Said]:
+    """Whether others share folders with the user: they are not the mailbox's, and stay where they are."""
+    foreign = subject.survey.foreign
+    if foreign:
+        yield note(
+            f"{len(foreign)} folders that others share with the user do not come along: "
+            f"{_names(foreign, subject.named)}",
+            "They move with their owners' mailboxes; share them anew here, or have the user copy what is needed.",
+        )
+
+
 @check("legacy.imap.newest-only", "IMAP", needs=("domain", "user"), after=("legacy.imap.login",))
 def newest_only(subject: Subject) -> Iterator[Said]:
     """Whether this is a server that shows the newest messages only."""
@@ -466,6 +489,6 @@ def newest_only(subject: Subject) -> Iterator[Said]:
             return
 
 
-def _names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(repr(name) for name in names[:NAMED]) + more
+def _names(names: Sequence[str], most: int) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(repr(readable(name)) for name in names[:most]) + more

@@ -38,6 +38,23 @@ def check_parts(parts: Sequence[tuple[str, str, bool]]) -> Iterator[Said]:
             yield wrong(f"no {part} runs anywhere", f"Start bascule-{part.replace('_', '-')}.")
 
 
+@check("bascule.unreadable", "bascule", needs=("user", "database"))
+def unreadable(subject: Subject) -> Iterator[Said]:
+    """Messages and folders of the user that the legacy server did not give when they were to be copied."""
+    if subject.connection is None:
+        return
+    rows = subject.connection.execute(
+        "SELECT folder, uid, reason FROM bascule.unreadable WHERE address = %s AND waived_at IS NULL ORDER BY 1, 2",
+        (str(subject.account.address),),
+    ).fetchall()
+    for folder, uid, reason in rows:
+        what = f"the folder {folder!r}" if uid is None else f"UID {uid} of the folder {folder!r}"
+        yield wrong(
+            f"the legacy server did not give {what}: {reason}",
+            f"Have it mended there, or move without it: bascule waive-messages {subject.account.address}.",
+        )
+
+
 @check("bascule.findings", "bascule", needs=("database",), stops=True)
 def findings(subject: Subject) -> Iterator[Said]:
     """What the nodes have found wrong by themselves."""

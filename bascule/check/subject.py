@@ -17,7 +17,7 @@ from bascule.database import Connection, value
 from bascule.directory import Mode, State
 from bascule.endpoint import host_and_port
 from bascule.imap.reader import Reader
-from bascule.legacy import LegacySettings, Trust, UserLogin, imap_session
+from bascule.legacy import LegacySettings, Login, MasterLogin, Trust, UserLogin, imap_session
 from bascule.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 #: Local parts that checks invent begin so; the database never counts them (schema/functions/findings.sql).
 INVENTED = "bascule-check-"
+NAMED = 5  # folders that one finding names, unless all are wanted
 
 
 def invented(domain: str) -> Address:
@@ -36,10 +37,17 @@ def invented(domain: str) -> Address:
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """An address, and its password at the legacy server."""
+    """An address, and its password at the legacy server; or that of a master user ``master``, who may act for it."""
 
     address: Address
     password: Password
+    master: str = ""
+
+    @property
+    def login(self) -> Login:
+        if self.master:
+            return MasterLogin(self.address, self.master, self.password)
+        return UserLogin(self.address, self.password)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,7 @@ class Subject:
 
     ``legacy_only``: nothing of this host is asked, whatever is there.
     ``addresses``: those of the domain that are looked at, not all that are known.
+    ``named``: how many folders one finding names.
     """
 
     def __init__(
@@ -67,12 +76,14 @@ class Subject:
         commands: Commands | None = None,
         legacy_only: bool = False,
         addresses: Sequence[Address] | None = None,
+        named: int = NAMED,
     ) -> None:
         self.settings = settings
         self.user = user
         self.connection = connection
         self.legacy_only = legacy_only
         self.addresses = addresses
+        self.named = named
         self.trust = Trust(settings.legacy.ca_file, settings.legacy.timeout)
         self._legacy = legacy
         self._commands = commands or Here(settings.postfix.config_directory, settings.dovecot.config_file)
@@ -193,8 +204,7 @@ class Subject:
         Raises:
             LegacyRefusedLogin, LegacyUnavailable
         """
-        login = UserLogin(self.account.address, self.account.password)
-        with imap_session(self.legacy, self.trust, login) as session:
+        with imap_session(self.legacy, self.trust, self.account.login) as session:
             yield session
 
     @contextmanager
@@ -204,8 +214,7 @@ class Subject:
         Raises:
             LegacyRefusedLogin, LegacyUnavailable
         """
-        login = UserLogin(self.account.address, self.account.password)
-        with legacy_server.session(self.legacy, self.trust, login) as connection:
+        with legacy_server.session(self.legacy, self.trust, self.account.login) as connection:
             yield Reader.of(connection)
 
     @cached_property

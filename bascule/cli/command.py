@@ -57,6 +57,7 @@ COMMANDS = {
     "rotate-url": Place("domain", "Replace the URL of DOMAIN; the former one stops working at once."),
     "status": Place("progress", "Show who has moved, moves, has trouble, or is forgotten."),
     "store": Place("installing", "Tell the Dovecot store NAME, reached by LMTP_NEXT_HOP."),
+    "survey": Place("surveying", "Say what of DOMAIN's mailboxes will not come along, or look different."),
     "verify": Place("verify", "Compare every message of ADDRESS, which has moved, with what came in."),
     "waive": Place("people", "Give ADDRESS up: it need not move."),
     "waive-last-message": Place("people", "Do without the last message, which is not taken there."),
@@ -138,6 +139,7 @@ def main(context: click.Context, path: Path) -> None:
     The usual way of a domain:
       bascule domain add example.org --imap-host imap.old.example --smtp-host mx.old.example
       bascule check example.org --user alice@example.org
+      bascule survey example.org --file users.csv   what will not come along, or look different
       bascule activate example.org        prints the URL for the users
       bascule status example.org --watch  who has moved, who moves, who is forgotten
       bascule report example.org          what was compared, for each who has moved

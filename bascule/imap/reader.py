@@ -76,12 +76,14 @@ class Layout:
     """The folder tree: its separator, the prefix of the personal namespace, the folders, the subscribed names.
 
     INBOX is always among the folders, for it always exists (RFC 3501 section 5.1).
+    ``foreign`` are names of folders that others share with the user: they are not the mailbox's.
     """
 
     separator: str
     prefix: str
     folders: tuple[ListedFolder, ...]
     subscribed: tuple[str, ...]
+    foreign: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +253,8 @@ class Reader:
         if "INBOX" not in listed:
             folders.insert(0, ListedFolder("INBOX", selectable=True, delimiter=separator))
         names = tuple(name for name in subscribed if not name.startswith(foreign))
-        return Layout(separator, _text(spaces.prefix), tuple(folders), names)
+        shared = tuple(name for name in listed if name.startswith(foreign))
+        return Layout(separator, _text(spaces.prefix), tuple(folders), names, shared)
 
     def statuses(self, folders: Sequence[str]) -> dict[str, Status | FolderRefused]:
         """The STATUS of many folders, in about one round trip; of each that can be read.

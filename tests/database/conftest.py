@@ -9,14 +9,21 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from click.testing import CliRunner, Result
 
+from bascule.cli import main
+from bascule.config_templates import render
+from bascule.credential import create_keys
 from bascule.database import Connection
 from bascule.lab.postgres import Postgres
 from bascule.lab.process import free_ports
+from bascule.settings import Keys, Settings
+
+Bascule = Callable[..., Result]
 
 TABLES = (
-    "login_guess, login_source, journal, acknowledgement, node, sighting, alias, straggler, mailbox_folder, mailbox, "
-    "domain, store"
+    "survey, login_guess, login_source, journal, acknowledgement, node, sighting, alias, straggler, mailbox_folder, "
+    "mailbox, domain, store"
 )
 
 
@@ -66,3 +73,20 @@ def acknowledge(owner: Connection) -> Callable[[int, int], None]:
             owner.execute("SELECT acknowledge(%s, %s, %s, %s)", (mailbox, node, part, epoch))
 
     return by_both
+
+
+@pytest.fixture
+def bascule(postgres: Postgres, owner: Connection, tmp_path: Path) -> Bascule:
+    """Run the command as an administrator of the test's database."""
+    create_keys(tmp_path / "seal.pub", tmp_path / "seal.key")
+    path = tmp_path / "bascule.toml"
+    written = Settings(
+        database=postgres.conninfo,
+        keys=Keys(public=tmp_path / "seal.pub", private=tmp_path / "seal.key"),
+    )
+    path.write_text(render("bascule.toml.j2", **written.model_dump()))
+
+    def run(*arguments: str, stdin: str | bytes = "") -> Result:
+        return CliRunner().invoke(main, ["--settings", str(path), *arguments], input=stdin)
+
+    return run

@@ -8,36 +8,17 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from bascule import schema
 from bascule.cli import main
 from bascule.cli.options import SETTINGS
-from bascule.config_templates import render
-from bascule.credential import Password, Sealer, Unsealer, create_keys
+from bascule.credential import Password, Sealer, Unsealer
 from bascule.database import Connection, value
 from bascule.lab.postgres import Postgres
-from bascule.settings import Keys, Settings
+from tests.database.conftest import Bascule
 
-Bascule = Callable[..., Result]
 PREPARE = ("--imap-host", "imap.old.test", "--smtp-host", "mx.old.test")
-
-
-@pytest.fixture
-def bascule(postgres: Postgres, owner: Connection, tmp_path: Path) -> Bascule:
-    """Run the command as an administrator of the test's database."""
-    create_keys(tmp_path / "seal.pub", tmp_path / "seal.key")
-    path = tmp_path / "bascule.toml"
-    written = Settings(
-        database=postgres.conninfo,
-        keys=Keys(public=tmp_path / "seal.pub", private=tmp_path / "seal.key"),
-    )
-    path.write_text(render("bascule.toml.j2", **written.model_dump()))
-
-    def run(*arguments: str, stdin: str | bytes = "") -> Result:
-        return CliRunner().invoke(main, ["--settings", str(path), *arguments], input=stdin)
-
-    return run
 
 
 def test_prepare_is_the_former_name_of_domain_add_and_set(bascule: Bascule, owner: Connection) -> None:

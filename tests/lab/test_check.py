@@ -23,7 +23,7 @@ from bascule.directory import Mode
 from bascule.lab.dns import NameServer
 from bascule.lab.process import VMAIL, Daemon, LabError, free_ports
 from bascule.lab.servers import settings_once
-from bascule.lab.sites import DOMAIN, Lab, eventually, full
+from bascule.lab.sites import DOMAIN, MASTER, Lab, eventually, full
 from bascule.legacy import LegacySettings, Service
 
 pytestmark = pytest.mark.lab
@@ -411,6 +411,38 @@ def test_a_mailbox_that_cannot_be_moved_as_it_is(lab: Lab) -> None:
         ("note", "legacy.imap.keywords", "Kept"),
     } <= told
     # The good case is that of the first test of this file.
+
+
+def test_a_survey_of_real_mailboxes(lab: Lab, tmp_path: Path) -> None:
+    """As the master user, of two: one comes along as it is, of the other it is said what does not."""
+    with lab.legacy.client("checked-odd") as client:
+        for folder in ("tmp", "Labels"):
+            client.create_folder(folder)
+        client.append("Labels", b"Subject: marked\r\n\r\n", flags=[f"label{number}" for number in range(30)])
+    file = tmp_path / "addresses.csv"
+    file.write_text(f"address\n{full('checked')}\n{full('checked-odd')}\n")
+    survey = ("survey", DOMAIN, "--master", MASTER, "--file", str(file), "--password-file", "-")
+    done = lab.new.cli(*survey, stdin=f"{lab.legacy.master_password}\n")
+    assert done.returncode == 0, done.stdout
+    for words in ("the folder 'tmp' will be 'tmp_' here", "the folder 'Labels' has 30 keywords; 26 are kept"):
+        assert words in done.stdout
+    rows = lab.new.sql("SELECT address, level FROM bascule.surveys WHERE domain = %s", DOMAIN)
+    assert dict(rows) == {full("checked"): "good", full("checked-odd"): "note"}, done.stdout
+    assert (lab.new.state("checked"), lab.new.state("checked-odd")) == (None, None)
+    # What Dovecot here makes of them is looked at, too.
+    dovecot = lab.new.dovecot
+    before = dovecot.config.read_text()
+    public = NAMESPACE.format(prefix="P.", separator=".", listed="yes", folder="/x")
+    limited = "mail_plugins = quota\nplugin {\n  quota_max_mail_size = 10\n}\n"
+    dovecot.config.write_text(before + public + limited)
+    try:
+        done = lab.new.cli(*survey, stdin=f"{lab.legacy.master_password}\n")
+    finally:
+        dovecot.config.write_text(before)
+    assert done.returncode == 1
+    assert "the namespace public is listed with separator '.'" in done.stdout
+    assert "the folder 'Labels' has a message of 0.0 MiB, and a user may store 0.0 MiB here" in done.stdout
+    assert "2 cannot be moved as they are" in done.stdout
 
 
 def test_the_password_goes_over_tls_where_it_is_offered(lab: Lab) -> None:

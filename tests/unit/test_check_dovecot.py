@@ -17,7 +17,7 @@ from bascule.authorities import too_long
 from bascule.check import Finding, Subject, User, matching, run
 from bascule.check.dovecot import default_quota, foreign_homes, home_of, keeps_the_domain
 from bascule.check.facts import Kept, NotReadable, parsed
-from bascule.check.imap import Survey
+from bascule.check.imap import FolderRead, Survey
 from bascule.credential import Password
 from bascule.lab.servers import dovecot_version
 from bascule.legacy import LegacySettings, Service
@@ -73,6 +73,7 @@ def levels(name: str, subject: Subject) -> list[str]:
 DOTTED = Survey(separator=".")
 #: Whose folders would all get the operator's prefix.
 WRONG_ON_2_3 = ["wrong" if dovecot_version() == "2.3" else "good"]
+LARGE = FolderRead("x", 1, 1, frozenset(), 0, 3 * 1024**2)
 PUBLIC = "namespace {\n type = public\n separator = /\n prefix = Public/\n location = maildir:/x\n list = %s\n}\n"
 USERDB = "userdb {\n driver = lua\n args = file=/etc/dovecot/bascule.lua blocking=yes cache_key=%s\n}\n"
 LUA = "passdb {\n driver = lua\n args = file=/etc/dovecot/bascule.lua blocking=yes%s\n}\n"
@@ -118,6 +119,9 @@ LUA = "passdb {\n driver = lua\n args = file=/etc/dovecot/bascule.lua blocking=y
             Survey(size=5, quotas=[("STORAGE", 4096, 9000)]),
             ["wrong"],
         ),
+        ("dovecot.message-size", "", Survey(read=[LARGE]), []),
+        ("dovecot.message-size", "plugin {\n quota_max_mail_size = 2M\n}\n", Survey(read=[LARGE]), ["note"]),
+        ("dovecot.message-size", "plugin {\n quota_max_mail_size = 4M\n}\n", Survey(read=[LARGE]), []),
         ("dovecot.autoexpunge", "", None, []),
         ("dovecot.autoexpunge", "namespace inbox {\n mailbox Trash {\n autoexpunge = 30d\n }\n}\n", None, ["note"]),
         ("dovecot.sieve", "", None, []),

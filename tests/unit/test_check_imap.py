@@ -14,8 +14,9 @@ import pytest
 from imapclient import IMAPClient
 
 from bascule.address import Address
-from bascule.check import Finding, Subject, User, imap, logins, matching, run
+from bascule.check import Finding, Subject, User, logins, matching, run
 from bascule.check.imap import FolderRead, Survey, look_around
+from bascule.check.subject import NAMED
 from bascule.credential import Password
 from bascule.errors import BasculeError, LegacyUnavailable
 from bascule.imap.reader import FolderRefused
@@ -74,6 +75,8 @@ FULL = Survey(folders=("INBOX", "x"), messages={"INBOX": 1, "x": 2})
         ("legacy.imap.folder-names", Survey(folders=("a/new",), delimiters={"a/new": "/"}), ["note"]),
         ("legacy.imap.folder-names", Survey(folders=("b",), capabilities=frozenset({"UTF8=ACCEPT"})), []),
         ("legacy.imap.folder-names", Survey(folders=("b&AOQ-",), capabilities=frozenset({"UTF8=ACCEPT"})), ["note"]),
+        ("legacy.imap.shared", FULL, []),
+        ("legacy.imap.shared", Survey(foreign=("user.bob", "user.bob.Plans")), ["note"]),
         ("legacy.imap.newest-only", FULL, []),
         ("legacy.imap.newest-only", Survey(capabilities=frozenset({"X-GM-EXT-1"})), ["note"]),
     ],
@@ -89,7 +92,7 @@ def test_a_server_that_is_known_by_its_name_to_show_the_newest_only() -> None:
 def test_many_folders_are_not_named_one_by_one() -> None:
     names = tuple(f"~{number}" for number in range(20))
     survey = Survey(folders=names, delimiters=dict.fromkeys(names, "."))
-    assert levels("legacy.imap.folder-names", survey) == ["note"] * (imap.NAMED + 1)
+    assert levels("legacy.imap.folder-names", survey) == ["note"] * (NAMED + 1)
 
 
 # The session itself -----------------------------------------------------------------------
@@ -148,6 +151,7 @@ class Layout:
     separator: str = "."
     prefix: str = ""
     folders: Sequence[Listed] = ()
+    foreign: Sequence[str] = ()
 
 
 @dataclass
