@@ -494,3 +494,50 @@ def test_a_node_is_forgotten_by_a_command(bascule: Bascule, owner: Connection) -
     assert told == [("policy_daemon on mx: burnt",), ("authenticator on store: burnt",)]
     unknown = bascule(*asks, "--yes")
     assert (unknown.exit_code, "no authenticator on store is known" in unknown.output) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("move",), "Name whom to move"),
+        (("move", "anna@lab.test", "--at", "2020-01-01T00:00"), "it is past"),
+        (("move", "anna@lab.test", "--at", "tomorrow"), "write it as 2026-11-28T22:00"),
+        (("move", "anna@lab.test", "--at", "2126-01-01T00:00", "--later"), "either --at or --later"),
+        (("password", "import", "lab.test"), "Missing option"),
+    ],
+)
+def test_a_move_on_word_is_told_what_is_wrong_with_it(
+    bascule: Bascule, owner: Connection, arguments: tuple[str, ...], words: str
+) -> None:
+    done = bascule(*arguments)
+    assert done.exit_code == 2
+    assert words in done.output
+    assert owner.execute("SELECT FROM mailbox").fetchall() == []
+
+
+def test_who_cannot_move_on_word_is_told_and_the_others_go_on(bascule: Bascule, owner: Connection) -> None:
+    owner.execute("UPDATE domain SET copy_login = 'master', sealed_copy_login = 'sealed'")
+    owner.execute(
+        "SELECT expect('anna@lab.test'), expect('bert@lab.test'), assign_alias('info@lab.test', 'anna@lab.test')"
+    )
+    for name in ("anna", "bert"):
+        owner.execute("SELECT request_migration(%s, 'portal', 'sealed')", (f"{name}@lab.test",))
+    unknown = bascule("move", "x@elsewhere.test")
+    assert (unknown.exit_code, "no domain elsewhere.test is known" in unknown.output) == (1, True)
+    done = bascule("move", "anna@lab.test", "bert@lab.test", "--at", "2126-01-01T00:00+00:00")
+    assert done.exit_code == 0, done.output
+    assert "2 moves" in done.output
+    assert value(owner, "SELECT min(flip_at) = '2126-01-01T00:00+00:00' FROM mailbox")
+    status = bascule("status", "lab.test")
+    assert "flips at 2126-01-01 00:00" in status.output
+    json.loads(bascule("status", "lab.test", "--json").output)
+    bascule("move", "anna@lab.test", "--later")
+    assert "flips later" in bascule("status", "lab.test").output
+
+
+def test_a_name_there_is_told_with_who_is_expected(bascule: Bascule, owner: Connection) -> None:
+    assert bascule("expect", "anna@lab.test", "--login", "OLD\\anna").exit_code == 0
+    assert value(owner, "SELECT legacy_login FROM mailboxes") == "OLD\\anna"
+    refused = bascule("expect", "bert@lab.test", "--login", "a\tb")
+    assert (refused.exit_code, "control character" in refused.output) == (1, True)
+    assert value(owner, "SELECT count(*) FROM mailbox") == 1, "nothing was changed"

@@ -17,6 +17,7 @@ from imapclient.exceptions import LoginError
 
 from bascule.lab.mail import Ledger, fill_mailbox, identities, message, read_mailbox
 from bascule.lab.sites import DOMAIN, MASTER, Lab, eventually, full, imap
+from bascule.lab.visitor import Visitor
 
 pytestmark = pytest.mark.lab
 
@@ -241,7 +242,8 @@ def test_a_user_is_known_there_by_another_name(
     if name == "named":
         cli(lab, "import", DOMAIN, "-", stdin=row)
     else:
-        cli(lab, "move", full(name), "--without-password")
+        said = Visitor(lab.url).request(full(name), password, "Doe", "Jane")
+        assert lab.new.state(name) in {"requested", "copying", "cutover", "local"}, said
     await_state(name)
     insist_on_all(lab, ledger, name)
     assert column(lab, name, "legacy_login") == login

@@ -11,7 +11,7 @@ import pytest
 
 from bascule import snapshot
 from bascule.address import Address
-from bascule.directory import Directory
+from bascule.directory import Account, Directory, Served
 from bascule.snapshot import Snapshot
 
 HERE = Address.parse("here@active.test")
@@ -55,6 +55,17 @@ def test_the_last_known_state_comes_back(directory: Directory, path: Path) -> No
         directory.mailboxes,
         directory.aliases,
     )
+
+
+def test_what_is_known_of_passwords_and_names_comes_back(directory: Directory, path: Path) -> None:
+    mailbox = directory.mailboxes[HERE]
+    served = Served("here", None, "/", "")
+    account = Account("{SSHA}x", False, "home", served, legacy_login="OLD\\here", declined=True, imported=True)
+    directory.mailboxes[HERE] = replace(mailbox, account=account)
+    save(path, directory, HERE)
+    after = restored(path)
+    assert after is not None
+    assert after.mailboxes[HERE] == directory.mailboxes[HERE]
 
 
 def test_a_change_writes_what_it_changes(directory: Directory, path: Path) -> None:
