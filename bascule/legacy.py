@@ -143,6 +143,8 @@ def plainly(error: Exception, host: str, port: int) -> str:
         return f"nothing listens at {host}:{port}"
     if isinstance(error, TimeoutError):
         return f"{host}:{port} does not answer in time"
+    if isinstance(error, BrokenPipeError | ConnectionResetError):
+        return f"{host}:{port} ended the connection"
     if isinstance(error, OSError) and error.strerror:
         return f"{host}:{port} cannot be reached: {error.strerror}"
     return f"{host}:{port} ended the conversation: {error}"

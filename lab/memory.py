@@ -70,6 +70,8 @@ class MemoryServer:
         self.insists_on_select = False
         self.unreadable: set[tuple[str, int]] = set()
         self.closed_folders: set[str] = set()
+        #: What STATUS says of a folder for ever, whatever happens there.
+        self.stale: dict[str, Status] = {}
         #: What was written there, in words.
         self.written: list[str] = []
 
@@ -137,6 +139,8 @@ class MemorySession:
         if name in self._server.closed_folders:
             return FolderRefused(name, "no right")
         folder = self._folder(name)
+        if name in self._server.stale:
+            return self._server.stale[name]
         return Status(folder.uidvalidity, folder.uidnext, len(folder.mails))
 
     def _folder(self, name: str) -> MemoryFolder:

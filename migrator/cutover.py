@@ -115,10 +115,16 @@ def _equal(attempt: Attempt, copy: Copy, compared: Mapping[str, int], last: Pass
 
     Raises:
         NotEqual: also after the last try.
+        MessagesUnreadable, CannotBeKept: as after the first passes.
     """
     address, home, storage = attempt.account.address, attempt.home, attempt.storage
     for remaining in reversed(range(TRIES)):
-        done, last = last or copy.run(), None
+        if last is None:
+            done = copy.run()
+            _record_unreadable(attempt.acts, attempt.account.id, copy, complete=True)
+            _insist_on_whole(attempt, copy, done)
+        else:
+            done, last = last, None
         if compared:
             storage.carry_over(address, home)
             storage.raise_modseqs(address, done, [name for name in done.unsettled if name in done.modseqs])

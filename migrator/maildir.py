@@ -356,6 +356,16 @@ def replace(path: Path, text: str) -> None:
     _flush(path.parent)
 
 
+def uidvalidity_of(folder: Path) -> int:
+    """The UIDVALIDITY of the legacy folder whose messages are in a directory; 0: it has none."""
+    try:
+        with (folder / "dovecot-uidlist").open() as file:
+            found = re.search(r" V(\d+)", file.readline())
+    except FileNotFoundError:
+        return 0
+    return int(found[1]) if found else 0
+
+
 def _uidnext(folder: Path) -> int:
     """The next UID that ``dovecot-uidlist`` names."""
     with (folder / "dovecot-uidlist").open() as file:

@@ -44,6 +44,7 @@ from bascule.migrator.local import Local
 
 #: HIGHESTMODSEQ here is raised this far above the legacy server's, which moves on until the flip.
 MODSEQ_GAP = 1_000_000
+MAX_MODSEQ = 2**62  # above which none are left for what happens here (RFC 7162 section 7: 63 bits)
 #: doveadm backup's exit status when folders were renamed or made anew, and it has to be run again (doveadm-sync(1)).
 AGAIN = 2
 DSYNCS = 4  # runs, at most
@@ -163,9 +164,8 @@ class Storage:
         """Raise HIGHESTMODSEQ of legacy folders' places here above what the legacy server has of any of them."""
         if not folders:
             return
-        self._update(
-            address, last_pass, "--min-highest-modseq", {name: last_pass.modseqs[name] + MODSEQ_GAP for name in folders}
-        )
+        raised = {name: min(last_pass.modseqs[name] + MODSEQ_GAP, MAX_MODSEQ) for name in folders}
+        self._update(address, last_pass, "--min-highest-modseq", raised)
 
     def carry_over(self, address: Address, home: Path) -> None:
         """Bring a mailbox in dbox into line with the copy."""

@@ -302,6 +302,8 @@ class Late:
         """From which UID on a folder must be looked at; None: nothing has happened there."""
         uidvalidity, uidnext = self._at_flip(name, status)
         look = self._looks.get(name)
+        if status.uidvalidity == uidvalidity and 0 < status.uidnext < uidnext:
+            return uidnext  # what cannot be (RFC 3501 section 2.3.1.1): its STATUS says nothing of what has happened
         if not status.messages:
             return None
         if status.uidvalidity != uidvalidity:

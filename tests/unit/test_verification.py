@@ -127,6 +127,19 @@ def test_equal_sides_are_equal_and_what_was_compared_is_kept() -> None:
     assert found.odd_sizes == []
 
 
+def test_what_was_waived_need_be_shown_by_nobody() -> None:
+    there = Side(hidden_from_fetch={2})
+    here = Side()
+    lose(here)
+    there.boxes["INBOX"].exists = 2  # SEARCH finds one more than there are
+    with pytest.raises(NotEqual, match="finds 1 messages in 'INBOX' that it does not list, UID 2 first") as found:
+        compare(there, here)
+    assert found.value.uids == (2,)
+    assert compare(there, here, last_pass(waived={("INBOX", 7, 2)})).waived == ["INBOX: UID 2"]
+    with pytest.raises(NotEqual):
+        compare(there, here, last_pass(waived={("Sent", 7, 2), ("INBOX", 8, 2)}))
+
+
 def lose(side: Side) -> None:
     del side.boxes["INBOX"].messages[2]
 
