@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 
@@ -45,6 +45,7 @@ GROUP = 20_000  # messages in the folders that are compared together, before the
 WORTH_A_SESSION = 8  # batches for which one more session to the legacy server is opened
 WRITE_OUT = 32 << 20  # bytes that are received before the disk is made to write
 REPORT_INTERVAL = 0.5  # seconds
+MARKED = 3  # unread messages that all became read when they were copied, before it is taken for the server's doing
 #: The last UID that a message may have here: above it there are enough for the gap and for a lifetime of new
 #: messages. Where none is left, Dovecot can give none, and no longer opens the folder.
 LAST_UID = 2**32 - 2**24
@@ -157,6 +158,9 @@ class Copy:
         self._uidls: Mapping[int, str] = {}
         self._uidls_are_new = False
         self.unreadable: dict[tuple[str, int, int], Unreadable] = {}
+        #: Messages that were copied unread, and those of them that were read ever since.
+        self._unread: set[tuple[str, int]] = set()
+        self._read_since: set[tuple[str, int]] = set()
         #: Folders that the legacy server does not open, with the reason.
         self.refused: dict[str, str] = {}
 
@@ -259,6 +263,11 @@ class Copy:
         self._distrusted = {}
         this_pass.modseqs = {name: status.highestmodseq for name, status in now.items() if status.highestmodseq}
         this_pass.notes += _differences(this_pass)
+        if len(self._read_since) >= MARKED and len(self._read_since) == len(self._unread):
+            this_pass.notes.append(
+                f"the legacy server seems to mark as read what is only looked at: all {len(self._unread)} messages "
+                "that were unread before they were copied are read now, there and here"
+            )
         self._report(progress)
         return this_pass
 
@@ -366,8 +375,9 @@ class Copy:
                 found[name] = Changes(name, now[name].uidvalidity, max(now[name].uidnext, 1))
                 self._apply(found[name], here[name], this_pass)
                 continue
-            since = former[name].status if name in former else None
-            if since is not None and (since.uidvalidity != now[name].uidvalidity or not since.uidnext):
+            # From what was seen on, not from the UIDNEXT that was said: it may be any number.
+            since = replace(former[name].status, uidnext=former[name].uidnext) if name in former else None
+            if since is not None and since.uidvalidity != now[name].uidvalidity:
                 since = None
             asked[name] = None if name in self._distrusted else since
         doubtful: list[str] = []
@@ -454,6 +464,8 @@ class Copy:
         known = [(uid, message.flags) for uid, message in new.items()]
         for uid, flags in [*changes.flags.items(), *known]:
             stored = folder.messages.get(uid)
+            if "\\Seen" in flags and (changes.folder, uid) in self._unread:
+                self._read_since.add((changes.folder, uid))
             if stored is not None and stored.flags != flags and stored.flags != (kept := folder.storable(flags)):
                 folder.set_flags(uid, kept)
                 this_pass.changes += 1
@@ -488,6 +500,8 @@ class Copy:
                 raise TypeError(f"not a received body: {type(body).__name__}")
             here[folder].keep(message.uid, message.internaldate, message.flags, body)
             with lock:
+                if "\\Seen" not in message.flags:
+                    self._unread.add((folder, message.uid))
                 progress.copied += 1
                 progress.bytes += body.size
                 this_pass.changes += 1

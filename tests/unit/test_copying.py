@@ -363,8 +363,10 @@ def test_a_uidnext_that_leaves_no_room_is_not_taken_over(copier: Start) -> None:
             session.say(b"* OK [UIDNEXT 4294967295] next")
             super().on_open(session, command)
 
-    done = copier(Untrue, [Folder(b"INBOX", messages(1, 2))]).run()
-    assert (done.folders[0].uidnext, done.folders[0].next_here) == (3, 3)
+    work = copier(Untrue, [Folder(b"INBOX", messages(1, 2))])
+    for _ in range(3):
+        done = work.run()
+        assert (done.folders[0].uidnext, done.folders[0].next_here) == (3, 3)
 
 
 def test_a_message_that_is_found_and_not_shown_is_named_when_the_verification_misses_it(copier: Start) -> None:
@@ -381,6 +383,24 @@ def test_a_message_that_is_found_and_not_shown_is_named_when_the_verification_mi
     (named,) = work.copy.unreadable.values()
     assert (named.folder, named.uid, named.reason) == ("INBOX", 2, "the server finds it, and does not show it")
     assert work.stored().keys() == {1, 3}
+
+
+@pytest.mark.parametrize("marks", [frozenset({1, 2, 3}), frozenset({1, 2})])
+def test_a_server_that_marks_as_read_what_is_only_looked_at_is_named(copier: Start, marks: frozenset[int]) -> None:
+    class Marks(Server):
+        def fetch_line(self, session: Session, number: int, mail: Mail, names: list[bytes]) -> bytes:
+            line = super().fetch_line(session, number, mail, names)
+            if b"BODY.PEEK[]" in names and mail.uid in marks:
+                mail.flags = b"\\Seen"
+            return line
+
+    work = copier(Marks, [Folder(b"INBOX", [*messages(1, 2, 3, flags=b""), *messages(4)])])
+    assert work.run().notes == []
+    for _ in range(2):
+        notes = work.run().notes
+        assert [note.partition(":")[0] for note in notes] == (
+            ["the legacy server seems to mark as read what is only looked at"] if 3 in marks else []
+        )
 
 
 def test_what_an_administrator_waived_is_known_by_its_recorded_name(copier: Start) -> None:
