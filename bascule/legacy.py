@@ -163,6 +163,8 @@ class LegacyPeer(Peer):
 
     def busy(self, message: str, *, code: str, wait: float) -> LegacyBusy:
         hint = f"{self._host} allows so much and no more: allow fewer sessions, or ask there for more."
+        if code == "OVERQUOTA":
+            hint = f"Is the mailbox full there? Make room, or have its quota raised; if it is not: {hint}"
         return LegacyBusy(message, code=code, wait=wait, hint=hint)
 
     def lost(self, error: OSError) -> LegacyUnavailable:

@@ -30,6 +30,7 @@ from threading import Lock
 FLAG_LETTERS = {"\\Draft": "D", "\\Flagged": "F", "\\Answered": "R", "\\Seen": "S", "\\Deleted": "T"}
 _LETTER_FLAGS = {letter: flag for flag, letter in FLAG_LETTERS.items()}
 MAX_KEYWORDS = 26  # a to z
+MAX_KEYWORD = 50  # characters: Dovecot's mail_max_keyword_length; dsync leaves longer ones out
 #: What a file's modification time can hold everywhere, in seconds since 1970.
 DATES = range(2**32)
 MAX_UID = 2**32 - 1
@@ -83,8 +84,8 @@ class Folder:
     stored. What was added is in the folder at once, and on the disk after
     :meth:`write_index`: ``dovecot-uidlist`` names only what survives a loss of power.
 
-    ``dropped`` are keywords that cannot be kept, each with the reason: no atom,
-    or more than a Maildir has letters for. Dovecot compares keywords without
+    ``dropped`` are keywords that cannot be kept, each with the reason: no atom, too
+    long, or more than a Maildir has letters for. Dovecot compares keywords without
     case: of several spellings the first is kept.
     """
 
@@ -178,6 +179,9 @@ class Folder:
             return known
         if _KEYWORD.fullmatch(flag) is None:
             self.dropped[flag] = "is no keyword (RFC 3501 section 9)"
+            return None
+        if len(flag) > MAX_KEYWORD:
+            self.dropped[flag] = f"is longer than the {MAX_KEYWORD} characters that Dovecot keeps"
             return None
         if len(self._keywords) == MAX_KEYWORDS:
             self.dropped[flag] = f"is more than the {MAX_KEYWORDS} that a folder can have here"

@@ -42,6 +42,14 @@ class NotEqual(BasculeError):
         self.uids = tuple(uids)
 
 
+class NotServed(NotEqual):
+    """Dovecot does not give messages byte for byte as they came in."""
+
+    def __init__(self, folder: str, uidvalidity: int, uids: Sequence[int]) -> None:
+        super().__init__(f"{folder!r}: UID {uids[0]} is not served here as it came in", folder=folder, uids=uids)
+        self.uidvalidity = uidvalidity
+
+
 @dataclass(slots=True)
 class Verification:
     """Per folder what was compared.
@@ -293,6 +301,7 @@ def _compare_bodies(
     if not uids:
         return
     received = digests(state.name)
+    different = []
     for start in range(0, len(uids), AT_ONCE):
         some = uids[start : start + AT_ONCE]
         served = here.digests(name_here, some)
@@ -300,7 +309,7 @@ def _compare_bodies(
             if uid not in served:
                 raise NotEqual(f"{state.name!r}: UID {uid} cannot be read here", folder=state.name, uids=[uid])
             if uid not in received or not served[uid].startswith(received[uid][:32]):
-                raise NotEqual(
-                    f"{state.name!r}: UID {uid} is not served here as it came in", folder=state.name, uids=[uid]
-                )
+                different.append(uid)
         result.bodies_compared += len(some)
+    if different:
+        raise NotServed(state.name, state.uidvalidity, different)

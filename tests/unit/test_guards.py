@@ -15,9 +15,10 @@ from bascule.address import Address
 from bascule.credential import Password
 from bascule.errors import LegacyUnavailable
 from bascule.legacy import Trust
-from bascule.migrator.cutover import CannotBeKept, MessagesUnreadable, _insist_on_whole
+from bascule.migrator.cutover import CannotBeKept, MessagesUnreadable, _insist_on_whole, _name_not_served
 from bascule.migrator.hold import MARGIN, NotAcknowledged, await_acknowledgements
 from bascule.migrator.sessions import CopyLoginRefused, NoneFree, OAuthClient, Sessions
+from bascule.migrator.verification import NotEqual, NotServed
 
 ADDRESS = Address.parse("anna@old.test")
 
@@ -48,6 +49,26 @@ def test_a_difference_stops_a_cutover_where_the_domain_waits_for_it() -> None:
     with pytest.raises(CannotBeKept, match="a folder is renamed, and 1 more") as raised:
         insist_on_whole(notes=("a folder is renamed", "so is another"), waits=True)
     assert "old.test --on-difference note" in raised.value.hint
+
+
+def test_what_the_storage_does_not_keep_byte_for_byte_is_named() -> None:
+    named: list[object] = []
+
+    def set_unreadable(mailbox_id: int, messages: list[object], *, complete: bool) -> None:
+        assert (mailbox_id, complete) == (7, False)
+        named.extend(messages)
+
+    account = SimpleNamespace(id=7, address=ADDRESS)
+    attempt = cast(Any, SimpleNamespace(account=account, acts=SimpleNamespace(set_unreadable=set_unreadable)))
+    _name_not_served(attempt, NotEqual("something else"))
+    assert named == []
+    with pytest.raises(
+        MessagesUnreadable, match="2 of the messages are not here as they came in, UID 4 in 'a'"
+    ) as told:
+        _name_not_served(attempt, NotServed("a", 9, [4, 6]))
+    assert "bascule waive-messages anna@old.test" in told.value.hint
+    reason = "Dovecot here does not keep it byte for byte"
+    assert named == [{"folder": "a", "uidvalidity": 9, "uid": uid, "reason": reason} for uid in (4, 6)]
 
 
 class Acknowledgements:

@@ -12,7 +12,7 @@ from bascule.imap import names
 from bascule.imap.reader import Changes, Layout, ListedFolder, Message, Reader, Status
 from bascule.migrator import verification
 from bascule.migrator.copying import FolderState, Pass
-from bascule.migrator.verification import NotEqual, Verification, verify
+from bascule.migrator.verification import NotEqual, NotServed, Verification, verify
 from bascule.migrator.witness import Opened, Seen, Witness
 
 WHEN = 1_078_099_198
@@ -320,6 +320,13 @@ def test_large_mailboxes_are_compared_in_groups(monkeypatch: pytest.MonkeyPatch)
 
     assert len(compare(Grouped(), Side()).folders) == 3
     assert asked == [["INBOX"], ["Sent", "Empty"]]
+
+
+def test_all_bodies_of_a_folder_that_are_not_served_as_they_came_in_are_named() -> None:
+    here = Side(digest_of=lambda folder, uid: digest_of(folder, uid + (folder == "INBOX" and uid < 5)))
+    with pytest.raises(NotServed) as found:
+        compare(Side(), here, bodies="all")
+    assert (found.value.folder, found.value.uidvalidity, found.value.uids) == ("INBOX", 7, (1, 2))
 
 
 def test_a_size_that_is_not_true_has_the_body_compared() -> None:
