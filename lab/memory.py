@@ -70,6 +70,8 @@ class MemoryServer:
         self.insists_on_select = False
         self.unreadable: set[tuple[str, int]] = set()
         self.closed_folders: set[str] = set()
+        #: Folders that LIST leaves out.
+        self.unlisted: set[str] = set()
         #: What STATUS says of a folder for ever, whatever happens there.
         self.stale: dict[str, Status] = {}
         #: What was written there, in words.
@@ -126,9 +128,10 @@ class MemorySession:
 
     # Reading ------------------------------------------------------------------------
 
-    def layout(self) -> Layout:
+    def layout(self, also: Iterable[str] = ()) -> Layout:
         self._server.refresh()
-        folders = tuple(ListedFolder(name, selectable=True) for name in sorted(self._server.folders))
+        shown = self._server.folders.keys() - (self._server.unlisted - set(also))
+        folders = tuple(ListedFolder(name, selectable=True) for name in sorted(shown))
         return Layout("/", "", folders, tuple(sorted(self._server.subscribed)))
 
     def statuses(self, folders: Sequence[str]) -> dict[str, Status | FolderRefused]:

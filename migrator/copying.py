@@ -228,7 +228,8 @@ class Copy:
         return done
 
     def _run(self) -> Pass:
-        layout = self.source.layout()
+        former = self._read_states()
+        layout = self.source.layout(former)  # what was copied is not removed here because one LIST leaves it out
         on_wire = {recorded(each.name): each.name for each in layout.folders}
         this_pass = Pass(
             layout,
@@ -236,7 +237,6 @@ class Copy:
             {(on_wire.get(name, name), uidvalidity, uid) for name, uidvalidity, uid in self.waived},
             {on_wire.get(name, name) for name in self.waived_folders},
         )
-        former = self._read_states()
         now = self._statuses([each.name for each in layout.folders if each.selectable], this_pass)
         progress = Progress(total=sum(status.messages for status in now.values()))
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -107,6 +107,9 @@ def verify(
         LegacyUnavailable
     """
     layout = last_pass.layout
+    now = {folder.name for folder in there.layout().folders}
+    if more := sorted(now - last_pass.places.keys()):
+        raise NotEqual(f"the legacy server has a folder {more[0]!r} that the last pass did not see", folder=more[0])
     result = Verification(layout.separator, layout.prefix, special_uses(last_pass), notes=list(last_pass.notes))
     names = {name: place.name(layout.separator, layout.prefix) for name, place in last_pass.places.items()}
     _compare_folders(here, last_pass, names, result)

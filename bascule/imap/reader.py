@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.parser import BytesHeaderParser
 from email.policy import compat32
 from typing import Self, TypeVar
@@ -201,8 +201,11 @@ class Reader:
 
     # The tree -----------------------------------------------------------------
 
-    def layout(self) -> Layout:
+    def layout(self, also: Iterable[str] = ()) -> Layout:
         """The folders, in about one round trip; what others share with the user stays theirs (RFC 2342).
+
+        LIST may leave folders out. Those that are subscribed, and those of ``also``, are asked for by
+        name where they are not listed, and are folders if they have a STATUS.
 
         Raises:
             ServerUnavailable
@@ -228,7 +231,12 @@ class Reader:
                     f"{self._peer.name} does not list the folders: {error.message}",
                     hint="The login is taken and opens no mailbox. Has this user a mailbox there, and may use IMAP?",
                 ) from error
-        return self._laid_out(answers)
+        layout = self._laid_out(answers)
+        listed = {each.name for each in layout.folders}
+        unlisted = [name for name in dict.fromkeys((*layout.subscribed, *also)) if name not in listed]
+        found = self._statuses(unlisted, modseq=False) if unlisted else {}
+        more = (ListedFolder(name, selectable=True, delimiter=layout.separator) for name in found)
+        return replace(layout, folders=(*layout.folders, *more))
 
     def _laid_out(self, answers: Iterable[Untagged]) -> Layout:
         listed: dict[str, Listed] = {}

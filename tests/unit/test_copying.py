@@ -403,6 +403,30 @@ def test_a_server_that_marks_as_read_what_is_only_looked_at_is_named(copier: Sta
         )
 
 
+def test_a_folder_that_one_list_leaves_out_is_not_removed_here(copier: Start) -> None:
+    class Forgets(Server):
+        forgets = False
+
+        def on_list(self, session: Session, command: Command) -> None:
+            if not self.forgets:
+                super().on_list(session, command)
+            else:
+                session.ok(command)
+
+        on_lsub = on_list
+
+    work = copier(Forgets, [Folder(b"INBOX"), Folder(b"a", messages(1))])
+    work.run()
+    assert isinstance(work.server, Forgets)
+    work.server.forgets = True
+    done = work.run()
+    assert (done.changes, [each.name for each in done.folders]) == (0, ["INBOX", "a"])
+    assert work.stored("a") == {1: mail("m1")}
+    del work.server.folders[1]
+    work.run()
+    assert not (work.root / "a").exists()
+
+
 def test_what_an_administrator_waived_is_known_by_its_recorded_name(copier: Start) -> None:
     class Refusing(Server):
         def on_open(self, session: Session, command: Command) -> None:

@@ -336,6 +336,26 @@ def test_the_delimiter_is_that_of_ones_own_folders() -> None:
         assert reader.layout().separator == "/"
 
 
+def test_a_folder_that_list_leaves_out_is_asked_for_by_name() -> None:
+    class LeavesOut(Server):
+        def on_list(self, session: Session, command: Command) -> None:
+            session.say(b'* %s () "." INBOX' % command.verb)
+            session.ok(command)
+
+        def on_lsub(self, session: Session, command: Command) -> None:
+            for name in (b"Sent", b"Gone"):
+                session.say(b'* LSUB () "." %s' % name)
+            session.ok(command)
+
+    server = LeavesOut([*inbox(1), Folder(b"Sent"), Folder(b"Known"), Folder(b"Other")])
+    with server, reading(server) as reader:
+        assert [each.name for each in reader.layout().folders] == ["INBOX", "Sent"]
+        layout = reader.layout(["Known", "INBOX", "Also gone", "no\nname"])
+    assert [(each.name, each.selectable, each.delimiter) for each in layout.folders] == [
+        ("INBOX", True, "."), ("Sent", True, "."), ("Known", True, "."),
+    ]  # fmt: skip
+
+
 class Untrue(Server):
     """Its STATUS knows of no messages."""
 

@@ -58,6 +58,9 @@ class Side:
     namespaces: tuple[str, ...] = ()
 
     # As a Reader
+    def layout(self) -> Layout:
+        return Layout("/", "", tuple(ListedFolder(name, True) for name in self.boxes), ())
+
     def changes(self, wanted: Iterable[tuple[str, Status | None]], *, sizes: bool = True) -> Iterator[Changes]:
         for name, _ in wanted:
             box = self.boxes[name]
@@ -320,6 +323,14 @@ def test_large_mailboxes_are_compared_in_groups(monkeypatch: pytest.MonkeyPatch)
 
     assert len(compare(Grouped(), Side()).folders) == 3
     assert asked == [["INBOX"], ["Sent", "Empty"]]
+
+
+def test_a_folder_that_the_last_pass_did_not_see_is_found() -> None:
+    there, here = Side(), Side()
+    there.boxes["Late"] = Box({1: Seen(frozenset(), WHEN, 9)})
+    with pytest.raises(NotEqual, match="has a folder 'Late' that the last pass did not see") as found:
+        compare(there, here)
+    assert found.value.folder == "Late"
 
 
 def test_all_bodies_of_a_folder_that_are_not_served_as_they_came_in_are_named() -> None:
