@@ -138,11 +138,14 @@ class MemorySession:
         self._server.refresh()
         return {name: self._status(name) for name in folders}
 
-    def _status(self, name: str) -> Status | FolderRefused:
+    def opened(self, folders: Sequence[str]) -> dict[str, Status | FolderRefused]:
+        return {name: self._status(name, is_opened=True) for name in folders}
+
+    def _status(self, name: str, *, is_opened: bool = False) -> Status | FolderRefused:
         if name in self._server.closed_folders:
             return FolderRefused(name, "no right")
         folder = self._folder(name)
-        if name in self._server.stale:
+        if name in self._server.stale and not is_opened:
             return self._server.stale[name]
         return Status(folder.uidvalidity, folder.uidnext, len(folder.mails))
 
