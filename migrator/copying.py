@@ -230,7 +230,8 @@ class Copy:
     def _run(self) -> Pass:
         former = self._read_states()
         layout = self.source.layout(former)  # what was copied is not removed here because one LIST leaves it out
-        on_wire = {recorded(each.name): each.name for each in layout.folders}
+        names_there = {each.name for each in layout.folders}
+        on_wire = {recorded(name): name for name in names_there}
         this_pass = Pass(
             layout,
             names.of_layout(layout),
@@ -263,6 +264,15 @@ class Copy:
         self._distrusted = {}
         this_pass.modseqs = {name: status.highestmodseq for name, status in now.items() if status.highestmodseq}
         this_pass.notes += _differences(this_pass)
+        # It may be a view of other folders, or somebody else's: what is not listed is not the user's for certain.
+        for name, status in self.source.unlisted(
+            [each for each in layout.subscribed if each not in names_there]
+        ).items():
+            if status.messages:
+                this_pass.notes.append(
+                    f"{names.readable(name)}: subscribed, but not among the folders that the legacy server lists, and "
+                    f"not copied: {status.messages} messages"
+                )
         if len(self._read_since) >= MARKED and len(self._read_since) == len(self._unread):
             this_pass.notes.append(
                 f"the legacy server seems to mark as read what is only looked at: all {len(self._unread)} messages "

@@ -204,8 +204,7 @@ class Reader:
     def layout(self, also: Iterable[str] = ()) -> Layout:
         """The folders, in about one round trip; what others share with the user stays theirs (RFC 2342).
 
-        LIST may leave folders out. Those that are subscribed, and those of ``also``, are asked for by
-        name where they are not listed, and are folders if they have a STATUS.
+        LIST may leave folders out: those of ``also`` are asked for by name where they are not listed.
 
         Raises:
             ServerUnavailable
@@ -233,10 +232,17 @@ class Reader:
                 ) from error
         layout = self._laid_out(answers)
         listed = {each.name for each in layout.folders}
-        unlisted = [name for name in dict.fromkeys((*layout.subscribed, *also)) if name not in listed]
-        found = self._statuses(unlisted, modseq=False) if unlisted else {}
+        found = self.unlisted([name for name in dict.fromkeys(also) if name not in listed])
         more = (ListedFolder(name, selectable=True, delimiter=layout.separator) for name in found)
         return replace(layout, folders=(*layout.folders, *more))
+
+    def unlisted(self, folders: Sequence[str]) -> dict[str, Status]:
+        """Those of the folders that LIST leaves out and that exist all the same: they have a STATUS.
+
+        Raises:
+            ServerUnavailable
+        """
+        return self._statuses(folders, modseq=False) if folders else {}
 
     def _laid_out(self, answers: Iterable[Untagged]) -> Layout:
         listed: dict[str, Listed] = {}

@@ -427,6 +427,22 @@ def test_a_folder_that_one_list_leaves_out_is_not_removed_here(copier: Start) ->
     assert not (work.root / "a").exists()
 
 
+def test_what_is_subscribed_and_not_listed_is_named(copier: Start) -> None:
+    class Virtual(Server):
+        def on_list(self, session: Session, command: Command) -> None:
+            session.say(b'* LIST () "/" INBOX')
+            session.ok(command)
+
+        def on_lsub(self, session: Session, command: Command) -> None:
+            super().on_list(session, command)
+
+    work = copier(Virtual, [Folder(b"INBOX"), Folder(b"virtual/All", messages(1)), Folder(b"empty")])
+    assert work.run().notes == [
+        "virtual/All: subscribed, but not among the folders that the legacy server lists, and not copied: 1 messages"
+    ]
+    assert not (work.root / "virtual").exists()
+
+
 def test_what_an_administrator_waived_is_known_by_its_recorded_name(copier: Start) -> None:
     class Refusing(Server):
         def on_open(self, session: Session, command: Command) -> None:
