@@ -151,6 +151,8 @@ def plainly(error: Exception, host: str, port: int) -> str:
         return f"nothing listens at {host}:{port}"
     if isinstance(error, TimeoutError):
         return f"{host}:{port} does not answer in time"
+    if isinstance(error, BrokenPipeError | ConnectionResetError):
+        return f"{host}:{port} ended the connection"
     if isinstance(error, OSError) and error.strerror:
         return f"{host}:{port} cannot be reached: {error.strerror}"
     return f"{host}:{port} ended the conversation: {error}"
@@ -169,6 +171,8 @@ class LegacyPeer(Peer):
 
     def busy(self, message: str, *, code: str, wait: float) -> LegacyBusy:
         hint = f"{self._host} allows so much and no more: allow fewer sessions, or ask there for more."
+        if code == "OVERQUOTA":
+            hint = f"Is the mailbox full there? Make room, or have its quota raised; if it is not: {hint}"
         return LegacyBusy(message, code=code, wait=wait, hint=hint)
 
     def lost(self, error: OSError) -> LegacyUnavailable:

@@ -70,6 +70,10 @@ class MemoryServer:
         self.insists_on_select = False
         self.unreadable: set[tuple[str, int]] = set()
         self.closed_folders: set[str] = set()
+        #: Folders that LIST leaves out.
+        self.unlisted: set[str] = set()
+        #: What STATUS says of a folder for ever, whatever happens there.
+        self.stale: dict[str, Status] = {}
         #: What was written there, in words.
         self.written: list[str] = []
 
@@ -124,19 +128,25 @@ class MemorySession:
 
     # Reading ------------------------------------------------------------------------
 
-    def layout(self) -> Layout:
+    def layout(self, also: Iterable[str] = ()) -> Layout:
         self._server.refresh()
-        folders = tuple(ListedFolder(name, selectable=True) for name in sorted(self._server.folders))
+        shown = self._server.folders.keys() - (self._server.unlisted - set(also))
+        folders = tuple(ListedFolder(name, selectable=True) for name in sorted(shown))
         return Layout("/", "", folders, tuple(sorted(self._server.subscribed)))
 
     def statuses(self, folders: Sequence[str]) -> dict[str, Status | FolderRefused]:
         self._server.refresh()
         return {name: self._status(name) for name in folders}
 
-    def _status(self, name: str) -> Status | FolderRefused:
+    def opened(self, folders: Sequence[str]) -> dict[str, Status | FolderRefused]:
+        return {name: self._status(name, is_opened=True) for name in folders}
+
+    def _status(self, name: str, *, is_opened: bool = False) -> Status | FolderRefused:
         if name in self._server.closed_folders:
             return FolderRefused(name, "no right")
         folder = self._folder(name)
+        if name in self._server.stale and not is_opened:
+            return self._server.stale[name]
         return Status(folder.uidvalidity, folder.uidnext, len(folder.mails))
 
     def _folder(self, name: str) -> MemoryFolder:

@@ -187,9 +187,14 @@ class Server:
         except (Over, OSError):
             pass
         finally:
-            with self._lock:
-                self._sessions.remove(session)
+            self.count_out(session)
             session.shut()
+
+    def count_out(self, session: Session) -> None:
+        """Count a session no more."""
+        with self._lock:
+            if session in self._sessions:
+                self._sessions.remove(session)
 
     def folder(self, name: bytes) -> Folder | None:
         """The folder with this name, INBOX in any case."""
@@ -440,6 +445,7 @@ class Session:
                 self.ok(command)
             case b"LOGOUT":
                 self.say(b"* BYE until later")
+                self.server.count_out(self)  # before the client is told, who may come again at once
                 self.ok(command)
                 raise Over
             case b"STARTTLS":

@@ -406,13 +406,16 @@ class Acts:
 
 
 def recorded(folder: str) -> str:
-    """The name under which a folder is in the database, where no bytes are kept that are not UTF-8."""
+    """The name under which a folder is in the database, where no bytes are kept that are not UTF-8.
+
+    No two folders have the same: a byte that is not UTF-8 stands as ``\\udcXX``.
+    """
     return _storable(folder)
 
 
 def _storable(text: str) -> str:
     """PostgreSQL keeps no NUL in a text, nor what is not Unicode, and what a server says may hold both."""
-    return text.encode(errors="replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return text.encode(errors="backslashreplace").decode().replace("\0", "\\x00")
 
 
 def _json(value: object) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 
@@ -35,6 +35,7 @@ from bascule.imap.reader import (
     is_told_to_wait,
 )
 from bascule.migrator import maildir
+from bascule.migrator.acts import recorded
 from bascule.migrator.pop3 import MAX_HEADER
 
 #: UIDs given here begin this far above the legacy server's next one, so that no
@@ -44,6 +45,10 @@ GROUP = 20_000  # messages in the folders that are compared together, before the
 WORTH_A_SESSION = 8  # batches for which one more session to the legacy server is opened
 WRITE_OUT = 32 << 20  # bytes that are received before the disk is made to write
 REPORT_INTERVAL = 0.5  # seconds
+MARKED = 3  # unread messages that all became read when they were copied, before it is taken for the server's doing
+#: The last UID that a message may have here: above it there are enough for the gap and for a lifetime of new
+#: messages. Where none is left, Dovecot can give none, and no longer opens the folder.
+LAST_UID = 2**32 - 2**24
 
 Open = Callable[[], AbstractContextManager[Reader]]
 
@@ -126,8 +131,9 @@ class Copy:
     ``is_staging``: the mailbox is kept in another storage than Maildir in the end.
 
     ``waived`` are messages that need not come, by folder, UIDVALIDITY and UID, and
-    ``waived_folders`` whole folders; ``unreadable`` are those that did not come,
-    also when the pass failed.
+    ``waived_folders`` whole folders, both as they are recorded
+    (:func:`bascule.migrator.acts.recorded`); ``unreadable`` are those that did not
+    come, also when the pass failed.
     """
 
     def __init__(
@@ -156,6 +162,9 @@ class Copy:
         self._uidls: Mapping[int, str] = {}
         self._uidls_are_new = False
         self.unreadable: dict[tuple[str, int, int], Unreadable] = {}
+        #: Messages that were copied unread, and those of them that were read ever since.
+        self._unread: set[tuple[str, int]] = set()
+        self._read_since: set[tuple[str, int]] = set()
         #: Folders that the legacy server does not open, with the reason.
         self.refused: dict[str, str] = {}
 
@@ -223,15 +232,17 @@ class Copy:
         return done
 
     def _run(self) -> Pass:
-        layout = self.source.layout()
-        this_pass = Pass(layout, names.of_layout(layout), self.waived, self.waived_folders)
         former = self._read_states()
-        now: dict[str, Status] = {}
-        for name, status in self.source.statuses([each.name for each in layout.folders if each.selectable]).items():
-            if isinstance(status, FolderRefused):
-                self._refuse(name, status.reason, this_pass)
-            else:
-                now[name] = status
+        layout = self.source.layout(former)  # what was copied is not removed here because one LIST leaves it out
+        names_there = {each.name for each in layout.folders}
+        on_wire = {recorded(name): name for name in names_there}
+        this_pass = Pass(
+            layout,
+            names.of_layout(layout),
+            {(on_wire.get(name, name), uidvalidity, uid) for name, uidvalidity, uid in self.waived},
+            {on_wire.get(name, name) for name in self.waived_folders},
+        )
+        now = self._statuses([each.name for each in layout.folders if each.selectable], this_pass)
         progress = Progress(total=sum(status.messages for status in now.values()))
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for group in _groups(now):
@@ -259,6 +270,20 @@ class Copy:
         self._distrusted = {}
         this_pass.modseqs = {name: status.highestmodseq for name, status in now.items() if status.highestmodseq}
         this_pass.notes += _differences(this_pass)
+        # It may be a view of other folders, or somebody else's: what is not listed is not the user's for certain.
+        for name, status in self.source.unlisted(
+            [each for each in layout.subscribed if each not in names_there]
+        ).items():
+            if status.messages:
+                this_pass.notes.append(
+                    f"{names.readable(name)}: subscribed, but not among the folders that the legacy server lists, and "
+                    f"not copied: {status.messages} messages"
+                )
+        if len(self._read_since) >= MARKED and len(self._read_since) == len(self._unread):
+            this_pass.notes.append(
+                f"the legacy server seems to mark as read what is only looked at: all {len(self._unread)} messages "
+                "that were unread before they were copied are read now, there and here"
+            )
         self._report(progress)
         return this_pass
 
@@ -266,11 +291,31 @@ class Copy:
         """The refused folders that are not listed any more: the user has renamed or deleted them meanwhile."""
         if not self.refused:
             return set()
-        return self.refused.keys() - {folder.name for folder in self.source.layout().folders}
+        return self.refused.keys() - {folder.name for folder in self.source.layout(self.refused).folders}
+
+    def _statuses(self, folders: list[str], this_pass: Pass) -> dict[str, Status]:
+        """The STATUS of each folder that can be read.
+
+        One that was made anew is emptied here: so not before it says so itself, as it is opened.
+        """
+        found = self.source.statuses(folders)
+        made_anew = [
+            name
+            for name, status in found.items()
+            if isinstance(status, Status)
+            and maildir.uidvalidity_of(this_pass.path(self.root, name)) not in {0, status.uidvalidity}
+        ]
+        now: dict[str, Status] = {}
+        for name, status in (found | self.source.opened(made_anew)).items():
+            if isinstance(status, FolderRefused):
+                self._refuse(name, status.reason, this_pass)
+            else:
+                now[name] = status
+        return now
 
     def _refuse(self, folder: str, reason: str, this_pass: Pass) -> None:
         """A folder cannot be read, or not whole."""
-        if folder in self.waived_folders:
+        if folder in this_pass.waived_folders:
             this_pass.notes.append(
                 f"{names.readable(folder)}: not all is here, as an administrator decided: it {reason}"
             )
@@ -282,7 +327,7 @@ class Copy:
     def _copy_group(
         self,
         group: list[str],
-        now: Mapping[str, Status],
+        now: dict[str, Status],
         former: Mapping[str, Former],
         this_pass: Pass,
         progress: Progress,
@@ -295,7 +340,7 @@ class Copy:
             seen = former.get(name)
             if seen is not None and seen.status == status and status.highestmodseq and not rewritten:
                 progress.copied += status.messages
-                next_here = max(status.uidnext, seen.uidnext)
+                next_here = _next_here(status.uidnext, seen.uidnext)
                 this_pass.folders.append(
                     FolderState(name, status.uidvalidity, seen.uidnext, status.messages, next_here)
                 )
@@ -326,12 +371,11 @@ class Copy:
             self._fetch(wanted, here, this_pass, progress)
         for name in pending:
             folder, changes = here[name], found[name]
-            uidnext = max(
-                changes.unseen_from, max(folder.messages, default=0) + 1, max(changes.incomplete, default=0) + 1
-            )
+            lacking = max((uid for uid in changes.incomplete if uid <= LAST_UID), default=0)
+            uidnext = max(changes.unseen_from, max(folder.messages, default=0) + 1, lacking + 1)
             if not changes.complete:
                 uidnext = max(uidnext, former[name].uidnext)
-            next_here = max(changes.uidnext, uidnext)
+            next_here = _next_here(changes.uidnext, uidnext)
             folder.write_index(next_here, self._uidls if name.upper() == "INBOX" else None)
             if folder.indexes_forgotten:
                 this_pass.unsettled.append(name)
@@ -341,9 +385,9 @@ class Copy:
     def _compare(
         self,
         pending: list[str],
-        now: Mapping[str, Status],
+        now: dict[str, Status],
         former: Mapping[str, Former],
-        here: Mapping[str, maildir.Folder],
+        here: dict[str, maildir.Folder],
         this_pass: Pass,
     ) -> dict[str, Changes]:
         """Expunge and flag here what was there; leaves in each folder's ``new`` the messages that are missing here."""
@@ -354,40 +398,73 @@ class Copy:
                 found[name] = Changes(name, now[name].uidvalidity, max(now[name].uidnext, 1))
                 self._apply(found[name], here[name], this_pass)
                 continue
-            since = former[name].status if name in former else None
-            if since is not None and (since.uidvalidity != now[name].uidvalidity or not since.uidnext):
+            # From what was seen on, not from the UIDNEXT that was said: it may be any number.
+            since = replace(former[name].status, uidnext=former[name].uidnext) if name in former else None
+            if since is not None and since.uidvalidity != now[name].uidvalidity:
                 since = None
             asked[name] = None if name in self._distrusted else since
-        doubtful = []
+        doubtful: list[str] = []
+        anew: list[str] = []
         for changes in self.source.changes(asked.items(), sizes=self.sizes):
             if isinstance(changes, FolderRefused):
                 self._refuse(changes.folder, changes.reason, this_pass)
                 continue
             folder = here[changes.folder]
+            _leave_out(changes)
             if changes.uidvalidity != folder.uidvalidity:
-                raise LegacyUnavailable(f"the folder {changes.folder!r} was made anew on the legacy server meanwhile")
+                anew.append(changes.folder)
+                continue
             self._apply(changes, folder, this_pass)
             found[changes.folder] = changes
-            waived = sum(1 for name, _, _ in self.waived if name == changes.folder)
+            waived = sum(1 for name, _, _ in this_pass.waived if name == changes.folder)
             known = len(folder.messages) + len(changes.new) + waived + len(changes.incomplete)
             if asked[changes.folder] is not None and changes.exists != known:
                 doubtful.append(changes.folder)
-        for changes in self.source.changes(((name, None) for name in doubtful), sizes=self.sizes):
+        self._make_anew(anew, now, here, this_pass)
+        for changes in self.source.changes(((name, None) for name in [*doubtful, *anew]), sizes=self.sizes):
             if isinstance(changes, FolderRefused):
-                del found[changes.folder]
+                found.pop(changes.folder, None)
                 self._refuse(changes.folder, changes.reason, this_pass)
+                continue
+            _leave_out(changes)
+            if changes.uidvalidity != here[changes.folder].uidvalidity:
+                found.pop(changes.folder, None)
+                self._refuse(changes.folder, "has another UIDVALIDITY whenever it is opened", this_pass)
                 continue
             self._apply(changes, here[changes.folder], this_pass)
             found[changes.folder] = changes
+        for name in self._distrusted.keys() & found.keys():
+            self._note_not_shown(found[name], here[name])
         for changes in found.values():
             self._note_unlisted(changes, this_pass)
         return found
+
+    def _make_anew(
+        self, folders: list[str], now: dict[str, Status], here: dict[str, maildir.Folder], this_pass: Pass
+    ) -> None:
+        """Begin afresh with folders whose UIDVALIDITY is not the one that STATUS gave a moment ago.
+
+        They were made anew there meanwhile, or what STATUS says is not true.
+        """
+        for name, status in self.source.opened(folders).items():
+            if isinstance(status, FolderRefused):
+                continue  # it is refused again when its messages are asked for
+            now[name] = status
+            here[name] = maildir.Folder(this_pass.path(self.root, name), name, status.uidvalidity)
+            here[name].open()
+
+    def _note_not_shown(self, changes: Changes, folder: maildir.Folder) -> None:
+        """Name the messages, missing in a verification, that the legacy server finds and does not show."""
+        shown = folder.messages.keys() | {message.uid for message in changes.new} | changes.incomplete.keys()
+        if missing := self._distrusted[changes.folder] - shown:
+            there = self.source.found(changes.folder) & missing
+            changes.incomplete |= dict.fromkeys(there, "the server finds it, and does not show it")
 
     def _note_unlisted(self, changes: Changes, this_pass: Pass) -> None:
         """Name what the server announces and does not list."""
         for uid, reason in changes.incomplete.items():
             identity = (changes.folder, changes.uidvalidity, uid)
-            if identity not in self.waived:
+            if identity not in this_pass.waived:
                 self.unreadable[identity] = Unreadable(*identity, reason)
         if changes.nameless:
             named = changes.exists - changes.nameless
@@ -410,6 +487,8 @@ class Copy:
         known = [(uid, message.flags) for uid, message in new.items()]
         for uid, flags in [*changes.flags.items(), *known]:
             stored = folder.messages.get(uid)
+            if "\\Seen" in flags and (changes.folder, uid) in self._unread:
+                self._read_since.add((changes.folder, uid))
             if stored is not None and stored.flags != flags and stored.flags != (kept := folder.storable(flags)):
                 folder.set_flags(uid, kept)
                 this_pass.changes += 1
@@ -426,7 +505,7 @@ class Copy:
         changes.new = [
             message
             for uid, message in sorted(new.items())
-            if uid not in folder.messages and (changes.folder, folder.uidvalidity, uid) not in self.waived
+            if uid not in folder.messages and (changes.folder, folder.uidvalidity, uid) not in this_pass.waived
         ]
         # Only the missing ones are of use from here on.
         changes.flags = {}
@@ -444,6 +523,8 @@ class Copy:
                 raise TypeError(f"not a received body: {type(body).__name__}")
             here[folder].keep(message.uid, message.internaldate, message.flags, body)
             with lock:
+                if "\\Seen" not in message.flags:
+                    self._unread.add((folder, message.uid))
                 progress.copied += 1
                 progress.bytes += body.size
                 this_pass.changes += 1
@@ -502,6 +583,22 @@ class Copy:
             }
         except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
             return {}  # everything is compared
+
+
+def _next_here(said: int, uidnext: int) -> int:
+    """The UID that comes next here; ``said``: the legacy server's word for it, ``uidnext``: by what it has."""
+    return max(said, uidnext) if said <= LAST_UID else uidnext
+
+
+def _leave_out(changes: Changes) -> None:
+    """Have messages whose UIDs leave no room for new ones count as such that do not come."""
+    beyond = [message.uid for message in changes.new if message.uid > LAST_UID]
+    if not beyond:
+        return
+    changes.new = [message for message in changes.new if message.uid <= LAST_UID]
+    reason = "its UID is so high that none are left for new messages: copy it there within its folder, and remove it"
+    changes.incomplete |= dict.fromkeys(beyond, reason)
+    changes.unseen_from = max((message.uid for message in changes.new), default=0) + 1
 
 
 def _differences(done: Pass) -> Iterator[str]:

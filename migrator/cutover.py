@@ -17,7 +17,7 @@ from bascule.migrator.copying import Copy, Pass, Progress
 from bascule.migrator.hold import await_acknowledgements, undo
 from bascule.migrator.pop3 import uidls
 from bascule.migrator.sieve import place_here, read_scripts, unknown_extensions, write_scripts
-from bascule.migrator.verification import NotEqual, Verification, special_uses, verify
+from bascule.migrator.verification import NotEqual, NotServed, Verification, special_uses, verify
 from bascule.migrator.witness import Witness
 
 SMALL_PASS = 20  # changes; the final pass, while mail is held, will be about as large
@@ -144,10 +144,16 @@ def _equal(attempt: Attempt, copy: Copy, compared: Mapping[str, int], last: Pass
 
     Raises:
         NotEqual: also after the last try.
+        MessagesUnreadable, CannotBeKept: as after the first passes.
     """
     address, home, storage = attempt.account.address, attempt.home, attempt.storage
     for remaining in reversed(range(TRIES)):
-        done, last = last or copy.run(), None
+        if last is None:
+            done = copy.run()
+            _record_unreadable(attempt.acts, attempt.account.id, copy, complete=True)
+            _insist_on_whole(attempt, copy, done)
+        else:
+            done, last = last, None
         if compared:
             storage.carry_over(address, home)
             storage.raise_modseqs(address, done, [name for name in done.unsettled if name in done.modseqs])
@@ -166,6 +172,7 @@ def _equal(attempt: Attempt, copy: Copy, compared: Mapping[str, int], last: Pass
                 )
         except NotEqual as error:
             if not remaining:
+                _name_not_served(attempt, error)
                 raise
             log.get().info("not equal yet", address=str(address), reason=error.message)
             copy.distrust(error.folder, error.uids)
@@ -173,6 +180,27 @@ def _equal(attempt: Attempt, copy: Copy, compared: Mapping[str, int], last: Pass
         else:
             return _Verified(done, found)
     raise AssertionError("the last try returns or raises")
+
+
+def _name_not_served(attempt: Attempt, error: NotEqual) -> None:
+    """Name messages that were fetched again and again, and are never here as they came in, so that they can be waived.
+
+    Raises:
+        MessagesUnreadable
+    """
+    if not isinstance(error, NotServed):
+        return
+    reason = "Dovecot here does not keep it byte for byte"
+    named = [
+        {"folder": error.folder, "uidvalidity": error.uidvalidity, "uid": uid, "reason": reason} for uid in error.uids
+    ]
+    attempt.acts.set_unreadable(attempt.account.id, named, complete=False)
+    raise MessagesUnreadable(
+        f"{len(named)} of the messages are not here as they came in, UID {error.uids[0]} in {error.folder!r} first: "
+        "the storage does not keep them byte for byte",
+        hint="See bascule.unreadable; mend them there, or leave them there: "
+        f"bascule waive-messages {attempt.account.address}.",
+    ) from error
 
 
 def _insist_on_whole(attempt: Attempt, copy: Copy, done: Pass) -> None:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 
 from bascule import log
 from bascule.errors import BasculeError
-from bascule.migrator.acts import Identity
+from bascule.migrator.acts import Identity, recorded
 from bascule.migrator.attempt import Attempt
 from bascule.migrator.storage import evidence
 from bascule.migrator.witness import Witness
@@ -85,7 +85,10 @@ def verify_again(attempt: Attempt) -> None:
     """
     acts, account = attempt.acts, attempt.account
     folders = acts.verified_folders(account.id)
-    came_in = {identity: (size, digest) for identity, (size, digest, _) in evidence(attempt.home).items()}
+    came_in = {
+        (recorded(name), uidvalidity, uid): (size, digest)
+        for (name, uidvalidity, uid), (size, digest, _) in evidence(attempt.home).items()
+    }
     places = {folder["name"]: folder.get("here", folder["name"]) for folder in folders}
     with attempt.local.witness(account.address) as witness:
         found = compare(came_in, places, dict(_served(witness)))
@@ -125,8 +128,9 @@ def _look_for_what_was_never_brought(
         attempt.sessions.reserve(1)
         with attempt.sessions.open() as there:
             now = {each.name for each in there.layout().folders if each.selectable}
-            wanted: dict[str, Sequence[int]] = {name: () for name in flipped if name in now}
-            for name, opened, uids in Witness(there.wire, "the legacy server").uids(wanted):
+            wanted: dict[str, Sequence[int]] = {name: () for name in now if recorded(name) in flipped}
+            for wire, opened, uids in Witness(there.wire, "the legacy server").uids(wanted):
+                name = recorded(wire)
                 for uid in sorted(uids):
                     identity = (name, opened.uidvalidity, uid)
                     if opened.uidvalidity == flipped[name][0] and uid < flipped[name][1] and identity not in known:

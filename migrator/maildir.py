@@ -90,8 +90,8 @@ class Folder:
     ``is_staging``: the mailbox will not be a Maildir. Keywords for which a
     Maildir has no letter are kept in a file beside it then (:func:`more_keywords`).
 
-    ``dropped`` are keywords that cannot be kept, each with the reason: no atom,
-    or more than a Maildir has letters for. Dovecot compares keywords without
+    ``dropped`` are keywords that cannot be kept, each with the reason: no atom, too
+    long for dsync, or more than a Maildir has letters for. Dovecot compares keywords without
     case: of several spellings the first is kept.
     """
 
@@ -397,6 +397,16 @@ def replace(path: Path, text: str) -> None:
     _flush(new)
     new.replace(path)
     _flush(path.parent)
+
+
+def uidvalidity_of(folder: Path) -> int:
+    """The UIDVALIDITY of the legacy folder whose messages are in a directory; 0: it has none."""
+    try:
+        with (folder / "dovecot-uidlist").open() as file:
+            found = re.search(r" V(\d+)", file.readline())
+    except FileNotFoundError:
+        return 0
+    return int(found[1]) if found else 0
 
 
 def _uidnext(folder: Path) -> int:

@@ -186,7 +186,8 @@ class Return:
         )
 
     def _read_there(self, here: Side) -> Side:
-        layout = self._there.layout()
+        # A folder that one LIST leaves out is there all the same: nothing is appended to it once more.
+        layout = self._there.layout(here.folders)
         self._selected = ""
         waived = self._acts.waived_folders(self._account.id)
         self._on_wire = {recorded(each.name): each.name for each in layout.folders if each.selectable}

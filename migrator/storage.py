@@ -38,7 +38,6 @@ from imapclient import imap_utf7
 from bascule import log
 from bascule.address import Address
 from bascule.directory import State
-from bascule.errors import LocalUnavailable
 from bascule.imap.reader import sets
 from bascule.migrator import maildir
 from bascule.migrator.copying import UID_GAP, Pass
@@ -46,6 +45,7 @@ from bascule.migrator.local import Local
 
 #: HIGHESTMODSEQ here is raised this far above the legacy server's, which moves on until the flip.
 MODSEQ_GAP = 1_000_000
+MAX_MODSEQ = 2**62  # above which none are left for what happens here (RFC 7162 section 7: 63 bits)
 #: doveadm backup's exit status when folders were renamed or made anew, and it has to be run again (doveadm-sync(1)).
 AGAIN = 2
 DSYNCS = 4  # runs, at most
@@ -165,9 +165,8 @@ class Storage:
         """Raise HIGHESTMODSEQ of legacy folders' places here above what the legacy server has of any of them."""
         if not folders:
             return
-        self._update(
-            address, last_pass, "--min-highest-modseq", {name: last_pass.modseqs[name] + MODSEQ_GAP for name in folders}
-        )
+        raised = {name: min(last_pass.modseqs[name] + MODSEQ_GAP, MAX_MODSEQ) for name in folders}
+        self._update(address, last_pass, "--min-highest-modseq", raised)
 
     def carry_over(self, address: Address, home: Path) -> None:
         """Bring a mailbox in dbox into line with the copy."""
@@ -176,16 +175,15 @@ class Storage:
             destination = self._location.replace("~", str(home), 1)
             staging = f"maildir:{self.root(home)}:LAYOUT=fs"
             for _ in range(DSYNCS):
-                if (
-                    self._local.doveadm("backup", "-u", str(address), destination, location=staging, good=(0, AGAIN))
-                    == 0
-                ):
-                    self._add_keywords(address, home)
-                    return
-            raise LocalUnavailable(
-                f"doveadm backup did not bring the mailbox of {address} into line in {DSYNCS} runs",
-                hint="See Dovecot's log; what was copied is kept.",
-            )
+                ended = self._local.doveadm(
+                    "backup", "-u", str(address), destination, location=staging, good=(0, AGAIN)
+                )
+                if ended != AGAIN:
+                    break
+            else:
+                # There are names for which it says so whenever it is run. Whether all is there the verification finds.
+                log.get().info("doveadm backup wants to be run again", address=str(address), runs=DSYNCS)
+            self._add_keywords(address, home)
 
     def _add_keywords(self, address: Address, home: Path) -> None:
         """Give the messages in dbox the keywords for which the staging area, a Maildir, has no letter."""

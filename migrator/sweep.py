@@ -2,9 +2,11 @@
 
 A folder is looked at from the UIDNEXT of the flip on; from its beginning, if it
 is the first time, if it has more messages below than it had, if one is seen
-that may have been numbered anew, or if the folder was made anew. Which messages came late is
-decided in :mod:`bascule.migrator.late`; :mod:`bascule.migrator.delivery` puts
-them into the mailbox.
+that may have been numbered anew, or if the folder was made anew. Whether it is
+looked at STATUS says, but for INBOX, where nearly all late mail comes: there
+are servers whose STATUS stands still until somebody opens the folder. Which
+messages came late is decided in :mod:`bascule.migrator.late`;
+:mod:`bascule.migrator.delivery` puts them into the mailbox.
 
 One folder that cannot be read ends nothing: the others are swept, the last
 message is written, and what was wrong is reported at the end.
@@ -257,7 +259,9 @@ class Late:
     def _statuses(self) -> dict[str, Status]:
         """The STATUS of each folder that can be read."""
         found: dict[str, Status] = {}
-        for wire, status in self._source.statuses(list(self._on_wire.values())).items():
+        inbox = [wire for name, wire in self._on_wire.items() if name == "INBOX"]
+        others = [wire for name, wire in self._on_wire.items() if name != "INBOX"]
+        for wire, status in (self._source.opened(inbox) | self._source.statuses(others)).items():
             if isinstance(status, FolderRefused):
                 self._refused(status)
             else:
@@ -302,6 +306,8 @@ class Late:
         """From which UID on a folder must be looked at; None: nothing has happened there."""
         uidvalidity, uidnext = self._at_flip(name, status)
         look = self._looks.get(name)
+        if status.uidvalidity == uidvalidity and 0 < status.uidnext < uidnext:
+            return uidnext  # what cannot be (RFC 3501 section 2.3.1.1): its STATUS says nothing of what has happened
         if not status.messages:
             return None
         if status.uidvalidity != uidvalidity:

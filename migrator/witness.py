@@ -29,6 +29,10 @@ _LITERAL = re.compile(rb"\{(\d+)\}$")
 _FETCH = re.compile(
     rb'\* \d+ FETCH \(UID (\d+) FLAGS \(([^()]*)\) INTERNALDATE "([^"]+)" RFC822\.SIZE (\d+)(?: MODSEQ \(\d+\))?\)'
 )
+_EXISTS = re.compile(rb"\* (\d+) EXISTS *", re.IGNORECASE)
+_UIDVALIDITY = re.compile(rb"\* OK \[UIDVALIDITY (\d+)\]", re.IGNORECASE)
+#: Behind these is text for people, whatever it ends in.
+_WORDS = re.compile(rb"\S+ (?:OK|NO|BAD|BYE|PREAUTH)\b", re.IGNORECASE)
 _BODY = re.compile(rb'BODY\[\] (?:sha256:([0-9a-f]{64})|("(?:[^"\\]|\\.)*"))', re.DOTALL)
 _LIST = re.compile(rb'\* LIST \(([^()]*)\) (?:NIL|"(?:[^"\\]|\\.)+") (.+)', re.DOTALL)
 _LSUB = re.compile(rb'\* LSUB \(([^()]*)\) (?:NIL|"(?:[^"\\]|\\.)+") (.+)', re.DOTALL)
@@ -153,9 +157,8 @@ class Witness:
         return {_name(match[2]): _words(match[1]) for line in answer if (match := _LIST.fullmatch(line))}
 
     def _opened(self, name: str, answers: list[list[bytes]]) -> Opened:
-        exists = [int(line.split()[1]) for answer in answers for line in answer if line.endswith(b" EXISTS")]
-        numbered = [re.search(rb"\[UIDVALIDITY (\d+)\]", line) for line in answers[0]]
-        uidvalidity = [int(each[1]) for each in numbered if each]
+        exists = [int(each[1]) for answer in answers for line in answer if (each := _EXISTS.fullmatch(line))]
+        uidvalidity = [int(each[1]) for line in answers[0] if (each := _UIDVALIDITY.match(line))]
         if not exists or not uidvalidity:
             raise NotVerifiable(f"{self._who} opens {name!r} without EXISTS or UIDVALIDITY")
         return Opened(exists[-1], uidvalidity[-1])  # the last EXISTS: messages may come meanwhile
@@ -209,7 +212,7 @@ class Witness:
                 raise NotVerifiable(f"{self._who} ended the session of the verification")
             whole += line.rstrip(b"\r\n")
             literal = _LITERAL.search(whole)
-            if literal is None:
+            if literal is None or _WORDS.match(whole):
                 return whole
             whole = whole[: literal.start()] + self._literal(int(literal[1]), digest=digest)
 

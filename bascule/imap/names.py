@@ -22,8 +22,8 @@ from bascule.imap.reader import Layout
 MAX_PART = 220  # bytes of one name; a file system takes 255, and Dovecot writes its own beside it
 MAX_PATH = 900  # bytes of all of them
 
-#: Names that a Maildir, Dovecot or bascule itself uses in a folder's directory.
-_TAKEN = {"", ".", "..", "cur", "new", "tmp"}
+#: Names that a Maildir, a dbox, Dovecot or bascule itself uses in a folder's directory.
+_TAKEN = {"", ".", "..", "cur", "new", "tmp", "dbox-Mails"}
 _TAKEN_HEADS = ("dovecot", "subscriptions", "maildirsize", "maildirfolder", ".bascule")
 _SHIFTED = re.compile(r"&([A-Za-z0-9+,]*)-")
 
@@ -106,8 +106,9 @@ def _proposed(name: str, delimiter: str, separator: str, prefix: str) -> Place:
     raw = within.split(delimiter) if delimiter else [within]
     parts = _shortened([_storable(part, separator) for part in raw], name)
     # Below a prefix INBOX is the mailbox's own INBOX once more; without one it is the parent of what is in it.
-    if len(parts) == 1 and parts[0] == "INBOX":
-        parts = ["INBOX_"]
+    # In any case: dsync takes it for INBOX.
+    if len(parts) == 1 and parts[0].upper() == "INBOX":
+        parts = [parts[0] + "_"]
     elif not prefix and parts[0].upper() == "INBOX":
         parts[0] = "INBOX"
     elif parts[0].startswith("~"):

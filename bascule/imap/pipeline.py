@@ -278,6 +278,8 @@ class Pipeline:
 
     def _rest(self, text: bytes, receive: Receive | None) -> Untagged:
         """The whole response that begins with ``text``: a line that ends in a literal goes on after it."""
+        if text[-1:] == b" " and text[:1].isdigit():
+            text = text.rstrip(b" ")  # "3 EXISTS " means nothing else
         untagged = Untagged(text)
         if text[-1:] == b"}" and text.partition(b" ")[0].upper() not in _CONDITIONS:
             self._literals(untagged, receive)  # behind OK and the like is text for people, whatever it ends in

@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.parser import BytesHeaderParser
 from email.policy import compat32
 from typing import Self, TypeVar
@@ -42,10 +42,13 @@ EVERYTHING = (b"UID", b"FLAGS", b"RFC822.SIZE", b"INTERNALDATE")  # but the body
 BUT_SIZES = (b"UID", b"FLAGS", b"INTERNALDATE")
 ONLY_FLAGS = (b"UID", b"FLAGS")
 MAX_GAPS = 100  # UIDs that nobody named which are tried
-MAX_SINGLY = 1_000  # messages of a folder that are asked for one by one before the folder is given up
+MAX_SINGLY = 1_000  # messages of a folder that are asked for one by one
+SEARCHED = 20_000  # messages that one SEARCH asks for: its answer is one line
 MAX_INTERNED = 10_000  # different sets of flags that are kept once each
 MAX_FOLDERS = 50_000
 LINE = 4_000  # bytes of one command: servers refuse longer ones, some from 4,096 or 8,000 on (RFC 7162 section 4)
+#: Delimiters that a Dovecot can have, too; LIST and the encoding of names have others for themselves.
+SEPARATORS = frozenset(bytes([each]) for each in rb"""./\^|:~-$!,;=+@#<>?`' """)
 IDENTITY = b'ID ("name" "bascule")'
 
 #: RFC 6154 section 2, but for the two that name a view of all folders.
@@ -200,8 +203,10 @@ class Reader:
 
     # The tree -----------------------------------------------------------------
 
-    def layout(self) -> Layout:
+    def layout(self, also: Iterable[str] = ()) -> Layout:
         """The folders, in about one round trip; what others share with the user stays theirs (RFC 2342).
+
+        LIST may leave folders out: those of ``also`` are asked for by name where they are not listed.
 
         Raises:
             ServerUnavailable
@@ -227,7 +232,19 @@ class Reader:
                     f"{self._peer.name} does not list the folders: {error.message}",
                     hint="The login is taken and opens no mailbox. Has this user a mailbox there, and may use IMAP?",
                 ) from error
-        return self._laid_out(answers)
+        layout = self._laid_out(answers)
+        listed = {each.name for each in layout.folders}
+        found = self.unlisted([name for name in dict.fromkeys(also) if name not in listed])
+        more = (ListedFolder(name, selectable=True, delimiter=layout.separator) for name in found)
+        return replace(layout, folders=(*layout.folders, *more))
+
+    def unlisted(self, folders: Sequence[str]) -> dict[str, Status]:
+        """Those of the folders that LIST leaves out and that exist all the same: they have a STATUS.
+
+        Raises:
+            ServerUnavailable
+        """
+        return self._statuses(folders, modseq=False) if folders else {}
 
     def _laid_out(self, answers: Iterable[Untagged]) -> Layout:
         listed: dict[str, Listed] = {}
@@ -248,7 +265,8 @@ class Reader:
         if len(listed) > MAX_FOLDERS:
             raise self._peer.too_much(f"{len(listed)} folders")
         foreign = tuple(_text(each) for each in spaces.foreign)
-        separator = next((_text(each.delimiter) for each in listed.values() if each.delimiter), "/")
+        own = [each for name, each in listed.items() if not name.startswith(foreign)]
+        separator = next((each.delimiter.decode() for each in own if each.delimiter in SEPARATORS), "/")
         folders = [_folder(name, each) for name, each in listed.items() if not name.startswith(foreign)]
         if "INBOX" not in listed:
             folders.insert(0, ListedFolder("INBOX", selectable=True, delimiter=separator))
@@ -258,6 +276,10 @@ class Reader:
 
     def statuses(self, folders: Sequence[str]) -> dict[str, Status | FolderRefused]:
         """The STATUS of many folders, in about one round trip; of each that can be read.
+
+        That a folder is empty is believed when it says so as it is opened, too:
+        there are servers whose STATUS is not true, and nothing would be copied,
+        swept or compared of a folder that is not empty.
 
         Raises:
             ServerUnavailable
@@ -274,9 +296,19 @@ class Reader:
                 self._has_qresync = False
             found |= again
             left = [name for name in left if name not in found]
-        for name, opened in self._ahead(left, lambda folder: [self._open_command(folder)], self._opened_status):
-            found[name] = opened
+        empty = [name for name, status in found.items() if isinstance(status, Status) and not status.messages]
+        for name, opened in self.opened([*left, *empty]).items():
+            if name not in found or isinstance(opened, FolderRefused) or opened.messages:
+                found[name] = opened
         return {name: found[name] for name in folders}
+
+    def opened(self, folders: Sequence[str]) -> dict[str, Status | FolderRefused]:
+        """The same, of what each folder says as it is opened; without HIGHESTMODSEQ.
+
+        Raises:
+            ServerUnavailable
+        """
+        return dict(self._ahead(folders, lambda folder: [self._open_command(folder)], self._opened_status))
 
     def _statuses(self, folders: Sequence[str], *, modseq: bool = True) -> dict[str, Status]:
         """The STATUS of those folders for which the server gives it."""
@@ -425,7 +457,9 @@ class Reader:
         if listing.is_announced and not changes.exists:
             return listing.finish()  # some servers refuse to FETCH from an empty folder
         words = self._list_anyhow(listing)
-        unnamed = self._uids(first) - listing.named()
+        if len(listing.partial) > MAX_SINGLY:
+            self._ask_together(listing)
+        unnamed = self._uids(first, sorted(listing.named())) - listing.named()
         if first == 1 and listing.lacking():
             unnamed |= listing.gaps()
         if len(unnamed) + len(listing.partial) > MAX_SINGLY:
@@ -460,10 +494,16 @@ class Reader:
             return ""
         return words
 
-    def _uids(self, first: int) -> set[int]:
-        """The UIDs that the server names in two other ways, from one on: by SEARCH, and message by message."""
+    def _uids(self, first: int, known: Sequence[int]) -> set[int]:
+        """The UIDs that the server names in two other ways, from one on: by SEARCH, and message by message.
+
+        ``known`` are those that it has named, ascending: so many are asked for that each answer is a line of some size.
+        """
         found: set[int] = set()
-        for command in (b"UID SEARCH UID %d:*" % first, b"FETCH 1:* (UID)"):
+        starts = [first, *(uid for uid in known[SEARCHED::SEARCHED] if uid > first)]
+        ends = [*(b"%d" % (start - 1) for start in starts[1:]), b"*"]
+        searches = [b"UID SEARCH UID %d:%s" % each for each in zip(starts, ends, strict=True)]
+        for command in (*searches, b"FETCH 1:* (UID)"):
             refused: dict[bytes, CommandRefused] = {}
             for untagged in self._pipeline.tolerant(self._pipeline.send(command), refused):
                 try:
@@ -477,6 +517,22 @@ class Reader:
                 except Malformed:
                     continue
         return {uid for uid in found if uid >= first}
+
+    def _ask_together(self, listing: _Listing) -> None:
+        """Ask once more for what so many messages lack; those that have flags then are messages all the same."""
+        for item in listing.items:
+            lacking = sorted(uid for uid, items in listing.partial.items() if items.get(item) is None)
+            for part in sets(lacking):
+                listing.read(self._tolerated(self._pipeline.send(b"UID FETCH %s (UID %s)" % (part, item))))
+        if len(listing.partial) <= MAX_SINGLY:
+            return
+        flagged = {uid: items for uid, items in listing.partial.items() if items.get(b"FLAGS") is not None}
+        undated = [
+            uid for uid, items in flagged.items() if responses.internaldate(items.get(b"INTERNALDATE")).seconds is None
+        ]
+        dates = self.header_dates(sorted(undated))
+        for uid in flagged:
+            listing.conclude(uid, {}, "", dates)
 
     def _ask_singly(self, listing: _Listing, uid: int) -> None:
         """Ask for one message, then for each of its items, and note what the server does not give at all."""
@@ -493,22 +549,27 @@ class Reader:
         if uid in listing.partial or words:
             listing.conclude(uid, former, words)
 
-    def header_date(self, uid: int) -> responses.Date:
-        """The date of a message of the folder that is open, from its header: when it was received, else written.
+    def header_dates(self, uids: Sequence[int]) -> dict[int, responses.Date]:
+        """The dates of messages of the folder that is open, from their headers: when received, else written.
 
         Raises:
             ServerUnavailable
         """
-        command = b"UID FETCH %d (UID BODY.PEEK[HEADER.FIELDS (RECEIVED DATE)])" % uid
-        found = responses.Date(None)
-        for untagged in self._tolerated(self._pipeline.send(command)):
-            try:
-                fetched = responses.fetched(untagged.text, untagged.literals)
-            except Malformed:
-                continue
-            for item, value in fetched.items.items() if fetched is not None else ():
-                if item.startswith(b"BODY[") and value:
-                    found = _date_of(value)
+        found: dict[int, responses.Date] = {}
+        for part in sets(uids):
+            command = b"UID FETCH %s (UID BODY.PEEK[HEADER.FIELDS (RECEIVED DATE)])" % part
+            for untagged in self._tolerated(self._pipeline.send(command)):
+                try:
+                    fetched = responses.fetched(untagged.text, untagged.literals)
+                except Malformed:
+                    continue
+                if fetched is None:
+                    continue
+                # Of one that was asked for by itself the UID need not be said.
+                uid = fetched.number(b"UID") or (uids[0] if len(uids) == 1 else 0)
+                for item, value in fetched.items.items():
+                    if item.startswith(b"BODY[") and value:
+                        found[uid] = _date_of(value)
         return found
 
     # Bodies -------------------------------------------------------------------
@@ -525,6 +586,18 @@ class Reader:
         """
         fresh, self._is_fresh = self._is_fresh, False
         Fetching(self._pipeline, self._opening, wanted, receive, keep).run(is_fresh=fresh)
+
+    def found(self, folder: str) -> set[int]:
+        """The UIDs that SEARCH finds in a folder, or that its messages have when they are named one by one.
+
+        Raises:
+            FolderNotReadable, ServerUnavailable
+        """
+        try:
+            self._pipeline.run(self._open_command(folder))
+        except CommandRefused as error:
+            raise FolderRefused(folder, error.message).error() from error
+        return self._uids(1, ())
 
     def which_are_there(self, folder: str, uids: Sequence[int]) -> set[int]:
         """Those of the UIDs that the folder still has.
@@ -729,10 +802,17 @@ class _Listing:
             if self._complete(uid, self.partial[uid]):
                 del self.partial[uid]
 
-    def conclude(self, uid: int, former: Mapping[bytes, bytes | None], words: str) -> None:
+    def conclude(
+        self,
+        uid: int,
+        former: Mapping[bytes, bytes | None],
+        words: str,
+        dates: Mapping[int, responses.Date] | None = None,
+    ) -> None:
         """All was asked for: a message without a date or size is one all the same, one without flags is not.
 
-        ``former``: what came before it was asked for by itself; ``words``: why some of it is refused.
+        ``former``: what came before it was asked for by itself; ``words``: why some of it is refused;
+        ``dates``: those of headers, where they were asked for already.
         """
         items = {**former, **self.partial.pop(uid, {})}
         raw = items.get(b"FLAGS")
@@ -746,7 +826,7 @@ class _Listing:
         if when.seconds is not None:
             self._new[uid] = Message(uid, size, when.seconds, flags, (when.remark,) if when.remark else ())
             return
-        found = self._reader.header_date(uid)
+        found = (self._reader.header_dates([uid]) if dates is None else dates).get(uid, responses.Date(None))
         if found.seconds is not None:
             seconds, remark = found.seconds, f"{when.remark}; the date of its header is taken"
         else:
@@ -827,8 +907,10 @@ def _size(raw: bytes | None) -> int:
 
 
 def _status(values: Mapping[str, int]) -> Status | None:
-    """None where the items say nothing: no UIDVALIDITY, or more than there can be."""
+    """None where the items say nothing: no UIDVALIDITY or MESSAGES, or more than there can be."""
     uidvalidity, uidnext, messages = (values.get(key, 0) for key in ("UIDVALIDITY", "UIDNEXT", "MESSAGES"))
+    if "MESSAGES" not in values:
+        return None
     if not 0 < uidvalidity <= MAX_NUMBER or uidnext > MAX_NUMBER or messages > MAX_NUMBER:
         return None
     return Status(uidvalidity, uidnext, messages, values.get("HIGHESTMODSEQ", 0))

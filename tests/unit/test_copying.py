@@ -10,11 +10,11 @@ import pytest
 
 from bascule.address import Address
 from bascule.credential import Password
-from bascule.errors import LegacyUnavailable
 from bascule.imap.reader import Reader
 from bascule.lab.scripted import Command, Folder, Mail, Server, Session, mail
 from bascule.legacy import LegacySettings, Service, Trust, UserLogin, session
 from bascule.migrator import copying, maildir
+from bascule.migrator.acts import recorded
 from bascule.migrator.copying import Copy, Pass, Progress
 
 WHEN = 1_338_700_089  # what the scripted server says
@@ -337,13 +337,184 @@ def test_a_message_that_ends_the_session_is_named_alone(copier: Start) -> None:
     assert {uid for _, _, uid in work.copy.unreadable} == {7}
 
 
-def test_a_uidvalidity_that_changes_within_a_pass_ends_it(copier: Start) -> None:
-    class Changing(Server):
-        def status_items(self, folder: Folder) -> bytes:
-            return super().status_items(folder).replace(b"1234567890", b"5")
+class OtherUidvalidity(Server):
+    """STATUS has another UIDVALIDITY than the folder when it is opened."""
 
-    with pytest.raises(LegacyUnavailable, match="made anew on the legacy server meanwhile"):
-        copier(Changing, [Folder(b"INBOX", messages(1))]).run()
+    def status_items(self, folder: Folder) -> bytes:
+        return super().status_items(folder).replace(b"1234567890", b"5")
+
+
+def test_a_uidvalidity_is_the_one_with_which_a_folder_opens(copier: Start) -> None:
+    work = copier(OtherUidvalidity, [Folder(b"INBOX", messages(1, 2)), Folder(b"a", messages(1))])
+    done = work.run()
+    assert {(each.name, each.uidvalidity) for each in done.folders} == {("INBOX", 1_234_567_890), ("a", 1_234_567_890)}
+    assert work.stored() == {1: mail("m1"), 2: mail("m2")}
+    before = {path.name for path in (work.root / "cur").iterdir()}
+    assert work.run().changes == 0, "nothing is emptied because of what STATUS says"
+    assert {path.name for path in (work.root / "cur").iterdir()} == before
+
+
+def test_a_folder_that_was_made_anew_is_begun_afresh(copier: Start) -> None:
+    work = copier(Condstore, [Folder(b"INBOX", messages(1, 2, 3))])
+    work.run()
+    work.server.folders[0].uidvalidity = 99
+    work.server.folders[0].mails = [Mail(1, mail("another"))]
+    assert work.run().folders[0].uidvalidity == 99
+    assert work.stored() == {1: mail("another")}
+
+
+def test_a_folder_with_a_uidvalidity_of_the_moment_is_named(copier: Start) -> None:
+    class OfTheMoment(Server):
+        def on_open(self, session: Session, command: Command) -> None:
+            self.folders[0].uidvalidity += 1
+            super().on_open(session, command)
+
+    work = copier(OfTheMoment, [Folder(b"INBOX", messages(1)), Folder(b"a", messages(1))])
+    work.run()
+    assert work.copy.refused == {"INBOX": "has another UIDVALIDITY whenever it is opened"}
+    assert work.stored("a") == {1: mail("m1")}
+
+
+@pytest.mark.parametrize("items", [b"MESSAGES 0 UIDNEXT 1 UIDVALIDITY 1234567890", b"UIDNEXT 3 UIDVALIDITY 1234567890"])
+def test_a_status_that_knows_of_no_messages_is_not_believed(copier: Start, items: bytes) -> None:
+    class Untrue(Server):
+        def status_items(self, folder: Folder) -> bytes:  # noqa: ARG002
+            return items
+
+    work = copier(Untrue, [Folder(b"INBOX", messages(1, 2)), Folder(b"empty")])
+    done = work.run()
+    assert work.stored() == {1: mail("m1"), 2: mail("m2")}
+    assert [(each.name, each.uidnext) for each in done.folders] == [("INBOX", 3), ("empty", 1)]
+
+
+def test_a_uid_above_which_there_is_no_room_is_named(copier: Start) -> None:
+    folder = Folder(b"INBOX", messages(1, copying.LAST_UID, copying.LAST_UID + 1, 2**32 - 1))
+    work = copier(Server, [folder])
+    done = work.run()
+    assert work.stored().keys() == {1, copying.LAST_UID}
+    assert {uid for _, _, uid in work.copy.unreadable} == {copying.LAST_UID + 1, 2**32 - 1}
+    assert done.folders[0].uidnext == done.folders[0].next_here == copying.LAST_UID + 1
+    work.copy.waived = frozenset(work.copy.unreadable)
+    work.run()
+    assert work.copy.unreadable == {}
+    assert work.stored().keys() == {1, copying.LAST_UID}
+
+
+def test_a_uidnext_that_leaves_no_room_is_not_taken_over(copier: Start) -> None:
+    class Untrue(Server):
+        def status_items(self, folder: Folder) -> bytes:
+            return super().status_items(folder).replace(b"UIDNEXT 3", b"UIDNEXT 4294967295")
+
+        def on_open(self, session: Session, command: Command) -> None:
+            session.say(b"* OK [UIDNEXT 4294967295] next")
+            super().on_open(session, command)
+
+    work = copier(Untrue, [Folder(b"INBOX", messages(1, 2))])
+    for _ in range(3):
+        done = work.run()
+        assert (done.folders[0].uidnext, done.folders[0].next_here) == (3, 3)
+
+
+def test_a_message_that_is_found_and_not_shown_is_named_when_the_verification_misses_it(copier: Start) -> None:
+    class Finds(Server):
+        def on_search(self, session: Session, command: Command, *, by_uid: bool) -> None:  # noqa: ARG002
+            session.say(b"* SEARCH 1 2 3")
+            session.ok(command)
+
+    work = copier(Finds, [Folder(b"INBOX", messages(1, 3))])
+    work.run()
+    assert work.copy.unreadable == {}
+    work.copy.distrust("INBOX", [2, 3, 4])
+    work.run()
+    (named,) = work.copy.unreadable.values()
+    assert (named.folder, named.uid, named.reason) == ("INBOX", 2, "the server finds it, and does not show it")
+    assert work.stored().keys() == {1, 3}
+
+
+@pytest.mark.parametrize("marks", [frozenset({1, 2, 3}), frozenset({1, 2})])
+def test_a_server_that_marks_as_read_what_is_only_looked_at_is_named(copier: Start, marks: frozenset[int]) -> None:
+    class Marks(Server):
+        def fetch_line(self, session: Session, number: int, mail: Mail, names: list[bytes]) -> bytes:
+            line = super().fetch_line(session, number, mail, names)
+            if b"BODY.PEEK[]" in names and mail.uid in marks:
+                mail.flags = b"\\Seen"
+            return line
+
+    work = copier(Marks, [Folder(b"INBOX", [*messages(1, 2, 3, flags=b""), *messages(4)])])
+    assert work.run().notes == []
+    for _ in range(2):
+        notes = work.run().notes
+        assert [note.partition(":")[0] for note in notes] == (
+            ["the legacy server seems to mark as read what is only looked at"] if 3 in marks else []
+        )
+
+
+def test_a_folder_that_one_list_leaves_out_is_not_removed_here(copier: Start) -> None:
+    class Forgets(Server):
+        forgets = False
+
+        def on_list(self, session: Session, command: Command) -> None:
+            if not self.forgets:
+                super().on_list(session, command)
+            else:
+                session.ok(command)
+
+        on_lsub = on_list
+
+    work = copier(Forgets, [Folder(b"INBOX"), Folder(b"a", messages(1))])
+    work.run()
+    assert isinstance(work.server, Forgets)
+    work.server.forgets = True
+    done = work.run()
+    assert (done.changes, [each.name for each in done.folders]) == (0, ["INBOX", "a"])
+    assert work.stored("a") == {1: mail("m1")}
+    del work.server.folders[1]
+    work.run()
+    assert not (work.root / "a").exists()
+
+
+def test_what_is_subscribed_and_not_listed_is_named(copier: Start) -> None:
+    class Virtual(Server):
+        def on_list(self, session: Session, command: Command) -> None:
+            session.say(b'* LIST () "/" INBOX')
+            session.ok(command)
+
+        def on_lsub(self, session: Session, command: Command) -> None:
+            super().on_list(session, command)
+
+    work = copier(Virtual, [Folder(b"INBOX"), Folder(b"virtual/All", messages(1)), Folder(b"empty")])
+    assert work.run().notes == [
+        "virtual/All: subscribed, but not among the folders that the legacy server lists, and not copied: 1 messages"
+    ]
+    assert not (work.root / "virtual").exists()
+
+
+def test_what_an_administrator_waived_is_known_by_its_recorded_name(copier: Start) -> None:
+    class Refusing(Server):
+        def on_open(self, session: Session, command: Command) -> None:
+            if command.words[0] == b"Gr\xfc":
+                session.no(command, b"damaged")
+            else:
+                super().on_open(session, command)
+
+        def on_status(self, session: Session, command: Command) -> None:
+            if command.words[0] == b"Gr\xfc":
+                session.no(command, b"damaged")
+            else:
+                super().on_status(session, command)
+
+        def item(self, mail: Mail, name: bytes) -> bytes:
+            return b"BODY[] NIL" if name == b"BODY.PEEK[]" and mail.uid == 2 else super().item(mail, name)
+
+    work = copier(Refusing, [Folder(b"INBOX"), Folder(b"Gr\xfc"), Folder(b"Gr\xe4", messages(1, 2)), Folder(b"nu\0l")])
+    work.run()
+    assert {recorded(name) for name in work.copy.refused} == {"Gr\\udcfc", "nu\\x00l"}
+    assert {(recorded(name), uid) for name, _, uid in work.copy.unreadable} == {("Gr\\udce4", 2)}
+    work.copy.waived = frozenset((recorded(name), of, uid) for name, of, uid in work.copy.unreadable)
+    work.copy.waived_folders = frozenset(map(recorded, work.copy.refused))
+    done = work.run()
+    assert (work.copy.refused, work.copy.unreadable) == ({}, {})
+    assert done.waived == {("Gr\udce4", 1_234_567_890, 2)}, "as the verification has the names"
 
 
 def test_what_is_distrusted_is_fetched_again(copier: Start) -> None:

@@ -21,10 +21,12 @@ from bascule.migrator.cutover import (
     NoPassword,
     _insist_on_a_password,
     _insist_on_whole,
+    _name_not_served,
     _take_along,
 )
 from bascule.migrator.hold import MARGIN, NotAcknowledged, await_acknowledgements
 from bascule.migrator.sessions import CopyLoginRefused, NoneFree, OAuthClient, Sessions
+from bascule.migrator.verification import NotEqual, NotServed
 
 ADDRESS = Address.parse("anna@old.test")
 
@@ -85,6 +87,26 @@ def test_what_needs_the_password_and_does_not_come_along_is_named() -> None:
     account.legacy = SimpleNamespace(pop3=None, sieve=None)
     account.has_imported_hash = True
     assert _take_along(cast(Any, attempt), cast(Any, None)) == []
+
+
+def test_what_the_storage_does_not_keep_byte_for_byte_is_named() -> None:
+    named: list[object] = []
+
+    def set_unreadable(mailbox_id: int, messages: list[object], *, complete: bool) -> None:
+        assert (mailbox_id, complete) == (7, False)
+        named.extend(messages)
+
+    account = SimpleNamespace(id=7, address=ADDRESS)
+    attempt = cast(Any, SimpleNamespace(account=account, acts=SimpleNamespace(set_unreadable=set_unreadable)))
+    _name_not_served(attempt, NotEqual("something else"))
+    assert named == []
+    with pytest.raises(
+        MessagesUnreadable, match="2 of the messages are not here as they came in, UID 4 in 'a'"
+    ) as told:
+        _name_not_served(attempt, NotServed("a", 9, [4, 6]))
+    assert "bascule waive-messages anna@old.test" in told.value.hint
+    reason = "Dovecot here does not keep it byte for byte"
+    assert named == [{"folder": "a", "uidvalidity": 9, "uid": uid, "reason": reason} for uid in (4, 6)]
 
 
 class Acknowledgements:

@@ -78,6 +78,7 @@ def test_a_server_that_cannot_now_says_so(code: str) -> None:
     with pytest.raises(LegacyBusy, match="come back") as busy:
         pipeline.run(b"FETCH")
     assert busy.value.code == code.upper()
+    assert ("full there" in busy.value.hint) == (code == "OVERQUOTA")
 
 
 def test_bye_is_never_taken_for_an_answer() -> None:

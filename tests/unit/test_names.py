@@ -40,7 +40,7 @@ def names_here(names: list[str], separator: str, prefix: str, delimiter: str | N
         ("100%", SLASH),
         ("INBOX.Sent", DOT),
         ("INBOX.INBOX.Sent", DOT),
-        ("INBOX.inbox", DOT),
+        ("INBOX.inbox.x", DOT),
         ("current", SLASH),
     ],
 )
@@ -73,6 +73,8 @@ def test_a_name_that_dovecot_can_open_is_kept(name: str, layout: tuple[str, str]
         ("Dovecot-uidlist", SLASH, "_Dovecot-uidlist"),
         (".bascule-passed.json", SLASH, "_.bascule-passed.json"),
         ("INBOX.INBOX", DOT, "INBOX.INBOX_"),
+        ("INBOX.Inbox", DOT, "INBOX.Inbox_"),
+        ("a/dbox-Mails", SLASH, "a/dbox-Mails_"),
         ("INBOX.a/b", DOT, "INBOX.a_b"),
         ("Inbox.Drafts", DOT, "INBOX.Drafts"),
         ("Other", DOT, "INBOX.Other"),

@@ -12,6 +12,8 @@ from bascule.address import Address
 from bascule.credential import Password
 from bascule.errors import LegacyBusy, LegacyUnavailable, ServerUnavailable
 from bascule.imap import bodies as fetching
+from bascule.imap import names
+from bascule.imap import reader as reader_module
 from bascule.imap.bodies import Batch, Message, Wanted, batches
 from bascule.imap.reader import Changes, FolderNotReadable, FolderRefused, Reader, Status, insist, insisted
 from bascule.imap.writer import Writer
@@ -314,6 +316,124 @@ def test_inbox_exists_listed_or_not() -> None:
             ("INBOX", True, "."), ("Sent", True, "."),
         ]  # fmt: skip
         assert insist(reader.statuses(["INBOX"]))["INBOX"].messages == 2
+
+
+@pytest.mark.parametrize("delimiter", [b'"\\""', b'"&"', b'"*"', b'"_"', b'"z"', b'"\xa7"'])
+def test_a_delimiter_that_dovecot_cannot_have_is_none_here(delimiter: bytes) -> None:
+    server = Server([Folder(b"INBOX", delimiter=delimiter), Folder(b"a/b", delimiter=delimiter)])
+    with server, reading(server) as reader:
+        layout = reader.layout()
+    assert layout.separator == "/"
+    assert names.of_layout(layout)["a/b"].parts == ("a_b",), "it is one name there"
+
+
+def test_the_delimiter_is_that_of_ones_own_folders() -> None:
+    class Shares(Server):
+        namespace = b'(("" "/")) NIL (("#news." "."))'
+
+    folders = [Folder(b"#news.x", delimiter=b'"."'), Folder(b"a/b"), Folder(b"flat", delimiter=b"NIL")]
+    with Shares(folders) as server, reading(server) as reader:
+        assert reader.layout().separator == "/"
+
+
+def test_a_folder_that_list_leaves_out_is_asked_for_by_name() -> None:
+    class LeavesOut(Server):
+        def on_list(self, session: Session, command: Command) -> None:
+            session.say(b'* %s () "." INBOX' % command.verb)
+            session.ok(command)
+
+        def on_lsub(self, session: Session, command: Command) -> None:
+            for name in (b"Sent", b"Gone"):
+                session.say(b'* LSUB () "." %s' % name)
+            session.ok(command)
+
+    server = LeavesOut([*inbox(1), Folder(b"Sent"), Folder(b"Known"), Folder(b"Other")])
+    with server, reading(server) as reader:
+        assert [each.name for each in reader.layout().folders] == ["INBOX"]
+        layout = reader.layout(["Known", "INBOX", "Also gone", "no\nname"])
+        assert reader.unlisted(layout.subscribed).keys() == {"Sent"}
+    assert [(each.name, each.selectable, each.delimiter) for each in layout.folders] == [
+        ("INBOX", True, "."), ("Known", True, "."),
+    ]  # fmt: skip
+
+
+class Untrue(Server):
+    """Its STATUS knows of no messages."""
+
+    items = b"MESSAGES 0 UIDNEXT 1 UIDVALIDITY 1234567890"
+
+    def status_items(self, folder: Folder) -> bytes:  # noqa: ARG002
+        return self.items
+
+
+@pytest.mark.parametrize("items", [Untrue.items, b"UIDNEXT 3 UIDVALIDITY 1234567890", b"UIDVALIDITY 1234567890"])
+def test_that_a_folder_is_empty_is_believed_when_it_is_opened(items: bytes) -> None:
+    server = Untrue([*inbox(1, 2), Folder(b"empty"), Folder(b"Sent", [Mail(7, mail("s"))])])
+    server.items = items
+    with server, reading(server) as reader:
+        found = insist(reader.statuses(["INBOX", "empty", "Sent"]))
+    assert {name: (status.messages, status.uidnext) for name, status in found.items()} == {
+        "INBOX": (2, 3),
+        "empty": (0, 1),
+        "Sent": (1, 8),
+    }
+
+
+def test_an_empty_folder_that_does_not_open_is_refused() -> None:
+    class Shut(Server):
+        def on_open(self, session: Session, command: Command) -> None:
+            session.no(command, b"not yours")
+
+    with Shut([Folder(b"INBOX")]) as server, reading(server) as reader:
+        assert reader.statuses(["INBOX"]) == {"INBOX": FolderRefused("INBOX", "not yours")}
+
+
+def test_blanks_behind_a_number_mean_nothing() -> None:
+    class Blanks(Server):
+        def on_open(self, session: Session, command: Command) -> None:
+            session.folder = self.folders[0]
+            session.say(b"* OK [UIDVALIDITY 5] ")
+            session.say(b"* 3 EXISTS ")
+            session.ok(command)
+
+        def fetch_line(self, session: Session, number: int, mail: Mail, names: list[bytes]) -> bytes:
+            return super().fetch_line(session, number, mail, names) + b"  "
+
+    changes = listed(Blanks(inbox(1, 2)))
+    assert isinstance(changes, Changes)
+    assert (changes.exists, changes.nameless, [each.uid for each in changes.new]) == (3, 1, [1, 2])
+
+
+@pytest.mark.parametrize("omitted", [b"INTERNALDATE", b"RFC822.SIZE", b"FLAGS"])
+def test_what_very_many_lack_is_asked_for_together(monkeypatch: pytest.MonkeyPatch, omitted: bytes) -> None:
+    monkeypatch.setattr(reader_module, "MAX_SINGLY", 3)
+
+    class Lacks(Server):
+        def item(self, mail: Mail, name: bytes) -> bytes:
+            return b"" if name == omitted else super().item(mail, name)
+
+    header = "Date: Mon, 2 Jan 2006 03:04:05 +0000\r\n"
+    server = Lacks([Folder(b"INBOX", [Mail(uid, mail(f"m{uid}", header=header)) for uid in (1, 3, 5, 7, 9)])])
+    found = listed(server)
+    if omitted == b"FLAGS":
+        assert found == FolderRefused("INBOX", "5 messages announced, 0 listed: it gives less than it announces")
+        return
+    assert isinstance(found, Changes)
+    assert [each.uid for each in found.new] == [1, 3, 5, 7, 9]
+    if omitted == b"INTERNALDATE":
+        assert {(each.internaldate, each.is_dated) for each in found.new} == {(1_136_171_045, False)}
+    assert sum(b"FETCH" in each for each in server.log) < 8
+
+
+def test_a_large_folder_is_searched_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "SEARCHED", 2)
+    server = Hides(inbox(1, 2, 3, 4, 5, 8))
+    server.shown = frozenset({b"alone"})
+    changes = listed(server)
+    assert isinstance(changes, Changes)
+    searches = [each for each in server.log if b"SEARCH" in each]
+    assert len(searches) == 3
+    assert {each.uid for each in changes.new} | changes.incomplete.keys() == {1, 2, 3, 4, 5, 8}
 
 
 def test_folders_that_are_listed_twice_are_one() -> None:

@@ -72,6 +72,13 @@ def test_everything_goes_back(tmp_path: Path) -> None:
     assert not (tmp_path / ".bascule-known").exists()
 
 
+def test_a_folder_that_list_leaves_out_is_not_filled_once_more(tmp_path: Path) -> None:
+    world = used(tmp_path)
+    world.there.unlisted = {"Sent"}
+    give_back(world.attempt())
+    assert texts(world) == GIVEN_BACK
+
+
 def uidplus(world: World) -> None:
     """As nearly all servers are."""
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bascule.errors import BasculeError
-from bascule.imap.reader import FolderNotReadable
+from bascule.imap.reader import FolderNotReadable, Status
 from bascule.lab.attempts import Killed, World
 from bascule.lab.memory import Mail
 from bascule.migrator.delivery import ARRIVING, HEADER, Digest, legacy_name, message_id_of, new_name
@@ -75,6 +75,31 @@ def test_a_quiet_mailbox_costs_one_status_a_folder(tmp_path: Path, *, is_maildir
     sweep(world.attempt())
     assert not (tmp_path / ".bascule-known" / "looked.json").read_text().count("INBOX")
     assert world.sessions == 1
+
+
+@STORES
+def test_a_status_that_cannot_be_true_hides_nothing(tmp_path: Path, *, is_maildir: bool) -> None:
+    """It has a UIDNEXT that the folder was above at the flip."""
+    world = moved(tmp_path, is_maildir=is_maildir)
+    world.there.put("Sent", mail("T"), date=12)
+    world.flip()
+    world.there.stale["Sent"] = Status(world.there.folders["Sent"].uidvalidity, 2, 1)
+    sweep(world.attempt())
+    world.there.put("Sent", mail("L"), date=30)
+    for _ in range(2):
+        sweep(world.attempt())
+    assert texts(world) == COPIED | {"Sent": Counter("STL")}
+
+
+@STORES
+def test_inbox_is_opened_for_its_status_may_stand_still(tmp_path: Path, *, is_maildir: bool) -> None:
+    world = moved(tmp_path, is_maildir=is_maildir)
+    world.there.stale["INBOX"] = Status(world.there.folders["INBOX"].uidvalidity, 3, 2)
+    sweep(world.attempt())
+    world.there.put("INBOX", mail("L"), date=30)
+    for _ in range(2):
+        sweep(world.attempt())
+    assert texts(world) == COPIED | {"INBOX": Counter("ABL")}
 
 
 @STORES

@@ -12,7 +12,7 @@ from bascule.imap import names
 from bascule.imap.reader import Changes, Layout, ListedFolder, Message, Reader, Status
 from bascule.migrator import verification
 from bascule.migrator.copying import FolderState, Pass
-from bascule.migrator.verification import NotEqual, Verification, verify
+from bascule.migrator.verification import NotEqual, NotServed, Verification, verify
 from bascule.migrator.witness import Opened, Seen, Witness
 
 WHEN = 1_078_099_198
@@ -58,6 +58,9 @@ class Side:
     namespaces: tuple[str, ...] = ()
 
     # As a Reader
+    def layout(self) -> Layout:
+        return Layout("/", "", tuple(ListedFolder(name, True) for name in self.boxes), ())
+
     def changes(self, wanted: Iterable[tuple[str, Status | None]], *, sizes: bool = True) -> Iterator[Changes]:
         for name, _ in wanted:
             box = self.boxes[name]
@@ -125,6 +128,19 @@ def test_equal_sides_are_equal_and_what_was_compared_is_kept() -> None:
     assert found.bodies_compared == 5
     assert found.notes == []
     assert found.odd_sizes == []
+
+
+def test_what_was_waived_need_be_shown_by_nobody() -> None:
+    there = Side(hidden_from_fetch={2})
+    here = Side()
+    lose(here)
+    there.boxes["INBOX"].exists = 2  # SEARCH finds one more than there are
+    with pytest.raises(NotEqual, match="finds 1 messages in 'INBOX' that it does not list, UID 2 first") as found:
+        compare(there, here)
+    assert found.value.uids == (2,)
+    assert compare(there, here, last_pass(waived={("INBOX", 7, 2)})).waived == ["INBOX: UID 2"]
+    with pytest.raises(NotEqual):
+        compare(there, here, last_pass(waived={("Sent", 7, 2), ("INBOX", 8, 2)}))
 
 
 def lose(side: Side) -> None:
@@ -307,6 +323,21 @@ def test_large_mailboxes_are_compared_in_groups(monkeypatch: pytest.MonkeyPatch)
 
     assert len(compare(Grouped(), Side()).folders) == 3
     assert asked == [["INBOX"], ["Sent", "Empty"]]
+
+
+def test_a_folder_that_the_last_pass_did_not_see_is_found() -> None:
+    there, here = Side(), Side()
+    there.boxes["Late"] = Box({1: Seen(frozenset(), WHEN, 9)})
+    with pytest.raises(NotEqual, match="has a folder 'Late' that the last pass did not see") as found:
+        compare(there, here)
+    assert found.value.folder == "Late"
+
+
+def test_all_bodies_of_a_folder_that_are_not_served_as_they_came_in_are_named() -> None:
+    here = Side(digest_of=lambda folder, uid: digest_of(folder, uid + (folder == "INBOX" and uid < 5)))
+    with pytest.raises(NotServed) as found:
+        compare(Side(), here, bodies="all")
+    assert (found.value.folder, found.value.uidvalidity, found.value.uids) == ("INBOX", 7, (1, 2))
 
 
 def test_a_size_that_is_not_true_has_the_body_compared() -> None:

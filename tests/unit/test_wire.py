@@ -68,9 +68,9 @@ def test_a_line_has_a_bound(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("failure", "said"),
     [
-        (ConnectionResetError(104, "Connection reset by peer"), "cannot be reached: Connection reset by peer"),
+        (ConnectionResetError(104, "Connection reset by peer"), "ended the connection"),
         (TimeoutError("timed out"), "does not answer in time"),
-        (BrokenPipeError(32, "Broken pipe"), "cannot be reached: Broken pipe"),
+        (BrokenPipeError(32, "Broken pipe"), "ended the connection"),
     ],
 )
 def test_errors_of_the_network_speak_of_the_peer(failure: OSError, said: str) -> None:

@@ -77,6 +77,20 @@ def test_other_namespaces_are_all_but_ones_own() -> None:
     assert looking({b"NAMESPACE": lines}).other_namespaces("INBOX.") == ("virtual.", "user.", "Public.")
 
 
+@pytest.mark.parametrize(
+    "opening",
+    [
+        [b"* 2 exists", b"* ok [uidvalidity 7] fine"],
+        [b"* 2 EXISTS ", b"* OK [UIDVALIDITY 7] "],
+        [b"* OK [ALERT] nearly full {5}", b"* 2 EXISTS", b"* NO say {3}", b"* OK [UIDVALIDITY 7] {9}"],
+    ],
+)
+def test_a_folder_opens_in_any_spelling(opening: list[bytes]) -> None:
+    search = [b"* OK [ALERT] nearly full {5}", b"* search 1 2"]
+    ((_, opened, found),) = looking({b"EXAMINE": opening, b"UID SEARCH ALL": search}).uids({"INBOX": [1, 2]})
+    assert (opened, found) == (Opened(2, 7), {1, 2})
+
+
 def test_uids_are_those_that_search_finds() -> None:
     search = [b"* SEARCH 1 2", b"* 3 EXISTS", b"* 12345699 RECENT", b"* SEARCH 5", b"* SEARCH"]
     ((name, opened, found),) = looking({b"EXAMINE": INBOX, b"UID SEARCH ALL": search}).uids({"INBOX": [1, 2]})
