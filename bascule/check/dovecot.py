@@ -26,6 +26,8 @@ from bascule.settings import Settings
 MAX_ARG_STRLEN = 131_072  # bytes of one string in an environment (execve(2), "Limits on size of arguments")
 BATCH = 100  # addresses that one doveadm is asked about
 NO_USER = 67  # exit status of doveadm if one of those it was asked about does not exist (sysexits.h, EX_NOUSER)
+#: A domain that is nobody's (RFC 6761): bascule is not asked about it.
+NO_DOMAIN = "check.bascule.invalid"
 NAMED = 5  # addresses that one finding names
 #: Directories that systemd hides from our units (systemd.exec(5), ProtectHome).
 HIDDEN = ("/home", "/root", "/run/user")
@@ -160,6 +162,7 @@ def foreign_homes(facts: DovecotFacts, settings: Settings, addresses: Sequence[A
         NotReadable: Dovecot does not say.
     """
     found: dict[Address, str] = {}
+    nobody = _Nobody(facts)
     for start in range(0, len(addresses), BATCH):
         batch = addresses[start : start + BATCH]
         said = facts.user("-x", "service=lmtp", "-f", "home", *map(str, batch))
@@ -175,7 +178,7 @@ def foreign_homes(facts: DovecotFacts, settings: Settings, addresses: Sequence[A
         if said.status in {0, NO_USER} and homes == ours and mails <= {settings.worker.mail_location}:
             continue
         for address in there:
-            home = _home_elsewhere(facts, settings, address)
+            home = _home_elsewhere(facts, settings, address, nobody)
             if home is not None:
                 found[address] = home
     return found
@@ -190,7 +193,21 @@ def _ours(settings: Settings, address: Address) -> str:
     return os.path.normpath(settings.worker.mail_root / home_of(address))
 
 
-def _home_elsewhere(facts: DovecotFacts, settings: Settings, address: Address) -> str | None:
+class _Nobody:
+    """What Dovecot says of names that nobody has; each is asked about once."""
+
+    def __init__(self, facts: DovecotFacts) -> None:
+        self._facts = facts
+        self._known: dict[str, bool] = {}
+
+    def is_unknown_in(self, domain: str) -> bool:
+        """Whether an address of a domain that exists nowhere is said to be nobody's, not put off."""
+        if domain not in self._known:
+            self._known[domain] = bool(_unknown(self._facts.user("-x", "service=lmtp", str(invented(domain)))))
+        return self._known[domain]
+
+
+def _home_elsewhere(facts: DovecotFacts, settings: Settings, address: Address, nobody: _Nobody) -> str | None:
     """The home of an address if it is not bascule's; None if it is, or if there is no such user."""
     said = facts.user("-x", "service=lmtp", str(address))
     if _unknown(said):
@@ -199,8 +216,11 @@ def _home_elsewhere(facts: DovecotFacts, settings: Settings, address: Address) -
     if not fields.get("home") and not fields.get("uid"):
         # It fails for a user whom a userdb knows and Dovecot may not serve (another uid, for instance), and for
         # everybody while a userdb is away.
-        if _unknown(facts.user("-x", "service=lmtp", str(invented(address.domain)))):
+        if nobody.is_unknown_in(address.domain):
             return ""
+        # In a domain that is active it fails for all who have not moved: bascule's own userdb says so, to nobody else.
+        if nobody.is_unknown_in(NO_DOMAIN):
+            return None
         last = (said.errors.strip().splitlines() or ["no answer"])[-1]
         raise NotReadable(f"Dovecot does not say whether it knows {address}: {last}")
     home = fields.get("home", "")
