@@ -35,6 +35,11 @@ def domain_name(text: str) -> str:
         raise BadAddress(f"{text[:MAX_LENGTH]!r} is not a domain name") from error
 
 
+def quoted(local_part: str) -> str:
+    """A local part in quotes (RFC 5321 section 4.1.2)."""
+    return '"' + re.sub(r'(["\\])', r"\\\1", local_part) + '"'
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """``local_part@domain``, both in lower case.

@@ -39,6 +39,17 @@ async def read(reader: asyncio.StreamReader, *, pending: bool) -> bytes:
         return await reader.read(READ_SIZE)
 
 
+def write(writer: asyncio.StreamWriter, data: bytes) -> None:
+    """Answer, unless the client has gone meanwhile.
+
+    Raises:
+        ConnectionResetError: it has; uvloop's own error would be none of the network's.
+    """
+    if writer.is_closing():
+        raise ConnectionResetError("the client did not wait for the answer")
+    writer.write(data)
+
+
 class Server:
     """One listening socket and its clients."""
 

@@ -27,7 +27,7 @@ from bascule.hooks.protocol import AT_WORK, Login, Reply, Request, Users, decode
 from bascule.hooks.sharing import Sharing
 from bascule.legacy import Trust
 from bascule.metrics import serve, watch
-from bascule.serving import Server, read, until_told
+from bascule.serving import Server, read, until_told, write
 from bascule.shared import Shared
 from bascule.snapshot import Snapshot
 
@@ -137,8 +137,8 @@ class Resident:
             for payload in parser.feed(data)[:1]:
                 request = decode(payload)
                 if isinstance(request, Login) and request.wants_sign:
-                    writer.write(AT_WORK)
-                writer.write(await self._reply(request))
+                    write(writer, AT_WORK)
+                write(writer, await self._reply(request))
                 await writer.drain()
                 return
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from bascule.address import Address, domain_name
+from bascule.address import Address, domain_name, quoted
 from bascule.directory import Directory, Domain, Mailbox
 from bascule.errors import BadAddress
 from bascule.legacy import LegacySettings
@@ -53,10 +53,13 @@ class _Key:
 
     @classmethod
     def parse(cls, key: str) -> _Key | None:
-        """None: no address and no domain."""
-        with suppress(BadAddress):
-            address = Address.parse(key)
-            return cls(address.domain, address)
+        """None: no address and no domain. Postfix's policy requests have local parts without their quotes."""
+        local_part, at, domain = key.rpartition("@")
+        for spelling in (key, f"{quoted(local_part)}@{domain}") if at else ():
+            with suppress(BadAddress):
+                address = Address.parse(spelling)
+                if spelling == spelling.strip():  # what quotes would keep is part of the name
+                    return cls(address.domain, address)
         with suppress(BadAddress):
             return cls(domain_name(key.rpartition("@")[2]), None)
         return None

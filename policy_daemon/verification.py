@@ -23,12 +23,14 @@ import aiosmtplib
 from cachetools import TTLCache
 
 from bascule import log
-from bascule.address import Address
+from bascule.address import Address, quoted
 from bascule.legacy import LegacySettings, Trust
 from bascule.policy_daemon import metrics
 from bascule.policy_daemon.smtp import session
 
-PATIENCE = 3.0  # seconds that a sender waits; the question goes on, and its answer is there at the next attempt
+#: Seconds that a sender waits; less than Postfix waits for us (main.cf.j2). Exchange lets who asks for somebody unknown
+#: wait for five ("TarpitInterval"). The question goes on, and that somebody is known is there at the next attempt.
+PATIENCE = 8.0
 DEADLINE = 60.0  # seconds for one question; servers let strangers wait for their greeting
 FRESH = 3600.0  # seconds after which a taken recipient is asked about anew, while mail for it is taken
 TAKEN_FOR = 6 * 3600.0  # seconds that "taken" holds without a new answer
@@ -36,7 +38,15 @@ REFUSED_FOR = 30.0  # seconds that "refused" and "doubtful" hold
 KEPT = 100_000  # answers of each kind
 AT_A_TIME = 20  # questions to one legacy server
 
+#: Replies to RCPT TO that are about the mailbox: not there, not local, full, no name for one.
+_ABOUT_A_MAILBOX = {550, 551, 552, 553}
+_WORDS_ABOUT_US = re.compile(
+    r"\b(relay|block|black ?list|dnsbl|rbl|prohibit|denied|not (permitted|allowed)|polic|spam|authenticat|reputation)",
+    re.IGNORECASE,
+)
 _ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})\b\s*")
+#: As qmail writes it.
+_ENHANCED_LAST = re.compile(r"\(#([245])\.(\d{1,3})\.(\d{1,3})\)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,12 +176,17 @@ def _unverified() -> ssl.SSLContext:
 
 
 def _refusal(code: int, message: str) -> Verdict:
-    """What a refusal of RCPT TO means. 5.7.x is about who asks (RFC 3463 section 3.8): about us, not the recipient."""
+    """What a refusal of RCPT TO means: whether it is about the recipient.
+
+    About who asks, about us: 5.7.x (RFC 3463 section 3.8), 5.1.7 and 5.1.8 (the sender), 5.5.x (the command), and
+    without such a code every reply but those for a mailbox (RFC 5321 section 4.2.2), and words as of a filter.
+    """
     text = " ".join(message.split())
-    enhanced = _ENHANCED.match(text)
-    said = text[enhanced.end() :] if enhanced else text
+    first = _ENHANCED.match(text)
+    said = text[first.end() :] if first else text
+    enhanced = first or _ENHANCED_LAST.search(text)
     said = "".join(each if each.isascii() and each.isprintable() else "?" for each in said)[:200]
-    if code >= 500 and not (enhanced and enhanced[2] == "7"):
+    if code >= 500 and not _is_about_us(code, enhanced, said):
         if enhanced is None or enhanced[2] in {"0", "1"}:
             return Verdict("refused", "550 5.1.1 no such user here")
         return Verdict(
@@ -181,9 +196,16 @@ def _refusal(code: int, message: str) -> Verdict:
     return Verdict("doubtful", f"450 {detail} the mail server of this address puts off: {said}")
 
 
+def _is_about_us(code: int, enhanced: re.Match[str] | None, said: str) -> bool:
+    if enhanced is None:
+        return code not in _ABOUT_A_MAILBOX or bool(_WORDS_ABOUT_US.search(said))
+    subject, detail = enhanced[2], enhanced[3]
+    return subject in {"5", "7"} or (subject == "1" and detail in {"7", "8"})
+
+
 def _path(recipient: Address) -> str:
     """As in RCPT TO (RFC 5321 section 4.1.2): a local part with other than atoms is quoted."""
     local_part = recipient.local_part
     if local_part.startswith('"') or recipient.is_dot_atom:
         return str(recipient)
-    return '"' + re.sub(r'(["\\])', r"\\\1", local_part) + f'"@{recipient.domain}'
+    return f"{quoted(local_part)}@{recipient.domain}"

@@ -26,6 +26,8 @@ from bascule.settings import Settings
 
 BATCH = 100  # addresses that one doveadm is asked about
 NO_USER = 67  # exit status of doveadm if one of those it was asked about does not exist (sysexits.h, EX_NOUSER)
+#: A domain that is nobody's (RFC 6761): bascule is not asked about it.
+NO_DOMAIN = "check.bascule.invalid"
 NAMED = 5  # addresses that one finding names
 #: Directories that systemd hides from our units (systemd.exec(5), ProtectHome).
 HIDDEN = ("/home", "/root", "/run/user")
@@ -158,7 +160,7 @@ def _foreign(subject: Subject, addresses: Sequence[Address]) -> dict[Address, st
 def _operators(subject: Subject, addresses: Sequence[Address]) -> dict[Address, str]:
     """As :func:`_foreign`, but of the operator's userdbs alone: bascule's, which stands before them, is passed over."""
     asking = () if _is_kept_for_others(subject.dovecot) else ("-x", f"rip={ASIDE}")
-    return foreign_homes(subject.dovecot, subject.settings, addresses, asking)
+    return foreign_homes(subject.dovecot, subject.settings, addresses, asking, ours_counts=False)
 
 
 def _is_kept_for_others(facts: DovecotFacts) -> bool:
@@ -176,17 +178,24 @@ def _has_auth_cache(facts: DovecotFacts) -> bool:
 
 
 def foreign_homes(
-    facts: DovecotFacts, settings: Settings, addresses: Sequence[Address], asking: Sequence[str] = ()
+    facts: DovecotFacts,
+    settings: Settings,
+    addresses: Sequence[Address],
+    asking: Sequence[str] = (),
+    *,
+    ours_counts: bool = True,
 ) -> dict[Address, str]:
     """As LMTP looks them up: the addresses whose home or mail is not bascule's, with that home.
 
-    ``asking``: more options of ``doveadm user``.
+    ``asking``: more options of ``doveadm user``. ``ours_counts``: that bascule's own userdb puts a name off is an
+    answer, too: it says so of everybody who has not moved.
 
     Raises:
         NotReadable: Dovecot does not say.
     """
     found: dict[Address, str] = {}
     asking = ("-x", "service=lmtp", *asking)
+    nobody = _Nobody(facts, asking)
     for start in range(0, len(addresses), BATCH):
         batch = addresses[start : start + BATCH]
         said = facts.user(*asking, "-f", "home", *map(str, batch))
@@ -198,7 +207,7 @@ def foreign_homes(
         if said.status in {0, NO_USER} and homes == ours and mails <= {settings.worker.mail_location}:
             continue
         for address in there:
-            home = _home_elsewhere(facts, settings, address, asking)
+            home = _home_elsewhere(facts, settings, address, asking, nobody, ours_counts=ours_counts)
             if home is not None:
                 found[address] = home
     return found
@@ -213,7 +222,30 @@ def _ours(settings: Settings, address: Address) -> str:
     return os.path.normpath(settings.worker.mail_root / home_of(address))
 
 
-def _home_elsewhere(facts: DovecotFacts, settings: Settings, address: Address, asking: Sequence[str]) -> str | None:
+class _Nobody:
+    """What Dovecot says of names that nobody has; each is asked about once."""
+
+    def __init__(self, facts: DovecotFacts, asking: Sequence[str]) -> None:
+        self._facts = facts
+        self._asking = asking
+        self._known: dict[str, bool] = {}
+
+    def is_unknown_in(self, domain: str) -> bool:
+        """Whether an address of a domain that exists nowhere is said to be nobody's, not put off."""
+        if domain not in self._known:
+            self._known[domain] = bool(_unknown(self._facts.user(*self._asking, str(invented(domain)))))
+        return self._known[domain]
+
+
+def _home_elsewhere(
+    facts: DovecotFacts,
+    settings: Settings,
+    address: Address,
+    asking: Sequence[str],
+    nobody: _Nobody,
+    *,
+    ours_counts: bool,
+) -> str | None:
     """The home of an address if it is not bascule's; None if it is, or if there is no such user."""
     said = facts.user(*asking, str(address))
     if _unknown(said):
@@ -222,8 +254,11 @@ def _home_elsewhere(facts: DovecotFacts, settings: Settings, address: Address, a
     if not fields.get("home") and not fields.get("uid"):
         # It fails for a user whom a userdb knows and Dovecot may not serve (another uid, for instance), and for
         # everybody while a userdb is away.
-        if _unknown(facts.user(*asking, str(invented(address.domain)))):
+        if nobody.is_unknown_in(address.domain):
             return ""
+        # In a domain that is active it fails for all who have not moved: bascule's own userdb says so, to nobody else.
+        if ours_counts and nobody.is_unknown_in(NO_DOMAIN):
+            return None
         last = (said.errors.strip().splitlines() or ["no answer"])[-1]
         raise NotReadable(f"Dovecot does not say whether it knows {address}: {last}")
     home = fields.get("home", "")

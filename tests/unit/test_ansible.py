@@ -80,6 +80,9 @@ LINES = st.sampled_from(
         "relayhost =",
         "",
         "caf\udce9 = not UTF-8",
+        "# one page\x0ctransport_maps = a comment",
+        "smtpd_milters",
+        " = inet:127.0.0.1:1\r",
     ]
 )
 
@@ -113,6 +116,15 @@ def test_the_owner_s_lines_stay_where_and_as_they_are() -> None:
     assert kept == ["smtputf8_enable"]
     assert "bascule_smtputf8_enable" not in plugged
     assert "authorized_mailq_users" not in plugged  # nobody has said who may
+
+
+def test_lines_are_postfix_s() -> None:
+    """Only a newline ends one, and the name may stand in a line of its own."""
+    text = "# said\x0ctransport_maps = by a guide\nrelay = a\u2028transport_maps = b\ntransport_maps\n  = hash:/x\n"
+    plugged, extended, _ = main_cf.with_block(text, BLOCK)
+    assert extended == ["transport_maps"]
+    assert plugged.startswith(text.replace("= hash:", "= $bascule_transport_maps, hash:"))
+    assert main_cf.without_block(plugged) == text
 
 
 def test_the_block_defines_nothing_of_the_owner_s() -> None:

@@ -15,7 +15,7 @@ import pytest
 from bascule.address import Address
 from bascule.authorities import too_long
 from bascule.check import Finding, Subject, User, matching, run
-from bascule.check.dovecot import default_quota, foreign_homes, home_of, keeps_the_domain
+from bascule.check.dovecot import ASIDE, default_quota, foreign_homes, home_of, keeps_the_domain
 from bascule.check.facts import Kept, NotReadable, parsed
 from bascule.check.imap import FolderRead, Survey
 from bascule.credential import Password
@@ -382,6 +382,14 @@ def running() -> Iterator[Running]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A directory that Dovecot's own users may read."""
+    with tempfile.TemporaryDirectory(prefix="bascule-check-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
 def looked(settings: Settings, *addresses: str, name: str = "dovecot.userdb") -> list[Finding]:
     known = [Address.parse(each) for each in addresses]
     return found(name, Subject(settings, legacy=LEGACY, addresses=known))
@@ -460,6 +468,32 @@ def test_a_userdb_that_takes_every_name_for_its_own(running: Running) -> None:
     )
     (said,) = looked(settings)
     assert (said.level, "takes every name for its own" in said.text) == ("wrong", True)
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "users", "levels"),
+    [
+        (3, [], ["good"]),
+        (3, ["b@moving.test::5000:5000::/srv/b"], ["wrong"]),
+        # A userdb that is away: nothing is known.
+        (111, [], ["note"]),
+    ],
+)
+def test_a_domain_that_is_active(
+    running: Running, public: Path, elsewhere: int, users: list[str], levels: list[str]
+) -> None:
+    """Its userdb, ours, fails for all who have not moved, so that no mail for them is refused, but for the check."""
+    script = public / "userdb"
+    script.write_text(
+        "#!/bin/sh\nread -r name <&3\n"
+        f'[ "$TCPREMOTEIP" = {ASIDE} ] && exit {elsewhere}\n'
+        f'case "$name" in *@moving.test*) exit 111;; *) exit {elsewhere};; esac\n'
+    )
+    script.chmod(0o755)
+    settings = running(*users, last=f"userdb {{\n  driver = checkpassword\n  args = {script}\n}}\n")
+    said = looked(settings, "a@moving.test", "b@moving.test")
+    assert [each.level for each in said] == levels, said
+    assert ("b@moving.test (/srv/b)" in said[0].text) == bool(users)
 
 
 @pytest.mark.parametrize("more", ["auth_username_format = %Ln", "protocol lmtp {\n  auth_username_format = %Ln\n}"])

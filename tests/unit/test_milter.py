@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import Milter
@@ -99,6 +100,16 @@ def test_a_message_that_comes_back_for_the_same_recipient_is_refused() -> None:
     assert back.verdict == Milter.REJECT
     assert back.replied[:2] == ("554", "5.4.6")
     assert back.added == []
+
+
+def test_forged_stamps_do_not_keep_the_guard_busy() -> None:
+    """1,000 recipients and 1,800 stamps are one message of Postfix's limits; the last stamp is ours."""
+    forged = [(STAMP, f"mx.test/25 {number:032x}") for number in range(1800)]
+    began = time.process_time()
+    same = pass_through(["<alice@lab.test>"] * 1000, [*forged, stamp("alice@lab.test")])
+    many = pass_through([f"<user{number}@lab.test>" for number in range(1000)], [*forged, stamp("user7@lab.test")])
+    assert time.process_time() - began < 4
+    assert same.verdict == many.verdict == Milter.REJECT
 
 
 def test_a_message_forwarded_to_somebody_else_goes_on() -> None:

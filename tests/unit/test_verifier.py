@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -102,7 +103,15 @@ def asked(answers: dict[str, str | None], smtp_tls: SmtpTls = "may") -> Verdict:
         ({"rcpt": "550 5.1.10 RESOLVER.ADR.RecipientNotFound"}, "550 5.1.1 no such user here"),
         ({"rcpt": "550 unrouteable address"}, "550 5.1.1 no such user here"),  # Exim
         ({"rcpt": "552 5.2.2 full"}, "552 5.2.2 the mail server of this address refuses: full"),
+        ({"rcpt": "550 sorry, no mailbox here by that name (#5.1.1)"}, "550 5.1.1 no such user here"),  # qmail
         # Not the recipient, but we are refused.
+        ({"rcpt": "553 sorry, that domain is not in my list of rcpthosts (#5.7.1)"}, "450 4.7.1 "),
+        ({"rcpt": "550 relay not permitted"}, "450 4.2.0 "),  # Exim
+        ({"rcpt": "550 Administrative prohibition"}, "450 4.2.0 "),
+        ({"rcpt": "554 transaction failed"}, "450 4.2.0 "),
+        ({"rcpt": "503 AUTH first"}, "450 4.2.0 "),
+        ({"rcpt": "550 5.1.8 sender unknown"}, "450 4.1.8 "),
+        ({"rcpt": "503 5.5.1 bad sequence"}, "450 4.5.1 "),
         ({"rcpt": "554 5.7.1 blocked"}, "450 4.7.1 the mail server of this address puts off: blocked"),
         ({"mail": "554 5.7.1 go away"}, "450 4.4.3 "),
         ({"ehlo": "550 no", "helo": "550 no"}, "450 4.4.3 "),
@@ -117,6 +126,14 @@ def asked(answers: dict[str, str | None], smtp_tls: SmtpTls = "may") -> Verdict:
 def test_what_an_answer_means(answers: dict[str, str | None], action: str) -> None:
     assert asked(answers).action.startswith(action)
     assert "\n" not in asked(answers).action
+
+
+def test_a_tarpit_is_waited_for_and_postfix_waits_longer() -> None:
+    """Or nobody would ever be told that somebody is unknown there: what is refused is remembered for seconds only."""
+    assert verification.PATIENCE > 5
+    text = (Path(__file__).parents[2] / "config_templates" / "postfix" / "main.cf.j2").read_text()
+    (limit,) = re.findall(r"check_policy_service .* timeout=(\d+)s", text)
+    assert int(limit) > verification.PATIENCE
 
 
 def test_who_says_nothing_is_waited_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,11 @@ FORMER_PLAIN = (
     "recipient_delimiter = +",
 )
 
-_ASSIGNMENT = re.compile(r"([A-Za-z0-9_.-]+)[ \t]*=[ \t]*")
+#: What Postfix takes for white space (isspace(3)); only a newline ends one of its lines.
+_SPACE = " \t\n\v\f\r"
+_LINE = re.compile(r"[^\n]*\n|[^\n]+")
+#: The name may have a line of its own: white space in front of the "=" goes on with it.
+_ASSIGNMENT = re.compile(r"([A-Za-z0-9_.-]+)[ \t\n\v\f\r]*=[ \t]*")
 #: What ``postconf -#`` makes of an assignment.
 _PUT_OUT = re.compile(r"#[A-Za-z0-9_]+[ \t]*=")
 _REFERENCE = rf"\${OURS}[A-Za-z0-9_]+"
@@ -118,28 +122,32 @@ class Entry:
         found = _ASSIGNMENT.match(self.text)
         if found is None:
             return ""
-        lines = self.text[found.end() :].splitlines()
-        return " ".join(line.strip() for line in lines if not line.lstrip().startswith("#")).strip()
+        lines = _LINE.findall(self.text[found.end() :])
+        return " ".join(line.strip(_SPACE) for line in lines if not _is_comment(line)).strip(_SPACE)
 
 
 def entries(text: str) -> list[Entry]:
     """The file in logical lines; their texts together are ``text``."""
     found: list[Entry] = []
     last: int | None = None  # the logical line that a line with white space in front goes on
-    for line in text.splitlines(keepends=True):
-        if line[:1] in {" ", "\t"} and line.strip() and not line.lstrip().startswith("#") and last is not None:
-            for between in found[last + 1 :]:
-                found[last].text += between.text
+    for line in _LINE.findall(text):
+        if _is_comment(line):
+            found.append(Entry(line))
+        elif line[0] in _SPACE and last is not None:
+            found[last].text += "".join(between.text for between in found[last + 1 :]) + line
             del found[last + 1 :]
-            found[last].text += line
-            continue
-        assignment = _ASSIGNMENT.match(line)
-        found.append(Entry(line, assignment[1] if assignment else ""))
-        if assignment:
-            last = len(found) - 1
-        elif line.strip() and not line.lstrip().startswith("#"):
-            last = None
+        else:
+            last = len(found)
+            found.append(Entry(line))
+    for entry in found:
+        assignment = _ASSIGNMENT.match(entry.text)
+        entry.name = assignment[1] if assignment else ""
     return found
+
+
+def _is_comment(line: str) -> bool:
+    """Whether Postfix passes over it, between the lines of a logical line, too: a comment, or nothing."""
+    return not line.strip(_SPACE) or line.lstrip(_SPACE).startswith("#")
 
 
 def without_block(text: str) -> str:
@@ -235,14 +243,14 @@ def _woven(text: str, front: str, behind: str) -> str:
 def _place_behind(text: str, start: int) -> tuple[int, bool]:
     """Before the first restriction that would accept any recipient, or at the end of the value (True)."""
     end, depth, position = start, 0, start
-    for line in text[start:].splitlines(keepends=True):
-        if not line.lstrip().startswith("#") or position == start:
+    for line in _LINE.findall(text[start:]):
+        if position == start or not _is_comment(line):
             for word in re.finditer(r"[{}]|[^\s,{}]+", line):
                 depth += {"{": 1, "}": -1}.get(word[0], 0)
                 if depth == 0 and word[0] in ACCEPTING:
                     return position + word.start(), False
-            if line.strip():
-                end = position + len(line.rstrip())
+            if line.strip(_SPACE):
+                end = position + len(line.rstrip(_SPACE))
         position += len(line)
     return end, True
 
