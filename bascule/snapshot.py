@@ -114,6 +114,7 @@ class Snapshot:
                 domains, aliases, unmoved = others
                 for table in ("domain", "alias", "unmoved"):
                     database.execute(f"DELETE FROM {table}")
+                database.execute("INSERT OR IGNORE INTO written VALUES (1)")
                 database.executemany("INSERT INTO unmoved VALUES (?)", ((str(address),) for address in unmoved))
                 database.executemany(
                     "INSERT INTO domain VALUES (?)", ((json.dumps(asdict(domain)),) for domain in domains)
@@ -157,6 +158,8 @@ class Snapshot:
                 raise sqlite3.DatabaseError(f"layout {version}, not {_VERSION}; remove the file")
             # It came later, and a version that does not know it may go on with the file.
             database.execute("CREATE TABLE IF NOT EXISTS unmoved (address TEXT PRIMARY KEY) WITHOUT ROWID")
+            # Has a row once the domains were written: that there are none is known only then.
+            database.execute("CREATE TABLE IF NOT EXISTS written (domains INTEGER PRIMARY KEY)")
             database.executescript(_ACCOUNTS)
             yield database
 
@@ -178,12 +181,13 @@ class Snapshot:
                 )
                 mailboxes = {box.address: box for box in _mailboxes(rows)}
                 unmoved = {Address.parse(address) for (address,) in database.execute("SELECT address FROM unmoved")}
+                written = database.execute("SELECT count(*) FROM written").fetchone()[0]
         except (OSError, ValueError, KeyError, TypeError, sqlite3.Error, BasculeError) as error:
             log.get().warning("snapshot cannot be used, set aside", path=str(self._path), reason=str(error))
             with suppress(OSError):
                 self._path.replace(self._path.with_suffix(".unusable"))
             return False
-        if not domains:
+        if not domains and not written:
             return False
         directory.domains, directory.aliases, directory.mailboxes = domains, aliases, mailboxes
         directory.unmoved = unmoved

@@ -51,6 +51,10 @@ def _captured(command: Sequence[str], folder: Path, **environment: str) -> subpr
     )
 
 
+def _selectable(client: IMAPClient) -> set[str]:
+    return {name for flags, _, name in client.list_folders() if not {b"\\Noselect", b"\\NonExistent"} & set(flags)}
+
+
 class Hosts(Telling):
     """The legacy site, some machines, and what an administrator does with Ansible."""
 
@@ -69,7 +73,7 @@ class Hosts(Telling):
 
     # What is there -------------------------------------------------------------
 
-    def start(self, machines: Mapping[str, str]) -> None:
+    def start(self, machines: Mapping[str, str], site: type[LegacySite] = LegacySite) -> None:
         """Boot machines, release by name, and start the legacy site with mail in it."""
         names = [f"{name}.lab.test" for name in machines]
         for name, release in machines.items():
@@ -83,7 +87,7 @@ class Hosts(Telling):
             spf={DOMAIN: "v=spf1 ip4:10.77.0.0/24 -all"},
             hosts=self.network.names,
         )
-        self.legacy = LegacySite(self.folder / "legacy", self.certificate, self.network.hub)
+        self.legacy = site(self.folder / "legacy", self.certificate, self.network.hub)
         self.legacy.create(USERS, {"info": "alice"})
         self._stack.callback(self.legacy.stop)
         self.legacy.start()
@@ -274,6 +278,14 @@ class Hosts(Telling):
             raise LabError(f"{error}\n{machine.run('bascule status --json ' + DOMAIN)}") from error
         self.tell(f"{name} has moved")
 
+    def sees_the_same_folders(self, machine: Machine, name: str, *others: str) -> None:
+        """A user who has moved sees the folders of the legacy server, under the same names, and the operator's."""
+        with self.legacy.client(name) as client:
+            expected = _selectable(client) | set(others)
+        with self.client(machine, f"{name}@{DOMAIN}", USERS[name]) as client:
+            seen = _selectable(client)
+        self.insist(seen == expected, f"{name} sees {sorted(expected)}; it is {sorted(seen)}")
+
     @contextmanager
     def client(self, machine: Machine, user: str, password: str) -> Iterator[IMAPClient]:
         """A user's mail client, with TLS."""
@@ -317,14 +329,14 @@ class Hosts(Telling):
     def goes_back_and_moves_again(self, machine: Machine, store: Machine, name: str) -> None:
         """A user who has moved, and works here, is sent back with what came here; and moves once more."""
         address, password = f"{name}@{DOMAIN}", USERS[name]
-        identity = self.ledger.give(f"made-here@{name}.test", name)
+        identity, folder = self.ledger.give(f"made-here@{name}.test", name), self.legacy.folder_name("Made here")
         with self.client(store, address, password) as client:
-            client.create_folder("Made here")
-            client.append("Made here", message(identity, address, self.random))
+            client.create_folder(folder)
+            client.append(folder, message(identity, address, self.random))
         self.bascule(machine, f"return {address} --reason 'a try'")
         eventually(f"{name} is back at the legacy server", lambda: self.state(machine, name) == "legacy", 120)
         with self.legacy.client(name) as client:
-            client.select_folder("Made here", readonly=True)
+            client.select_folder(folder, readonly=True)
             self.insist(client.search(["HEADER", "Message-ID", identity]), "what was made here is there")
         self.tell(f"{name} went back, with what came here")
         self.bascule(machine, f"request {address} --password-file -", stdin=f"{password}\n")

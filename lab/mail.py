@@ -222,7 +222,7 @@ def differences(before: dict[str, SeenFolder], after: dict[str, SeenFolder]) -> 
 def fill_mailbox(legacy: LegacySite, name: str, ledger: Ledger, random: Random, *, messages: int) -> None:
     """A mailbox with folders, flags, keywords and old dates, written by a client; INBOX gets malformed ones as well."""
     _put_malformed(legacy, name, ledger)
-    folders = ["INBOX", "Sent", "Archive", "Archive/2019", "Projets/Été & Co", "Trash"]
+    folders = ["INBOX", *map(legacy.folder_name, ("Sent", "Archive", "Archive/2019", "Projets/Été & Co", "Trash"))]
     flags: list[tuple[str, ...]] = [
         (),
         ("\\Seen",),
@@ -235,7 +235,7 @@ def fill_mailbox(legacy: LegacySite, name: str, ledger: Ledger, random: Random, 
         for folder in folders[1:]:
             client.create_folder(folder)
             client.subscribe_folder(folder)
-        client.create_folder("Empty")
+        client.create_folder(legacy.folder_name("Empty"))
         for number in range(messages):
             identity = ledger.give(f"old-{number}-{name}@filled.test", name)
             date = datetime(2004, 2, 29, 23, 59, 58, tzinfo=UTC) + timedelta(hours=number * 997)

@@ -5,21 +5,29 @@
 
 from __future__ import annotations
 
+import secrets
 import smtplib
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
+from imapclient import IMAPClient
+
+from bascule.lab import content_filter
 from bascule.lab.machines import Machine
 from bascule.lab.process import LabError
 from bascule.lab.servers import TEMPLATES
+from bascule.lab.sites import LegacySite, PrefixedSite, eventually
 
 #: The operator's own user, of a domain that was there before bascule and stays.
 OWN = "anna@shop.test"
 PASSWORD = "sells everything"
 #: One of the same domain, whose address OWN may not send with.
 OTHER = "boss@shop.test"
+#: Of the same domain, who has a copy of all mail.
+ARCHIVE = "archive@shop.test"
 MAIL_ROOT = "/var/vmail"
 
 
@@ -46,6 +54,10 @@ class Operator:
     settings: Mapping[str, object] = field(default_factory=dict)
     #: Where the Python packages come from: an index, not a wheelhouse.
     index: bool = False
+    #: From where users move.
+    legacy: type[LegacySite] = LegacySite
+    #: A folder of the operator's that all users see.
+    public: str = ""
 
     def create(self, mail: Machine) -> None:
         """Install and configure it; nothing of bascule is there."""
@@ -124,11 +136,8 @@ def mariadb(mail: Machine) -> None:
 
 def senders_are_known(mail: Machine) -> None:
     """Whoever submits does so with an address of their own, and with no other."""
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # it goes by the address, and nothing secret is sent
     with smtplib.SMTP(mail.address, 587, timeout=60) as smtp:
-        smtp.starttls(context=context)
+        smtp.starttls(context=unverified())
         smtp.login(OWN, PASSWORD)
         smtp.sendmail(OWN, [OTHER], f"From: {OWN}\r\nTo: {OTHER}\r\nSubject: mine\r\n\r\nMine.\r\n")
         try:
@@ -137,6 +146,73 @@ def senders_are_known(mail: Machine) -> None:
             if b"not owned by user" in next(iter(error.recipients.values()))[1]:
                 return
     raise LabError(f"{OWN} may send as {OTHER}")
+
+
+def filtered(mail: Machine) -> None:
+    """A password file, folders named as Courier does, public ones; postscreen, a content filter, an archive.
+
+    Dovecot's "Namespaces" (with "Hidden subscription namespace"), "Public shared mailboxes" and "Passwd-file";
+    Postfix's POSTSCREEN_README; README.postfix of amavisd-new, whose place a filter of the lab's takes.
+    """
+    folder = TEMPLATES / "filtered"
+    owner_of_mailboxes(mail, "vmail", "2770")
+    mail.write("etc/dovecot/users", "".join(f"{user}:{PASSWORD}::::::\n" for user in (OWN, ARCHIVE)))
+    mail.write("etc/dovecot/conf.d/95-shop.conf", (folder / "dovecot.conf.j2").read_text())
+    without_system_users(mail)
+    mail.run(
+        "install -d -o vmail -g vmail -m 2770 /var/mail/public && cd /var/mail/public && "
+        "install -d -o vmail -g vmail -m 2770 .News .News/cur .News/new .News/tmp && "
+        "echo 'anyone lrs' | install -o vmail -g vmail -m 660 /dev/stdin .News/dovecot-acl && "
+        "echo 'Subject: Welcome' | install -o vmail -g vmail -m 660 /dev/stdin .News/new/1.news.shop"
+    )
+    mail.write("usr/local/lib/shop/filter.py", Path(content_filter.__file__).read_text())
+    mail.write(
+        "etc/systemd/system/shop-filter.service",
+        "[Service]\nExecStart=/usr/bin/python3 /usr/local/lib/shop/filter.py\nDynamicUser=yes\nRestart=always\n"
+        "[Install]\nWantedBy=multi-user.target\n",
+    )
+    mail.write("etc/postfix/main.cf", (folder / "main.cf.j2").read_text())
+    mail.write("etc/postfix/mailboxes", f"{OWN} x\n{ARCHIVE} x\n")
+    mail.write("etc/postfix/aliases", f"sales@shop.test {OWN}\n")
+    mail.run(
+        "systemctl daemon-reload && systemctl enable --now shop-filter 2>&1 && cd /etc/postfix && "
+        "postmap mailboxes aliases && newaliases && sed -i -e 's/^smtp  *inet .* smtpd$/#&/' "
+        "-e '/^#smtp  *inet .* postscreen$/s/^#//' -e '/^#smtpd  *pass /s/^#//' -e '/^#dnsblog /s/^#//' "
+        f"-e '/^#tlsproxy /s/^#//' master.cf && cat >> master.cf <<'END'\n{(folder / 'master.cf.j2').read_text()}END"
+    )
+
+
+def passes_the_filter(mail: Machine) -> None:
+    """Mail from outside comes through postscreen and, once, the filter; it is archived, and all see what is public."""
+    identity = f"<{secrets.token_hex(8)}@outside.test>"
+    with smtplib.SMTP(mail.address, 25, timeout=60) as smtp:
+        smtp.sendmail("x@outside.test", ["sales@shop.test"], f"Message-ID: {identity}\r\nSubject: a\r\n\r\nA.\r\n")
+    for user in (OWN, ARCHIVE):
+        with IMAPClient(mail.address, 993, ssl_context=unverified(), timeout=60) as client:
+            client.login(user, PASSWORD)
+            client.select_folder("INBOX")
+
+            def arrived(client: IMAPClient = client) -> list[int]:
+                client.noop()
+                return list(client.search(["HEADER", "Message-ID", identity]))
+
+            (number,) = eventually(f"{identity} is there for {user}", arrived)
+            header = client.fetch([number], ["BODY.PEEK[HEADER]"])[number][b"BODY[HEADER]"]
+            if header.count(b"X-Filtered: ") != 1:
+                raise LabError(f"the filter has seen it {header.count(b'X-Filtered: ')} times: {header.decode()}")
+            client.delete_messages([number])
+            client.expunge()
+            folders = {name for _, _, name in client.list_folders()}
+            if not {"INBOX", "Public.News"} <= folders or client.select_folder("Public.News")[b"EXISTS"] != 1:
+                raise LabError(f"{user} does not see what is public: {sorted(folders)}")
+
+
+def unverified() -> ssl.SSLContext:
+    """For machines that are called by their address, and told nothing secret."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 OPERATORS: dict[str, Operator] = {
@@ -168,5 +244,9 @@ OPERATORS: dict[str, Operator] = {
         mariadb,
         packages="apache2 mariadb-server postfix-mysql dovecot-mysql dovecot-sieve",
         works=senders_are_known,
+    ),
+    # Everything that stands between Postfix and itself, and folders that are named otherwise.
+    "filtered-bookworm": Operator(
+        "bookworm", filtered, packages="nginx-light", works=passes_the_filter, legacy=PrefixedSite, public="Public.News"
     ),
 }

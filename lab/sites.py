@@ -224,6 +224,10 @@ class LegacySite:
     def ports(self) -> Ports:
         return self.dovecot.ports
 
+    def folder_name(self, path: str) -> str:
+        """How clients call a folder, whose parts are told with ``/`` between them."""
+        return self.prefix + path.replace("/", self.separator)
+
     def maildir(self, name: str) -> Path:
         """Where the INBOX of a user is, as a Maildir."""
         return self.dovecot.folder / "mail" / name / "Maildir"

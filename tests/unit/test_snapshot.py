@@ -113,6 +113,23 @@ def test_no_snapshot_is_no_error(path: Path) -> None:
     assert restored(path) is None
 
 
+def test_no_domains_are_a_state_like_another(path: Path) -> None:
+    """Plugged in before any domain is prepared: an operator's own mail does not wait for the database."""
+    save(path, Directory())
+    after = restored(path)
+    assert after is not None
+    assert (after.loaded, after.domains) == (True, {})
+
+
+def test_a_file_in_which_nothing_was_written_yet_says_nothing(path: Path) -> None:
+    """Whoever wrote it was killed in between: there may be domains."""
+    path.touch()
+    assert restored(path) is None
+    assert restored(path) is None, "nor does the layout, which is there now"
+    save(path, Directory(), HERE, domains=False)
+    assert restored(path) is None
+
+
 def test_what_cannot_be_written_is_written_later(
     directory: Directory, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
