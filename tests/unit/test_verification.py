@@ -143,6 +143,16 @@ def test_what_was_waived_need_be_shown_by_nobody() -> None:
         compare(there, here, last_pass(waived={("Sent", 7, 2), ("INBOX", 8, 2)}))
 
 
+def test_a_folder_that_was_waived_need_not_agree_with_itself() -> None:
+    there, here = Side(hidden_from_fetch={2}), Side()
+    lose(here)
+    with pytest.raises(NotEqual, match="that it does not list"):
+        compare(there, here)
+    compare(there, here, last_pass(waived_folders={"INBOX"}))
+    with pytest.raises(NotEqual, match="that it does not list"):
+        compare(there, here, last_pass(waived_folders={"Sent"}))
+
+
 def lose(side: Side) -> None:
     del side.boxes["INBOX"].messages[2]
 

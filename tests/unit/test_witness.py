@@ -233,11 +233,12 @@ def test_a_child_that_does_not_answer_is_given_up(script: str, words: str, monke
         looker.folders()
 
 
-def test_what_has_come_is_taken_without_waiting_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pause", ["sys.stdout.flush(); time.sleep(0.2)", "pass"])
+def test_what_has_come_is_taken_without_waiting_for_more(pause: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(witness, "PATIENCE", 2.0)
     script = (
         GREETS + "\nimport time\ntag = sys.stdin.readline().split()[0]\n"
-        "sys.stdout.write('* LIST () NIL {3}\\r\\n'); sys.stdout.flush(); time.sleep(0.2)\n"
+        f"sys.stdout.write('* LIST () NIL {{3}}\\r\\n'); {pause}\n"
         "sys.stdout.write('abc\\r\\n' + tag + ' OK done\\r\\n'); sys.stdout.flush(); time.sleep(60)\n"
     )
     with watching(child(script), "Dovecot here") as looker:
