@@ -34,6 +34,7 @@ from bascule.settings import Settings
 PATIENCE = 60.0  # seconds for the probe to arrive
 LOOK = 0.5  # seconds between looks into the legacy mailbox
 VERIFICATION = 20.0  # seconds that Postfix may take to verify a recipient at the legacy server
+UNKNOWN = "no such user here"  # the policy daemon's words for a recipient that the legacy server does not know
 AGAIN = 2.5  # seconds before a recipient is named again: Postfix ends a session with 20 errors (smtpd_hard_error_limit)
 TRACE = "Bascule-Trace"  # written by the milter
 #: As Postfix's smtpd(8) says that it is a client of this host, or what that says of itself, which it does not like.
@@ -56,14 +57,14 @@ def _smtp(subject: Subject) -> Iterator[smtplib.SMTP]:
 def _rcpt(smtp: smtplib.SMTP, address: Address) -> tuple[int, str]:
     """The reply to RCPT TO; Postfix says "come back" while it verifies at the legacy server.
 
-    With soft_bounce a refusal is a deferral whose enhanced code still tells (RFC 3463): it is given as what it is.
+    With soft_bounce a refusal of the policy daemon's is a deferral, told by its words: it is given as what it is.
     """
     deadline = time.monotonic() + VERIFICATION
     while True:
         code, reply = smtp.rcpt(str(address))
         text = reply.decode(errors="replace")
-        if 400 <= code < 500 and text.startswith("5."):
-            return code + 100, text
+        if 400 <= code < 500 and UNKNOWN in text:
+            return 550, text
         if code != 450 or time.monotonic() > deadline:
             return code, text
         time.sleep(AGAIN)
@@ -85,7 +86,7 @@ def recipient(subject: Subject) -> Iterator[Said]:
             f"{where} takes no mail from this host itself, so that none can be tried: {code} {text}",
             "If others may send here, all is well. To have it tried, let this host pass in Postfix's restrictions.",
         )
-    elif code >= 500 and "bascule" not in text and "no such user here" not in text:
+    elif code >= 500 and "bascule" not in text and UNKNOWN not in text:
         yield wrong(
             f"{where} refuses mail for {subject.account.address}: {code} {text}",
             "The legacy server takes it (above): see Postfix's log, and which of its restrictions says so.",

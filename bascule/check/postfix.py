@@ -30,6 +30,12 @@ SENDER_CHECKS = re.compile(
 )
 #: How mail goes to the legacy server, by the domain's smtp_tls; as policy_daemon/routes.py has it.
 RELAY_TRANSPORTS = {"may": "relay", "encrypt": "bascule-relay-encrypt", "verify": "bascule-relay-verify"}
+#: Restrictions that refuse a sender with an owner to who has not logged in (postconf(5)).
+NOT_LOGGED_IN = {
+    "reject_sender_login_mismatch",
+    "reject_unauthenticated_sender_login_mismatch",
+    "reject_known_sender_login_mismatch",
+}
 #: Services that ask our sockets, by their command in master.cf.
 _ASKING = {"smtpd", "trivial-rewrite", "cleanup", "qmgr"}
 
@@ -345,6 +351,45 @@ def _holds_senders(facts: PostfixFacts, service: Service | None) -> bool:
     if service is not None and not any(name in service.options for name in (*RESTRICTIONS, "smtpd_sender_login_maps")):
         return False  # as main.cf says
     return any(SENDER_CHECKS.search(value) for _, value in _restrictions(facts, service))
+
+
+@check("postfix.sender-not-logged-in", "Postfix", needs=("Postfix", "domain"))
+def sender_not_logged_in(subject: Subject) -> Iterator[Said]:
+    """Whether the legacy server may send mail of its users here, who do not log in for it."""
+    facts = subject.postfix
+    held = False
+    for service in facts.smtp_servers():
+        if _is_inner(service) or _is_for_logins(facts, service):
+            continue
+        for name, value in _restrictions(facts, service):
+            words = list(items(value))
+            place = next((number for number, word in enumerate(words) if word in NOT_LOGGED_IN), None)
+            if place is None:
+                continue
+            held = True
+            if "check_client_access" not in words[:place]:
+                yield wrong(
+                    f"{service.line} has {words[place]} in {name}: bascule says whose the addresses of "
+                    f"{subject.domain} are, and mail with them is refused there to who does not log in, the legacy "
+                    "server among them",
+                    "Say check_client_access before it, with a table that permits the addresses from which "
+                    f"{subject.legacy.smtp_host} sends, or reject_authenticated_sender_login_mismatch in its place.",
+                )
+                return
+    if held:
+        yield good(
+            "senders are held to their logins behind a check_client_access, which may let the legacy server pass"
+        )
+
+
+def _is_for_logins(facts: PostfixFacts, service: Service) -> bool:
+    """Whether a service, as submission is, takes nothing from who has not logged in."""
+    for _, value in _restrictions(facts, service):
+        words = list(items(value))
+        accepting = {"permit", "permit_auth_destination", "reject_unauth_destination"}
+        if "permit_sasl_authenticated" in words and words[-1] == "reject" and not accepting.intersection(words):
+            return True
+    return False
 
 
 @check("postfix.recipient-delimiter", "Postfix", needs=("Postfix",))

@@ -137,6 +137,33 @@ def levels(name: str, subject: Subject) -> list[str]:
             "",
             ["wrong"],
         ),
+        ("postfix.sender-not-logged-in", "", "", []),
+        (
+            "postfix.sender-not-logged-in",
+            "smtpd_sender_restrictions = permit_mynetworks, reject_sender_login_mismatch",
+            "",
+            ["wrong"],
+        ),
+        (
+            "postfix.sender-not-logged-in",
+            "smtpd_sender_restrictions = check_client_access cidr:/x, reject_known_sender_login_mismatch",
+            "",
+            ["good"],
+        ),
+        (
+            "postfix.sender-not-logged-in",
+            "smtpd_sender_restrictions = reject_authenticated_sender_login_mismatch",
+            "",
+            [],
+        ),
+        # As ISPmail has it: where users submit.
+        (
+            "postfix.sender-not-logged-in",
+            "",
+            "submission inet n - n - - smtpd\n -o smtpd_sender_restrictions=reject_sender_login_mismatch\n"
+            " -o smtpd_relay_restrictions=permit_sasl_authenticated,reject\n",
+            [],
+        ),
         ("postfix.recipient-delimiter", "", "", ["good"]),
         ("postfix.recipient-delimiter", "recipient_delimiter = -", "", ["wrong"]),
         # Dovecot would be asked for user-detail, whom nobody has.
