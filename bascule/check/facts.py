@@ -193,9 +193,18 @@ class PostfixFacts:
         done = self._commands.run("postmap", "-q", key, table)
         if done.status == 0:
             return done.text.strip()
-        if done.status == 1 and not done.errors.strip():
+        # Warnings are about main.cf: a parameter that is set twice, for instance. What cannot be asked ends fatally.
+        errors = [line for line in done.errors.strip().splitlines() if "warning:" not in line]
+        if done.status == 1 and not errors:
             return None
-        raise NotReadable((done.errors.strip().splitlines() or [f"exit status {done.status}"])[-1])
+        raise NotReadable((errors or [f"exit status {done.status}"])[-1])
+
+    def listing(self, table: str) -> Iterator[tuple[str, str]]:
+        """All that a lookup table has, if it is of a kind that says so (postmap(1), ``-s``); otherwise nothing."""
+        done = self._commands.run("postmap", "-s", table)
+        for line in done.text.splitlines() if done.status == 0 else ():
+            key, _, found = line.partition("\t")
+            yield key, found
 
     def queue(self) -> str:
         """What waits, as ``postqueue -j`` prints it."""

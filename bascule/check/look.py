@@ -21,7 +21,7 @@ from bascule.settings import Settings
 
 #: What each part can see beside it.
 CHECKS = {
-    "policy_daemon": ("postfix.wired", "postfix.domain-class", "dns.legacy-host"),
+    "policy_daemon": ("postfix.wired", "postfix.domain-class", "postfix.rewritten", "dns.legacy-host"),
     "worker": ("dovecot.userdb", "dns.legacy-host"),
 }
 MOST_ADDRESSES = 300  # of a domain that are looked at each time: those who move, and some of those who have moved

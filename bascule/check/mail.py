@@ -34,7 +34,11 @@ from bascule.settings import Settings
 PATIENCE = 60.0  # seconds for the probe to arrive
 LOOK = 0.5  # seconds between looks into the legacy mailbox
 VERIFICATION = 20.0  # seconds that Postfix may take to verify a recipient at the legacy server
+UNKNOWN = "no such user here"  # the policy daemon's words for a recipient that the legacy server does not know
+AGAIN = 2.5  # seconds before a recipient is named again: Postfix ends a session with 20 errors (smtpd_hard_error_limit)
 TRACE = "Bascule-Trace"  # written by the milter
+#: As Postfix's smtpd(8) says that it is a client of this host, or what that says of itself, which it does not like.
+_ABOUT_THE_CLIENT = re.compile(r"(Client host|Helo command|Sender address) rejected")
 
 
 @contextmanager
@@ -51,13 +55,23 @@ def _smtp(subject: Subject) -> Iterator[smtplib.SMTP]:
 
 
 def _rcpt(smtp: smtplib.SMTP, address: Address) -> tuple[int, str]:
-    """The reply to RCPT TO; Postfix says "come back" while it verifies at the legacy server."""
+    """The reply to RCPT TO; Postfix says "come back" while it verifies at the legacy server.
+
+    With soft_bounce a refusal of the policy daemon's is a deferral, told by its words: it is given as what it is.
+    """
     deadline = time.monotonic() + VERIFICATION
     while True:
         code, reply = smtp.rcpt(str(address))
+        text = reply.decode(errors="replace")
+        if 400 <= code < 500 and UNKNOWN in text:
+            return 550, text
         if code != 450 or time.monotonic() > deadline:
-            return code, reply.decode(errors="replace")
-        time.sleep(LOOK)
+            return code, text
+        time.sleep(AGAIN)
+
+
+def _is_about_the_client(code: int, text: str) -> bool:
+    return code >= 400 and bool(_ABOUT_THE_CLIENT.search(text))
 
 
 @check("postfix.recipient", "Postfix", needs=("domain", "user"), after=("legacy.smtp.recipient",))
@@ -66,7 +80,19 @@ def recipient(subject: Subject) -> Iterator[Said]:
     with _smtp(subject) as smtp:
         smtp.mail("")
         code, text = _rcpt(smtp, subject.account.address)
-    yield known_recipient(code, text, subject.account.address, subject.settings.postfix.smtp)
+    where = subject.settings.postfix.smtp
+    if _is_about_the_client(code, text):
+        yield note(
+            f"{where} takes no mail from this host itself, so that none can be tried: {code} {text}",
+            "If others may send here, all is well. To have it tried, let this host pass in Postfix's restrictions.",
+        )
+    elif code >= 500 and "bascule" not in text and UNKNOWN not in text:
+        yield wrong(
+            f"{where} refuses mail for {subject.account.address}: {code} {text}",
+            "The legacy server takes it (above): see Postfix's log, and which of its restrictions says so.",
+        )
+    else:
+        yield known_recipient(code, text, subject.account.address, where)
 
 
 @check("postfix.unknown-recipient", "Postfix", needs=("domain",), after=("legacy.smtp.reach",))
@@ -76,7 +102,12 @@ def unknown_recipient(subject: Subject) -> Iterator[Said]:
     with _smtp(subject) as smtp:
         smtp.mail("")
         code, text = _rcpt(smtp, invented(subject.domain))
-    if code >= 500:
+    if _is_about_the_client(code, text):
+        yield note(
+            f"whether {where} refuses an address that does not exist cannot be tried from this host: {code} {text}",
+            "To have it tried, let this host pass in Postfix's restrictions.",
+        )
+    elif code >= 500:
         yield good(f"{where} refuses an address that the legacy server refuses: {code} {text}")
     elif code >= 400:
         yield wrong(
@@ -92,7 +123,10 @@ def unknown_recipient(subject: Subject) -> Iterator[Said]:
 
 
 @check(
-    "postfix.probe", "Postfix", needs=("domain", "user", "database"), after=("postfix.recipient", "legacy.imap.login")
+    "postfix.probe",
+    "Postfix",
+    needs=("domain", "user", "database"),
+    after=("postfix.recipient", "postfix.rewritten", "legacy.imap.login"),
 )
 def probe(subject: Subject) -> Iterator[Said]:
     """Whether a message that is sent here comes to the user's legacy INBOX, once."""
@@ -106,6 +140,13 @@ def probe(subject: Subject) -> Iterator[Said]:
     try:
         with smtplib.SMTP(host, port, timeout=VERIFICATION + 10) as smtp:
             smtp.sendmail("", [str(address)], _message(settings, address, identity))
+    except smtplib.SMTPRecipientsRefused as refused:
+        code, reply = refused.recipients[str(address)]
+        if not _is_about_the_client(code, reply.decode(errors="replace")):  # said by postfix.recipient
+            yield wrong(
+                f"the probe message is not taken: {code} {reply.decode(errors='replace')}", "See Postfix's log."
+            )
+        return
     except (OSError, smtplib.SMTPException) as error:
         yield wrong(f"the probe message is not taken: {type(error).__name__}", "See the findings above.")
         return

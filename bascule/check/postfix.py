@@ -14,7 +14,7 @@ from bascule.check.facts import NotReadable, PostfixFacts, Service, items
 from bascule.check.finding import Said, good, note, wrong
 from bascule.check.registry import check
 from bascule.check.smtp import largest_message
-from bascule.check.subject import Subject
+from bascule.check.subject import Subject, invented
 from bascule.endpoint import connected
 
 #: Which of the policy daemon's maps the parameters of main.cf must ask.
@@ -28,6 +28,14 @@ RESTRICTIONS = tuple(
 SENDER_CHECKS = re.compile(
     r"\breject_(?:authenticated_)?(?:sender_login_mismatch|unauthenticated_sender_login_mismatch)"
 )
+#: How mail goes to the legacy server, by the domain's smtp_tls; as policy_daemon/routes.py has it.
+RELAY_TRANSPORTS = {"may": "relay", "encrypt": "bascule-relay-encrypt", "verify": "bascule-relay-verify"}
+#: Restrictions that refuse a sender with an owner to who has not logged in (postconf(5)).
+NOT_LOGGED_IN = {
+    "reject_sender_login_mismatch",
+    "reject_unauthenticated_sender_login_mismatch",
+    "reject_known_sender_login_mismatch",
+}
 #: Services that ask our sockets, by their command in master.cf.
 _ASKING = {"smtpd", "trivial-rewrite", "cleanup", "qmgr"}
 
@@ -198,6 +206,107 @@ def _first_match(facts: PostfixFacts, value: str, domain: str, ours: str, depth:
     return ""
 
 
+#: The tables by which cleanup(8) gives a recipient another address, and smtpd(8) says that one has moved away.
+REWRITING = ("virtual_alias_maps", "canonical_maps", "recipient_canonical_maps", "relocated_maps")
+#: Tables of patterns: Postfix asks them about whole addresses only (regexp_table(5), "TABLE SEARCH ORDER").
+_PATTERNS = {"regexp", "pcre", "cidr", "static", "tcp", "socketmap"}
+NAMED = 5  # addresses that one finding names
+
+
+@check("postfix.rewritten", "Postfix", needs=("Postfix", "domain"), stops=True)
+def rewritten(subject: Subject) -> Iterator[Said]:
+    """Whether tables of the operator's take mail for addresses of the domain elsewhere."""
+    facts, domain = subject.postfix, subject.domain
+    ours = subject.settings.policy_daemon.socketmap.rpartition("/")[2]
+    clean = True
+    for parameter in REWRITING:
+        for table in items(facts.value(parameter)):
+            if ":" not in table or (table.startswith("socketmap:") and f"/{ours}:" in table):
+                continue
+            try:
+                caught = _caught(facts, table, domain)
+                named = _named(subject, table)
+            except NotReadable as error:
+                clean = False
+                yield note(
+                    f"whether {parameter} has addresses of {domain} cannot be seen: {table}: {error.message}",
+                    "Run bascule check as root on this host.",
+                )
+                continue
+            if caught:
+                clean = False
+                yield wrong(
+                    f"{parameter} ({table}) has {caught} for every address of {domain}: mail of users who have moved "
+                    "goes there, too",
+                    f"Take it out there: while the domain moves, bascule knows where mail for @{domain} goes.",
+                )
+            elif named:
+                clean = False
+                more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+                yield note(
+                    f"{parameter} ({table}) has {', '.join(named[:NAMED])}{more}: their mail follows that table, "
+                    "once the legacy server has said that it takes them",
+                    "Take them out, and say bascule alias for what is to be another name of a mailbox. What the legacy "
+                    "server does not know is refused here.",
+                )
+    if clean:
+        yield good(f"no table of Postfix's here takes mail for {domain} elsewhere")
+
+
+def _caught(facts: PostfixFacts, table: str, domain: str) -> str:
+    """What a table has for whatever address of a domain; empty: nothing, or the address itself."""
+    kind = table.removeprefix("proxy:").partition(":")[0]
+    for key in [str(invented(domain))] if kind in _PATTERNS else [f"@{domain}", str(invented(domain))]:
+        found = facts.lookup(table, key)
+        if found and found.lower() not in {key, f"@{domain}"}:
+            return found
+    return ""
+
+
+def _named(subject: Subject, table: str) -> list[str]:
+    """The addresses of the domain that a table has, and does not map to themselves, as far as it lists what it has."""
+    found = {
+        key: where
+        for key, where in subject.postfix.listing(table)
+        if key.lower().endswith(f"@{subject.domain}") and not key.startswith("@")
+    }
+    if subject.user is not None and (where := subject.postfix.lookup(table, str(subject.user.address))):
+        found[str(subject.user.address)] = where
+    return sorted(key for key, where in found.items() if where.lower() != key.lower())
+
+
+@check("postfix.relay-transport", "Postfix", needs=("Postfix", "domain"))
+def relay_transport(subject: Subject) -> Iterator[Said]:
+    """Whether mail gets to the legacy server by the transport that it takes, and nowhere else."""
+    facts = subject.postfix
+    name = RELAY_TRANSPORTS[subject.legacy.smtp_tls]
+    service = next((each for each in facts.services if (each.name, each.kind) == (name, "unix")), None)
+    clean = True
+    if service is None:
+        if name != "relay":
+            return  # one of ours: postfix.wired and the roles look after it
+        clean = False
+        yield wrong(
+            "master.cf has no service relay: mail for users who have not moved cannot be sent to the legacy server",
+            "Put it back: relay unix - - n - - smtp (master.cf of a fresh Postfix has it), then postfix reload.",
+        )
+    elif fallback := facts.of_service(service, "smtp_fallback_relay"):
+        clean = False
+        yield wrong(
+            f"smtp_fallback_relay is {fallback}: while the legacy server is away, mail for it goes there, comes back "
+            "by the MX, is refused as a loop, and is returned to its sender",
+            f"Add -o smtp_fallback_relay= to {service.line} in master.cf.",
+        )
+    if name in items(facts.value("defer_transports")):
+        clean = False
+        yield wrong(
+            f"defer_transports has {name}: mail for users who have not moved waits until somebody flushes the queue",
+            "Take it out of defer_transports.",
+        )
+    if clean:
+        yield good(f"mail for the legacy server goes by {name}")
+
+
 # Senders, limits, soft settings ------------------------------------------------------
 
 
@@ -244,6 +353,45 @@ def _holds_senders(facts: PostfixFacts, service: Service | None) -> bool:
     return any(SENDER_CHECKS.search(value) for _, value in _restrictions(facts, service))
 
 
+@check("postfix.sender-not-logged-in", "Postfix", needs=("Postfix", "domain"))
+def sender_not_logged_in(subject: Subject) -> Iterator[Said]:
+    """Whether the legacy server may send mail of its users here, who do not log in for it."""
+    facts = subject.postfix
+    held = False
+    for service in facts.smtp_servers():
+        if _is_inner(service) or _is_for_logins(facts, service):
+            continue
+        for name, value in _restrictions(facts, service):
+            words = list(items(value))
+            place = next((number for number, word in enumerate(words) if word in NOT_LOGGED_IN), None)
+            if place is None:
+                continue
+            held = True
+            if "check_client_access" not in words[:place]:
+                yield wrong(
+                    f"{service.line} has {words[place]} in {name}: bascule says whose the addresses of "
+                    f"{subject.domain} are, and mail with them is refused there to who does not log in, the legacy "
+                    "server among them",
+                    "Say check_client_access before it, with a table that permits the addresses from which "
+                    f"{subject.legacy.smtp_host} sends, or reject_authenticated_sender_login_mismatch in its place.",
+                )
+                return
+    if held:
+        yield good(
+            "senders are held to their logins behind a check_client_access, which may let the legacy server pass"
+        )
+
+
+def _is_for_logins(facts: PostfixFacts, service: Service) -> bool:
+    """Whether a service, as submission is, takes nothing from who has not logged in."""
+    for _, value in _restrictions(facts, service):
+        words = list(items(value))
+        accepting = {"permit", "permit_auth_destination", "reject_unauth_destination"}
+        if "permit_sasl_authenticated" in words and words[-1] == "reject" and not accepting.intersection(words):
+            return True
+    return False
+
+
 @check("postfix.recipient-delimiter", "Postfix", needs=("Postfix",))
 def recipient_delimiter(subject: Subject) -> Iterator[Said]:
     """Whether Postfix and bascule separate user+detail in the same way."""
@@ -252,18 +400,15 @@ def recipient_delimiter(subject: Subject) -> Iterator[Said]:
         return  # Postfix separates nothing; bascule's tables and Dovecot do it themselves
     if here == ours:
         yield good(f"recipient_delimiter is {here!r} for Postfix and for bascule")
-    elif ours in here:
-        yield note(
-            f"recipient_delimiter of Postfix is {here!r}; bascule takes {ours!r} only",
-            "user and detail with another of them are taken for an address of its own: its mail goes to the legacy "
-            "server until the domain is closed, and is refused then.",
+    elif lacking := [each for each in here if each not in ours]:
+        yield wrong(
+            f"recipient_delimiter of Postfix is {here!r}, bascule's for Dovecot is {ours!r}: mail to "
+            f"user{lacking[0]}detail of users who have moved waits in the queue, and is returned after days: Dovecot "
+            "does not know such a user",
+            "Say the same in [dovecot] recipient_delimiter of bascule.toml and in Dovecot, which takes several, too.",
         )
     else:
-        yield wrong(
-            f"recipient_delimiter of Postfix is {here!r}, bascule's is {ours!r}: mail to user{here}detail "
-            "of users who have moved goes astray",
-            "Say the same in [dovecot] recipient_delimiter of bascule.toml, and in Dovecot.",
-        )
+        yield good(f"recipient_delimiter of Postfix, {here!r}, is taken here")
 
 
 @check("postfix.soft-settings", "Postfix", needs=("Postfix",))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -160,6 +161,29 @@ def test_a_postfix_that_does_not_ask(lab: Lab, tmp_path: Path) -> None:
     assert f"Postfix: transport_maps does not name socketmap:{lab.new.settings.policy_daemon.socketmap}:transport" in (
         wrong(findings)
     )
+
+
+def test_restrictions_and_tables_of_the_operators_are_told_by_their_names(lab: Lab) -> None:
+    """Not for faults of the legacy server's, and each as what it is."""
+    postfix = lab.new.postfix
+    main = postfix.folder / "main.cf"
+
+    def told(text: str, only: str) -> dict[str, tuple[str, str]]:
+        with added(main, text, postfix.reload):
+            return {each.name: (each.level, each.text) for each in check(lab, "checked", only=only)[1]}
+
+    found = told("smtpd_client_restrictions = check_client_access inline:{ 127.0.0.1=REJECT }", "postfix.*")
+    assert [found[f"postfix.{name}"][0] for name in ("recipient", "unknown-recipient")] == ["note", "note"]
+    assert "takes no mail from this host itself" in found["postfix.recipient"][1]
+    assert "postfix.probe" not in found
+    found = told("soft_bounce = yes", "postfix.*")
+    assert found["postfix.soft-settings"][0] == "note"
+    assert {level for name, (level, _) in found.items() if name != "postfix.soft-settings"} == {"good"}
+    aliases = re.search(r"^virtual_alias_maps = (.*)$", main.read_text(), re.MULTILINE)
+    assert aliases is not None
+    found = told(f"virtual_alias_maps = {aliases[1]}, inline:{{ {{@{DOMAIN}=anna@shop.test}} }}", "postfix.*")
+    assert found["postfix.rewritten"][0] == "wrong"
+    assert "postfix.probe" not in found
 
 
 # What activate refuses, and nodes see by themselves ------------------------------------

@@ -54,8 +54,8 @@ def test_a_check_comes_after_those_on_which_it_depends() -> None:
 
 def test_what_stops_an_activation() -> None:
     assert {each.name for each in stopping()} == {
-        "dns.legacy-host", "postfix.domain-class", "dovecot.userdb", "dovecot.username-format", "bascule.findings",
-        "dovecot.authorities",
+        "dns.legacy-host", "postfix.domain-class", "postfix.rewritten", "dovecot.userdb", "dovecot.username-format",
+        "bascule.findings", "dovecot.authorities",
     }  # fmt: skip
 
 

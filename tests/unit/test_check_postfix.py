@@ -7,17 +7,19 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bascule.address import Address
-from bascule.check import Finding, Subject, User, matching, of_host, run
+from bascule.check import Finding, Subject, User, matching, of_host, postfix, run
 from bascule.check.facts import Here as CommandsHere
 from bascule.check.facts import NotReadable, PostfixFacts, items
 from bascule.credential import Password
 from bascule.lab.process import free_ports
-from bascule.legacy import LegacySettings, Service
+from bascule.legacy import LegacySettings, Service, SmtpTls
+from bascule.policy_daemon import routes
 from bascule.settings import Dovecot, Milter, PolicyDaemon, Postfix, Settings
 
 MAIN = """
@@ -135,9 +137,37 @@ def levels(name: str, subject: Subject) -> list[str]:
             "",
             ["wrong"],
         ),
+        ("postfix.sender-not-logged-in", "", "", []),
+        (
+            "postfix.sender-not-logged-in",
+            "smtpd_sender_restrictions = permit_mynetworks, reject_sender_login_mismatch",
+            "",
+            ["wrong"],
+        ),
+        (
+            "postfix.sender-not-logged-in",
+            "smtpd_sender_restrictions = check_client_access cidr:/x, reject_known_sender_login_mismatch",
+            "",
+            ["good"],
+        ),
+        (
+            "postfix.sender-not-logged-in",
+            "smtpd_sender_restrictions = reject_authenticated_sender_login_mismatch",
+            "",
+            [],
+        ),
+        # As ISPmail has it: where users submit.
+        (
+            "postfix.sender-not-logged-in",
+            "",
+            "submission inet n - n - - smtpd\n -o smtpd_sender_restrictions=reject_sender_login_mismatch\n"
+            " -o smtpd_relay_restrictions=permit_sasl_authenticated,reject\n",
+            [],
+        ),
         ("postfix.recipient-delimiter", "", "", ["good"]),
         ("postfix.recipient-delimiter", "recipient_delimiter = -", "", ["wrong"]),
-        ("postfix.recipient-delimiter", "recipient_delimiter = +-", "", ["note"]),
+        # Dovecot would be asked for user-detail, whom nobody has.
+        ("postfix.recipient-delimiter", "recipient_delimiter = +-", "", ["wrong"]),
         ("postfix.recipient-delimiter", "recipient_delimiter =", "", []),
         ("postfix.soft-settings", "", "", []),
         ("postfix.soft-settings", "soft_bounce = yes", "", ["note"]),
@@ -282,6 +312,77 @@ def test_our_own_table_is_not_asked(configured: Configured) -> None:
     subject = configured()
     assert "socketmap" in subject.postfix.value("virtual_alias_domains")
     assert levels("postfix.domain-class", subject) == ["good"]
+
+
+# Tables that take mail elsewhere ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("main", "level", "words"),
+    [
+        ("virtual_alias_maps = inline:{ {@moving.test=anna@shop.test} }", "wrong", "has anna@shop.test for every"),
+        ("virtual_alias_maps = inline:{ {@Moving.test=@moving.test} }", "good", "no table"),
+        ("virtual_alias_maps = regexp:{{/@moving[.]test$$/ anna@shop.test}}", "wrong", "has anna@shop.test for every"),
+        ("relocated_maps = texthash:{folder}/all", "wrong", "relocated_maps (texthash:"),
+        ("canonical_maps = inline:{ {@moving.test=@new.test} }", "wrong", "has @new.test for every"),
+        ("recipient_canonical_maps = static:x@shop.test", "wrong", "has x@shop.test for every"),
+        ("virtual_alias_maps = hash:/nowhere/aliases", "note", "cannot be seen"),
+        ("virtual_alias_maps = texthash:{folder}/some", "note", "has info@moving.test, sales@moving.test: their mail"),
+        ("recipient_canonical_maps = texthash:{folder}/some", "note", "has info@moving.test, sales@moving.test"),
+        ("virtual_alias_maps = inline:{ {@other.test=x@y.test}, {a@other.test=b@moving.test} }", "good", "no table"),
+        ("virtual_alias_maps = socketmap:unix:bascule/socketmap:aliases", "good", "no table"),
+        ("", "good", "no table"),
+    ],
+)
+def test_tables_that_take_mail_elsewhere(
+    configured: Configured, tmp_path: Path, main: str, level: str, words: str
+) -> None:
+    folder = tmp_path / "postfix"
+    folder.mkdir()
+    (folder / "all").write_text("@moving.test elsewhere\n")
+    (folder / "some").write_text(
+        "sales@moving.test a@b.test\ninfo@moving.test c@d.test\nme@moving.test me@moving.test\nx@other.test y@z.test\n"
+    )
+    said = found("postfix.rewritten", configured(main.replace("{folder}", str(folder)) + "\n"))
+    assert [each.level for each in said] == [level], said
+    assert words in said[0].text
+
+
+def test_a_user_whom_a_table_of_patterns_has(configured: Configured) -> None:
+    subject = configured("virtual_alias_maps = regexp:{{/^a@moving[.]test$$/ anna@shop.test}}\n")
+    assert levels("postfix.rewritten", subject) == ["good"]
+    user = User(Address("a", "moving.test"), Password("x"))
+    assert levels("postfix.rewritten", Subject(subject.settings, legacy=LEGACY, user=user)) == ["note"]
+
+
+RELAY = "relay unix - - n - - smtp\n"
+OWN = "bascule-relay-verify unix - - n - - smtp\n -o smtp_fallback_relay=\n"
+
+
+@pytest.mark.parametrize(
+    ("smtp_tls", "main", "master", "expected"),
+    [
+        ("may", "", RELAY, ["good"]),
+        ("may", "", "", ["wrong"]),
+        ("may", "smtp_fallback_relay = [smart.test]", RELAY, ["wrong"]),
+        ("may", "smtp_fallback_relay = [smart.test]", f"{RELAY} -o smtp_fallback_relay=\n", ["good"]),
+        ("may", "", f"{RELAY} -o smtp_fallback_relay=[smart.test]\n", ["wrong"]),
+        ("verify", "smtp_fallback_relay = [smart.test]", OWN, ["good"]),
+        ("verify", "", "", []),
+        ("may", "defer_transports = smtp, relay", RELAY, ["wrong"]),
+        ("may", "defer_transports = smtp", RELAY, ["good"]),
+    ],
+)
+def test_the_way_to_the_legacy_server(
+    configured: Configured, smtp_tls: SmtpTls, main: str, master: str, expected: list[str]
+) -> None:
+    subject = configured(f"{main}\n", master)
+    legacy = replace(LEGACY, smtp_tls=smtp_tls)
+    assert levels("postfix.relay-transport", Subject(subject.settings, legacy=legacy)) == expected
+
+
+def test_the_transports_are_those_of_the_routes() -> None:
+    assert postfix.RELAY_TRANSPORTS == routes.RELAY_TRANSPORTS
 
 
 # Dovecot's quota-status -----------------------------------------------------------------
