@@ -218,7 +218,7 @@ class Deputy:
         found = set(self._directory.mailboxes.copy())
         for path in self._folder.iterdir():
             local_part, at, domain = path.name.partition("@")
-            if local_part and at:
+            if local_part and at and path.name.isascii():  # others are not ours
                 found.add(Address(unquote(local_part), unquote(domain)))
         return list(found)
 

@@ -366,6 +366,45 @@ def test_half_of_what_was_left_is_nothing(way: Way, legacy: LegacySite, here: st
             path.chmod(0o644)
 
 
+@contextmanager
+def taking_any_name(dovecot: Dovecot) -> Iterator[None]:
+    before = dovecot.config.read_text()
+    dovecot.stop()
+    dovecot.config.write_text(f"{before}\nauth_username_chars =\n")
+    dovecot.start()
+    try:
+        yield
+    finally:
+        dovecot.stop()
+        dovecot.config.write_text(before)
+        dovecot.start()
+
+
+def test_hooks_find_the_file_of_a_name(way: Way) -> None:
+    """Of any name that Dovecot may be told to take; who has none is as everybody else in the domain."""
+
+    def said(user: str) -> str:
+        return way.dovecot.doveadm("auth", "test", "-x", "service=imap", user, "any")
+
+    eventually("what is left is complete", way.settings.deputy_until.exists)
+    with dead(way.authenticator), taking_any_name(way.dovecot):
+        for local_part in ("..", ".x", "a-b_c.d", "A.B", "a@b", "~", "a/../b", "50%", "%2e", "a'b+c", "*"):
+            user = f"{local_part}@{DOMAIN}"
+            path = way.settings.deputy / (file_name(Address.parse(user)) or "")
+            assert "mine=yes" not in said(user)
+            path.write_bytes(netstring.encode(f"login\0*\0ok\0user={user.lower()}\0mine=yes".encode()))
+            path.chmod(0o644)
+            try:
+                assert "mine=yes" in said(user), user
+                assert "mine=yes" not in said(f"x{user}"), user
+            finally:
+                path.unlink()
+        assert "host=localhost" in said(f"x@{DOMAIN}")
+        for user in (f"josé@{DOMAIN}", f'"x"@{DOMAIN}', f"{'x' * 250}@{DOMAIN}", f"a b@{DOMAIN}"):
+            with pytest.raises(LabError):
+                said(user)
+
+
 def test_passwords_are_not_looked_at_where_memory_is_short(new: NewSite, legacy: LegacySite, here: str) -> None:
     """One login after the other takes 64 MiB: better that they wait than that the kernel ends something."""
     moved = full(here)
