@@ -90,6 +90,7 @@ def test_the_screen_takes_nothing_for_markup() -> None:
             | {"remaining": None, "moved_last_hour": 0, "readiness": "under way"},
             pending=[_row(address="[/a]@x.test", state="copying", percent=1, messages_copied=1, messages_total=2)],
             failed=[_row(address="b@x.test", problem=EVIL, advice="[gmail]")],
+            silent=[{"problem": EVIL, "advice": "[/silent]"}],
             forgotten=[_row(address="[red]c@x.test")],
         ),
     )
@@ -97,7 +98,7 @@ def test_the_screen_takes_nothing_for_markup() -> None:
     with console.capture() as captured:
         console.print(screen(standing))
     text = captured.get()
-    for words in ("[/a]@x.test", SHOWN, "[gmail]", "[red]c@x.test"):
+    for words in ("[/a]@x.test", f"{SHOWN} -> [/silent]", "[gmail]", "[red]c@x.test"):
         assert words in text
     assert "\x1b" not in text
 
