@@ -173,6 +173,8 @@ class LegacyPeer(Peer):
         hint = f"{self._host} allows so much and no more: allow fewer sessions, or ask there for more."
         if code == "OVERQUOTA":
             hint = f"Is the mailbox full there? Make room, or have its quota raised; if it is not: {hint}"
+        elif code in {"", "UNAVAILABLE"}:
+            hint = f"Something is wrong there, or it is being shut down: see the log of {self._host} at this time."
         return LegacyBusy(message, code=code, wait=wait, hint=hint)
 
     def lost(self, error: OSError) -> LegacyUnavailable:

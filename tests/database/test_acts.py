@@ -15,7 +15,7 @@ import pytest
 from bascule.database import Connection, connect, value
 from bascule.lab.postgres import Postgres
 from bascule.lab.sites import eventually
-from bascule.migrator.acts import Acts
+from bascule.migrator.acts import Acts, recorded
 
 Acknowledge = Callable[[int, int], None]
 
@@ -910,12 +910,16 @@ def test_what_a_server_says_can_always_be_recorded(postgres: Postgres, owner: Co
         acts = Acts(connection)
         acts.attempt_failed(mailbox, said, advice=said)
         acts.set_unreadable(mailbox, [{"folder": "INBOX", "uidvalidity": 1, "uid": 2, "reason": said}], complete=True)
-        acts.set_unreadable_folders(mailbox, {"Broken": said})
+        names = [b"Gr\xfc", b"Gr\xe4", b"Gr\0"]
+        acts.set_unreadable_folders(mailbox, {name.decode(errors="surrogateescape"): said for name in names})
         acts.undo_cutover(mailbox, said)
-    assert value(owner, "SELECT last_error FROM mailbox") == "it says \ufffd and ?"
+    assert value(owner, "SELECT last_error FROM mailbox") == "it says \\x00 and \\udcff"
     assert value(owner, "SELECT next_try > now() FROM mailbox")
     reasons = owner.execute("SELECT reason FROM unreadable").fetchall()
-    assert reasons == [("it says \ufffd and ?",)] * 2
+    assert reasons == [("it says \\x00 and \\udcff",)] * 4
+    assert value(owner, "SELECT waive_messages('alice@lab.test', 'old', 'Gr\\udce4')") == 1
+    with connect(postgres.dsn("bascule_worker")) as connection:
+        assert Acts(connection).waived_folders(mailbox) == {recorded(b"Gr\xe4".decode(errors="surrogateescape"))}
 
 
 def test_one_worker_writes_to_a_user(postgres: Postgres, owner: Connection) -> None:

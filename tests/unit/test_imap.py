@@ -86,6 +86,7 @@ def test_bye_is_never_taken_for_an_answer() -> None:
     with pytest.raises(LegacyBusy, match="maintenance") as busy:
         pipeline.run(b"NOOP")
     assert busy.value.code == "UNAVAILABLE"
+    assert "sessions" not in busy.value.hint
 
 
 @pytest.mark.parametrize(
