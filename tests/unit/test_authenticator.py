@@ -387,3 +387,30 @@ def test_the_list_of_domains_is_for_everybody(tmp_path: Path) -> None:
     assert text.endswith("\na.test\nb.test\n")
     assert (tmp_path / "domains").stat().st_mode & 0o777 == 0o644
     assert [path.name for path in tmp_path.iterdir()] == ["domains"]
+
+
+@pytest.mark.parametrize("name", ["desk@active.test", "desk+tag@active.test", "here+tag@active.test"])
+def test_another_name_of_who_has_moved_opens_the_mailbox_here(name: str) -> None:
+    """A legacy server that takes aliases for user names must not say yes for them: the mailbox there is left behind."""
+
+    async def work(field: Field) -> None:
+        field.directory.aliases[Address.parse("desk@active.test")] = Address.parse("here@active.test")
+        reply = await field.log_in(name)
+        assert (reply.result, reply.fields["user"]) == ("ok", "here@active.test")
+        assert "proxy" not in reply.fields
+        assert (await field.log_in(name, "wrong")).result == "refused"
+        assert field.legacy.asked == []
+
+    run(work)
+
+
+def test_another_name_waits_for_the_flip_and_a_mailbox_of_its_own_does_not() -> None:
+    async def work(field: Field) -> None:
+        field.directory.aliases[Address.parse("desk@active.test")] = Address.parse("moving@active.test")
+        assert (await field.log_in("desk@active.test")).result == "temporary"
+        field.directory.unmoved.add(Address.parse("here+own@active.test"))
+        assert (await field.log_in("here+own@active.test")).fields["proxy"] == "y"
+        field.directory.aliases[Address.parse("door@active.test")] = Address.parse("copying@active.test")
+        assert (await field.log_in("door@active.test")).fields["user"] == "door@active.test"
+
+    run(work)
