@@ -112,3 +112,7 @@ class Directory:
         if target is None or base == address:
             return target
         return Address(target.local_part + address.local_part[len(base.local_part) :], target.domain)
+
+    def owner(self, address: Address) -> Address:
+        """The mailbox that ``address`` is a name of: itself, or that of an alias; without a detail."""
+        return self.base(self.alias(address) or address)

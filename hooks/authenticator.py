@@ -270,29 +270,41 @@ class Authenticator:
     async def _decide(self, domain: Domain, address: Address, login: Login) -> Reply:
         deadline = asyncio.get_running_loop().time() + self._cutover_wait
         while True:
-            mailbox = self._directory.mailboxes.get(address)
+            mailbox = self._mailbox_of(address)
             if mailbox is not None and mailbox.state == "local":
                 reply = await self._check_here(domain, mailbox, login)
-                if self._directory.mailboxes.get(address) == mailbox or reply.result != "ok":
+                if self._mailbox_of(address) == mailbox or reply.result != "ok":
                     return reply
                 continue  # it changed meanwhile: another password, or sent back
             if mailbox is None or mailbox.state not in _NOT_AT_LEGACY:
                 if domain.mode == "closed":  # the legacy server is not asked any more
                     return Reply("refused")
                 reply = await self._check_at_legacy(domain, mailbox, address, login)
-                now = self._directory.mailboxes.get(address)
+                now = self._mailbox_of(address)
                 if reply.result != "ok" or now is None or now.state not in _NOT_AT_LEGACY:
                     return reply
                 # The cutover began while the legacy server was asked: then look again.
             if not await self._wait_for_change(deadline):
                 return Reply("temporary")
 
+    def _mailbox_of(self, address: Address) -> Mailbox | None:
+        """The mailbox that a login means, if it is one of those that we know.
+
+        A legacy server may take other names of a user, an alias or one with a detail: after the flip such a name opens
+        the mailbox here, and never the one that was left there.
+        """
+        mailbox = self._directory.mailboxes.get(address)
+        if mailbox is not None:
+            return mailbox
+        owned = self._directory.mailboxes.get(self._directory.owner(address))
+        return owned if owned is not None and owned.state in _NOT_AT_LEGACY else None
+
     async def _check_here(self, domain: Domain, mailbox: Mailbox, login: Login) -> Reply:
         account, address = mailbox.account, mailbox.address
         if account is None:  # a snapshot of an older version
             return Reply("temporary")
         hashed = account.password_hash
-        fields = store_fields(account, login.service, self._store)
+        fields = {"user": str(address)} | store_fields(account, login.service, self._store)
         if hashed is None:
             return await self._check_first(domain, mailbox, login, fields)
         answer = self._attempts.answer(address, login.password, now_held_by=hashed)

@@ -16,7 +16,7 @@ from bascule.attempts import Attempts
 from bascule.credential import Sealer
 from bascule.database import AsyncConnection, connect_async
 from bascule.directory import Directory, Mailbox
-from bascule.errors import BasculeError
+from bascule.errors import BadAddress, BasculeError
 from bascule.follower import Follower
 from bascule.hooks import metrics
 from bascule.hooks.authenticator import Authenticator, left_for_domain, left_for_mailbox
@@ -200,11 +200,18 @@ class Resident:
         await self._follower.acknowledge(mailbox)
 
     async def _kick(self, address: Address) -> bool:
-        """End the proxied sessions of ``address``; whether there were any."""
-        if str(address) not in await self._proxied():
+        """End the proxied sessions of ``address``, under whichever of its names; whether there were any."""
+        names = [name for name in await self._proxied() if self._is_of(name, address)]
+        for name in names:
+            await self._doveadm("proxy", "kick", name)
+        return bool(names)
+
+    def _is_of(self, name: str, address: Address) -> bool:
+        try:
+            user = Address.parse(name)
+        except BadAddress:
             return False
-        await self._doveadm("proxy", "kick", str(address))
-        return True
+        return address in {user, self._directory.owner(user)}
 
     async def _list(self) -> set[str]:
         """The users who have proxied sessions."""

@@ -178,6 +178,12 @@ def test_a_line_that_is_put_out_is_cleaned_as_well() -> None:
     plugged, _, _ = main_cf.with_block("transport_maps = hash:/x\n# about transport_maps\n", BLOCK)
     put_out = plugged.replace("transport_maps = $", "#transport_maps = $", 1)
     assert main_cf.without_block(put_out) == "#transport_maps = hash:/x\n# about transport_maps\n"
+    # Ours may stand in its last line.
+    owner = "smtpd_milters =\n  inet:a:1,\n\tinet:b:1\nlast = 1\n# see $bascule_smtpd_milters\n"
+    plugged, _, _ = main_cf.with_block(owner, BLOCK)
+    put_out = re.sub(r"^(smtpd_milters|\s+inet)", r"#\1", plugged, flags=re.MULTILINE)
+    assert "#\tinet:b:1, $bascule_smtpd_milters\n" in put_out
+    assert main_cf.without_block(put_out).startswith("#smtpd_milters =\n#  inet:a:1,\n#\tinet:b:1\nlast = 1\n# see $")
 
 
 def _former(text: str) -> str:

@@ -480,6 +480,21 @@ def test_once_the_domain_is_closed_nobody_is_asked() -> None:
     run(work)
 
 
+@pytest.mark.parametrize("name", ["desk@active.test", "desk+tag@active.test", "here+tag@active.test"])
+def test_another_name_of_who_has_moved_opens_the_mailbox_here(name: str) -> None:
+    """A legacy server that takes aliases for user names must not say yes for them: the mailbox there is left behind."""
+
+    async def work(field: Field) -> None:
+        field.directory.aliases[Address.parse("desk@active.test")] = Address.parse("here@active.test")
+        reply = await field.log_in(name)
+        assert (reply.result, reply.fields["user"]) == ("ok", "here@active.test")
+        assert "proxy" not in reply.fields
+        assert (await field.log_in(name, "wrong")).result == "refused"
+        assert field.legacy.asked == []
+
+    run(work)
+
+
 def test_sessions_end_for_another_password_and_not_for_a_better_hash() -> None:
     async def work(field: Field) -> None:
         without = place_with(field, "x@active.test", "local")
@@ -509,5 +524,17 @@ def test_a_user_is_known_to_the_legacy_server_by_the_name_that_was_told() -> Non
         assert (await field.log_in("declined@active.test")).result == "ok"
         assert len(await asked(field, "record_login")) == 1
         assert (await field.log_in("new@active.test")).fields.get("destuser") is None
+
+    run(work)
+
+
+def test_another_name_waits_for_the_flip_and_a_mailbox_of_its_own_does_not() -> None:
+    async def work(field: Field) -> None:
+        field.directory.aliases[Address.parse("desk@active.test")] = Address.parse("moving@active.test")
+        assert (await field.log_in("desk@active.test")).result == "temporary"
+        field.directory.unmoved.add(Address.parse("here+own@active.test"))
+        assert (await field.log_in("here+own@active.test")).fields["proxy"] == "y"
+        field.directory.aliases[Address.parse("door@active.test")] = Address.parse("copying@active.test")
+        assert (await field.log_in("door@active.test")).fields["user"] == "door@active.test"
 
     run(work)

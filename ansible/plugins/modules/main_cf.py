@@ -101,7 +101,7 @@ _SPACE = " \t\n\v\f\r"
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
 #: The name may have a line of its own: white space in front of the "=" goes on with it.
 _ASSIGNMENT = re.compile(r"([A-Za-z0-9_.-]+)[ \t\n\v\f\r]*=[ \t]*")
-#: What ``postconf -#`` makes of an assignment.
+#: What ``postconf -#`` makes of an assignment; lines that went on with it begin with ``#`` and white space then.
 _PUT_OUT = re.compile(r"#[A-Za-z0-9_]+[ \t]*=")
 _REFERENCE = rf"\${OURS}[A-Za-z0-9_]+"
 _USE = re.compile(rf"{_REFERENCE}(, {_REFERENCE})*")
@@ -153,8 +153,10 @@ def _is_comment(line: str) -> bool:
 def without_block(text: str) -> str:
     """The text as it was before :func:`with_block`; whatever was edited stays."""
     kept: list[str] = []
-    missing_newline = inside = former = False
+    missing_newline = inside = former = put_out = False
     for entry in entries(text):
+        goes_on = put_out and entry.text[:2] in {"# ", "#\t"}
+        put_out = goes_on or bool(_PUT_OUT.match(entry.text))
         line = entry.text.rstrip("\n")
         if line.rstrip(" ") in {BEGIN, FORMER_BEGIN}:
             inside, former = True, line.startswith(FORMER_BEGIN)
@@ -162,7 +164,7 @@ def without_block(text: str) -> str:
         elif line == END:
             inside = former = False
         elif not _is_ours(entry, inside=inside, former=former):
-            kept.append(_without_references(entry))
+            kept.append(_without_references(entry, put_out=put_out))
             missing_newline = False  # something was added behind
     result = "".join(kept)
     return result.removesuffix("\n") if missing_newline else result
@@ -180,11 +182,11 @@ def _is_ours(entry: Entry, *, inside: bool, former: bool) -> bool:
     return inside and entry.text.startswith(COMMENT)
 
 
-def _without_references(entry: Entry) -> str:
+def _without_references(entry: Entry, *, put_out: bool) -> str:
     text = entry.text
     if entry.name.startswith(FORMER):
         return text.removeprefix(FORMER)
-    if not entry.name and not _PUT_OUT.match(text):
+    if not entry.name and not put_out:
         return text
     return _BEHIND.sub("", _IN_FRONT.sub("", text))
 
