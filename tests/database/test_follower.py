@@ -97,6 +97,17 @@ def insert(owner: Connection, name: str, state: str) -> None:
     owner.execute("SET session_replication_role = origin")
 
 
+def insert_many(owner: Connection, many: int) -> None:
+    owner.execute("SET session_replication_role = replica")
+    owner.execute(
+        "INSERT INTO mailbox (domain_id, local_part, full_address, store, state, password_hash) "
+        "SELECT id, 'user' || number, 'user' || number || '@lab.test', 'local', 'local', '{ARGON2ID}x' "
+        "FROM domain, generate_series(1, %s) AS number",
+        (many,),
+    )
+    owner.execute("SET session_replication_role = origin")
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "snapshot.sqlite"
@@ -120,14 +131,7 @@ def test_all_that_are_not_at_legacy_are_loaded(postgres: Postgres, owner: Connec
 
 
 def test_more_than_one_batch(postgres: Postgres, owner: Connection, path: Path) -> None:
-    owner.execute("SET session_replication_role = replica")
-    owner.execute(
-        "INSERT INTO mailbox (domain_id, local_part, full_address, store, state, password_hash) "
-        "SELECT id, 'user' || number, 'user' || number || '@lab.test', 'local', 'local', '{ARGON2ID}x' "
-        "FROM domain, generate_series(1, %s) AS number",
-        (2 * BATCH + 1,),
-    )
-    owner.execute("SET session_replication_role = origin")
+    insert_many(owner, 2 * BATCH + 1)
 
     async def work(followed: Followed) -> None:
         await followed.until(lambda: followed.directory.loaded)
@@ -319,24 +323,29 @@ def test_a_name_that_is_another_host_s_stops_no_route(postgres: Postgres, owner:
 def test_it_is_sure_of_what_came_before_its_heartbeat(
     postgres: Postgres, owner: Connection, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of many changes in one transaction it has all, or the heartbeat was before them."""
+    """Also of what comes while it is busy with what came before."""
     monkeypatch.setattr(follower, "HEARTBEAT", 0.01)
-    many = 300
+    half = 200
+
+    def tell(first: int) -> None:
+        owner.execute(
+            "SELECT pg_notify('bascule_mailbox', 'user' || n || '@lab.test') "
+            "FROM generate_series(%s::int, %s::int) AS n",
+            (first, first + half - 1),
+        )
 
     async def work(followed: Followed) -> None:
         await followed.until(lambda: len(followed.sure) > 1)
-        for number in range(many):
-            insert(owner, f"u{number}", "local")
-        owner.execute(
-            "SELECT pg_notify('bascule_mailbox', 'u' || number || '@lab.test') FROM generate_series(0, %s) AS number",
-            (many - 1,),
-        )
-        await followed.until(lambda: len(followed.directory.mailboxes) == many)
+        insert_many(owner, 2 * half)
+        tell(1)
+        await followed.until(lambda: len(followed.directory.mailboxes) > 0)
+        tell(1 + half)  # before any heartbeat after the first half
+        await followed.until(lambda: len(followed.directory.mailboxes) == 2 * half)
         after = len(followed.sure)
         await followed.until(lambda: len(followed.sure) > after)
 
     sure = follow(postgres, path, work).sure
-    assert set(sure) == {0, many}
+    assert set(sure) == {0, 2 * half}
 
 
 def test_a_heartbeat_that_is_refused_makes_nothing_sure(
