@@ -1,6 +1,7 @@
 """What the hooks go by while the authenticator does not answer: files, which stand in for it.
 
-One file a mailbox that the legacy server has no say in, one a domain for everybody else in it, all in one folder. A
+One file a mailbox that the legacy server has no say in, the same again for each of its aliases, and one a domain for
+everybody else in it, all in one folder. A
 hook reads one of them and decides nothing: a file has the replies that the authenticator would give, made by the
 same code. It is a row of netstrings (:mod:`bascule.netstring`) of fields between NULs:
 
@@ -53,6 +54,7 @@ PAUSE = 0.01  # seconds of that turn, when all files are looked at
 LONGEST = 255  # bytes of a file's name (NAME_MAX of Linux's file systems)
 ANY = "*"
 EVERYBODY = "*"
+AT_LEGACY = ("legacy", "requested", "copying")
 #: Its folder has Dovecot's group.
 MODE = 0o640
 
@@ -116,6 +118,9 @@ class Deputy:
         self._left_for_mailbox, self._left_for_domain = mailbox, domain
         self._mailboxes: set[Address] = set()
         self._domains = False
+        #: As they were written last, and the other way round.
+        self._aliases: dict[Address, Address] = {}
+        self._names: dict[Address, list[Address]] = {}
         self._under_way: frozenset[Address] = frozenset()
         #: Whose files are to be compared with the directory still, once in the life of a process; None: not begun.
         self._unseen: list[Address] | None = None
@@ -224,12 +229,24 @@ class Deputy:
 
     def _write_mailboxes(self, addresses: Iterable[Address]) -> None:
         for address in addresses:
-            name = file_name(address)
-            if name is None:
-                continue
-            mailbox, domain = self._directory.mailboxes.get(address), self._directory.domains.get(address.domain)
-            left = None if mailbox is None or domain is None else self._left_for_mailbox(mailbox, domain)
-            self._put(name, None if left is None else left.encode())
+            self._write_name(address)
+            for alias in self._names.get(address, ()):
+                self._write_name(alias)
+
+    def _write_name(self, address: Address) -> None:
+        """What is left of a mailbox, under its own name or an alias."""
+        name = file_name(address)
+        if name is None:
+            return
+        mailbox = self._directory.mailboxes.get(address)
+        if mailbox is None and address in self._aliases:
+            # The legacy server may take an alias for a user's name: it must not open the mailbox that was left there.
+            mailbox = self._directory.mailboxes.get(self._aliases[address])
+            if mailbox is not None and mailbox.state in AT_LEGACY:
+                mailbox = None
+        domain = None if mailbox is None else self._directory.domains.get(mailbox.address.domain)
+        left = None if mailbox is None or domain is None else self._left_for_mailbox(mailbox, domain)
+        self._put(name, None if left is None else left.encode())
 
     def _write_domains(self) -> None:
         domains = dict(self._directory.domains)
@@ -240,9 +257,13 @@ class Deputy:
                 path.unlink(missing_ok=True)
         # What is left of who has a name of their own at the legacy server depends on the domain, too.
         mailboxes = self._directory.mailboxes.copy()
-        self._write_mailboxes(
-            address for address, each in mailboxes.items() if each.account is not None and each.account.legacy_login
-        )
+        changed = {address for address, each in mailboxes.items() if each.account and each.account.legacy_login}
+        former, self._aliases = self._aliases, self._directory.aliases.copy()
+        changed |= {alias for alias, _ in former.items() ^ self._aliases.items()}
+        self._names = {}
+        for alias, target in self._aliases.items():
+            self._names.setdefault(target, []).append(alias)
+        self._write_mailboxes(changed)
 
     def _put(self, name: str, content: bytes | None) -> None:
         path = self._folder / name

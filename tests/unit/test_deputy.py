@@ -287,6 +287,31 @@ def test_a_domain_that_changes_changes_who_has_a_name_of_their_own_there(tmp_pat
     keeping(tmp_path, work)
 
 
+def test_an_alias_of_who_has_moved_has_the_same_file(tmp_path: Path) -> None:
+    """A legacy server that takes aliases for names must not open the mailbox that was left there."""
+
+    async def work(kept: Kept) -> None:
+        al = kept.place("al@a.test")
+        desk, door = Address.parse("desk@a.test"), Address.parse("door@a.test")
+        kept.directory.aliases = {desk: al, door: kept.place("bo@a.test", "copying")}
+        kept.deputy.domains_changed()
+        await kept.settled()
+        assert kept.names() == {"@a.test", "al@a.test", "desk@a.test"}
+        assert (kept.folder / "desk@a.test").read_bytes() == (kept.folder / "al@a.test").read_bytes()
+        kept.place("bo@a.test")
+        kept.place("al@a.test", "returning")
+        await kept.settled()
+        assert kept.names() == {"@a.test", "al@a.test", "desk@a.test", "bo@a.test", "door@a.test"}
+        assert ("login", "*") not in parsed((kept.folder / "desk@a.test").read_bytes())
+        kept.place("al@a.test", "legacy")
+        kept.directory.aliases = {}
+        kept.deputy.domains_changed()
+        await kept.settled()
+        assert kept.names() == {"@a.test", "bo@a.test"}
+
+    keeping(tmp_path, work)
+
+
 def test_files_have_the_group_of_their_folder(tmp_path: Path) -> None:
     """Dovecot's, whom their owner does not belong to."""
     if os.geteuid() != 0:
