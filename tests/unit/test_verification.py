@@ -143,6 +143,16 @@ def test_what_was_waived_need_be_shown_by_nobody() -> None:
         compare(there, here, last_pass(waived={("Sent", 7, 2), ("INBOX", 8, 2)}))
 
 
+def test_what_was_odd_about_a_message_is_in_the_report() -> None:
+    class Odd(Side):
+        def changes(self, wanted: Iterable[tuple[str, Status | None]], *, sizes: bool = True) -> Iterator[Changes]:
+            for changes in super().changes(wanted, sizes=sizes):
+                changes.new = [replace(each, remarks=("no date",) if each.uid == 2 else ()) for each in changes.new]
+                yield changes
+
+    assert compare(Odd(), Side()).notes == ["INBOX: UID 2: no date"]
+
+
 def test_a_folder_that_was_waived_need_not_agree_with_itself() -> None:
     there, here = Side(hidden_from_fetch={2}), Side()
     lose(here)
