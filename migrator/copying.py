@@ -21,6 +21,7 @@ from threading import Lock
 from bascule import log
 from bascule.errors import LegacyRefusedLogin, LegacyUnavailable
 from bascule.imap import names
+from bascule.imap.folder_rules import FolderRules, Traits
 from bascule.imap.reader import (
     Changes,
     FolderRefused,
@@ -75,11 +76,15 @@ class FolderState:
 
 @dataclass(frozen=True, slots=True)
 class Former:
-    """What the last whole pass noted of a folder: its STATUS, the UID that comes next, keywords that are not kept."""
+    """What the last whole pass noted of a folder: its STATUS, the UID that comes next, keywords that are not kept.
+
+    ``place`` is the path of its place here.
+    """
 
     status: Status
     uidnext: int
     dropped: dict[str, str]
+    place: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,10 @@ class Pass:
 
     ``dropped`` are, by folder, keywords that cannot be kept here, with reasons;
     ``unsettled`` are folders that Dovecot has to read anew; ``notes`` is in words what differs here.
+
+    ``layout`` has what comes along; ``left_out`` are the legacy folders that a rule leaves out, each with the
+    reason, ``once`` the one whose messages come only where they are in no other folder, or empty, and ``by_rule``
+    is in words what else is otherwise because a rule says so.
     """
 
     layout: Layout
@@ -110,6 +119,10 @@ class Pass:
     dropped: dict[str, dict[str, str]] = field(default_factory=dict)
     unsettled: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    once: str = ""
+    by_rule: list[str] = field(default_factory=list)
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def path(self, root: Path, folder: str) -> Path:
         """The directory of a legacy folder's place below the mailbox's root."""
@@ -125,7 +138,7 @@ class Copy:
 
     ``waived`` are messages that need not come, by folder, UIDVALIDITY and UID, and
     ``waived_folders`` whole folders; ``unreadable`` are those that did not come,
-    also when the pass failed.
+    also when the pass failed. ``rules`` say which folders come along, from the next pass on.
     """
 
     def __init__(
@@ -137,7 +150,13 @@ class Copy:
         sessions: int = 1,
         waived: frozenset[tuple[str, int, int]] = frozenset(),
         waived_folders: frozenset[str] = frozenset(),
+        rules: FolderRules | None = None,
     ) -> None:
+        self.rules = rules or FolderRules()
+        #: X-GM-MSGID by UID of each folder, with the STATUS before it was asked for.
+        self._ids: dict[str, tuple[Status, dict[int, int]]] = {}
+        #: The messages of the folder that comes only in part which are in another folder, too; None: not known yet.
+        self._elsewhere: frozenset[int] | None = None
         self._open_source = open_source
         self.root = root
         self._report = report
@@ -219,8 +238,18 @@ class Copy:
         return done
 
     def _run(self) -> Pass:
-        layout = self.source.layout()
-        this_pass = Pass(layout, names.of_layout(layout), self.waived, self.waived_folders)
+        arranged = self.rules.arrange(self.source.layout(), Traits.of(self.source))
+        layout, places = arranged.layout, names.of_layout(arranged.layout, arranged.renamed)
+        this_pass = Pass(
+            layout,
+            places,
+            self.waived,
+            self.waived_folders,
+            left_out=arranged.left_out,
+            once=arranged.once,
+            by_rule=arranged.in_words(places),
+            renamed=arranged.renamed,
+        )
         former = self._read_states()
         now: dict[str, Status] = {}
         for name, status in self.source.statuses([each.name for each in layout.folders if each.selectable]).items():
@@ -228,7 +257,11 @@ class Copy:
                 self._refuse(name, status.reason, this_pass)
             else:
                 now[name] = status
-        progress = Progress(total=sum(status.messages for status in now.values()))
+        elsewhere = self._in_other_folders(this_pass.once, now) if this_pass.once in now else None
+        if elsewhere != self._elsewhere:
+            former.pop(this_pass.once, None)
+        self._elsewhere = elsewhere
+        progress = Progress(total=sum(status.messages for status in now.values()) - len(self._elsewhere or ()))
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for group in _groups(now):
             self._copy_group(group, now, former, this_pass, progress)
@@ -244,7 +277,9 @@ class Copy:
         # A folder that is not whole is compared in full again.
         unread = {folder for folder, _, _ in self.unreadable} | self.refused.keys()
         states = {
-            state.name: asdict(Former(now[state.name], state.uidnext, this_pass.dropped.get(state.name, {})))
+            state.name: asdict(
+                Former(now[state.name], state.uidnext, this_pass.dropped.get(state.name, {}), places[state.name].parts)
+            )
             for state in this_pass.folders
             if state.name not in unread
         }
@@ -265,13 +300,41 @@ class Copy:
         else:
             self.refused[folder] = reason
 
+    def _in_other_folders(self, once: str, now: Mapping[str, Status]) -> frozenset[int]:
+        """The UIDs of those messages of a folder that are in another one which comes along, too."""
+        asked = [
+            name
+            for name, status in now.items()
+            if status.messages and (not status.highestmodseq or self._ids.get(name, (None,))[0] != status)
+        ]
+        self._ids = {name: ids for name, ids in self._ids.items() if name in now and now[name].messages}
+        self._ids |= {name: (now[name], ids) for name, ids in self.source.message_ids(asked)}
+        others = {each for name, (_, ids) in self._ids.items() if name != once for each in ids.values()}
+        _, ids = self._ids.get(once, (None, {}))
+        return frozenset(uid for uid, each in ids.items() if each in others)
+
+    def count_left_out(self, done: Pass) -> dict[str, int | None]:
+        """How many messages each folder has that a rule leaves out; None: the legacy server does not say.
+
+        Raises:
+            LegacyUnavailable: another session cannot be opened.
+        """
+        try:
+            found = self.source.statuses(list(done.left_out))
+        except LegacyUnavailable as error:
+            # It is for such folders that some are left out.
+            log.get().info("folders that are left out are not counted", reason=error.message)
+            self._open()
+            return dict.fromkeys(done.left_out)
+        return {name: None if isinstance(status, FolderRefused) else status.messages for name, status in found.items()}
+
     # One group of folders -------------------------------------------------------
 
     def _copy_group(
         self,
         group: list[str],
         now: Mapping[str, Status],
-        former: Mapping[str, Former],
+        former: dict[str, Former],
         this_pass: Pass,
         progress: Progress,
     ) -> None:
@@ -281,6 +344,9 @@ class Copy:
             status = now[name]
             rewritten = (self._uidls_are_new and name.upper() == "INBOX") or name in self._distrusted
             seen = former.get(name)
+            if seen is not None and seen.place != this_pass.places[name].parts:
+                del former[name]
+                seen = None
             if seen is not None and seen.status == status and status.highestmodseq and not rewritten:
                 progress.copied += status.messages
                 next_here = max(status.uidnext, seen.uidnext)
@@ -344,7 +410,7 @@ class Copy:
             since = former[name].status if name in former else None
             if since is not None and (since.uidvalidity != now[name].uidvalidity or not since.uidnext):
                 since = None
-            asked[name] = None if name in self._distrusted else since
+            asked[name] = None if name in self._distrusted or name == this_pass.once else since
         doubtful = []
         for changes in self.source.changes(asked.items(), sizes=self.sizes):
             if isinstance(changes, FolderRefused):
@@ -353,6 +419,8 @@ class Copy:
             folder = here[changes.folder]
             if changes.uidvalidity != folder.uidvalidity:
                 raise LegacyUnavailable(f"the folder {changes.folder!r} was made anew on the legacy server meanwhile")
+            if changes.folder == this_pass.once:
+                self._take_once(changes)
             self._apply(changes, folder, this_pass)
             found[changes.folder] = changes
             waived = sum(1 for name, _, _ in self.waived if name == changes.folder)
@@ -379,6 +447,12 @@ class Copy:
         if changes.nameless:
             named = changes.exists - changes.nameless
             self._refuse(changes.folder, f"has {changes.exists} messages, and {named} are listed", this_pass)
+
+    def _take_once(self, changes: Changes) -> None:
+        """Leave out of a folder that was listed whole what is in another folder, too."""
+        elsewhere = self._elsewhere or frozenset()
+        changes.new = [message for message in changes.new if message.uid not in elsewhere]
+        changes.incomplete = {uid: reason for uid, reason in changes.incomplete.items() if uid not in elsewhere}
 
     def _apply(self, changes: Changes, folder: maildir.Folder, this_pass: Pass) -> None:
         new = {message.uid: message for message in changes.new}
@@ -484,7 +558,7 @@ class Copy:
     def _read_states(self) -> dict[str, Former]:
         try:
             return {
-                name: Former(Status(**former["status"]), former["uidnext"], former["dropped"])
+                name: Former(Status(**former["status"]), former["uidnext"], former["dropped"], tuple(former["place"]))
                 for name, former in json.loads(self._states.read_text()).items()
             }
         except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
@@ -494,10 +568,15 @@ class Copy:
 def _differences(done: Pass) -> Iterator[str]:
     """In words, what a client of the new server will see otherwise than at the legacy server."""
     layout = done.layout
+    by_rule = {
+        names.readable(name): {names.readable(text), names.readable(layout.prefix + text)}
+        for name, text in done.renamed.items()
+    }
     for place in done.places.values():
         if place.is_renamed:
             name = names.readable(place.name(layout.separator, layout.prefix))
-            yield f"the folder {place.text!r} is kept as {name!r}"
+            if name not in by_rule.get(place.text, ()):
+                yield f"the folder {place.text!r} is kept as {name!r}"
     for folder, dropped in done.dropped.items():
         for keyword, reason in dropped.items():
             yield f"{names.readable(folder)}: the keyword {keyword!r} is not kept: it {reason}"

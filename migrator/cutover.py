@@ -9,6 +9,7 @@ from functools import partial
 
 from bascule import log
 from bascule.errors import BasculeError
+from bascule.imap.folder_rules import FolderRules
 from bascule.legacy import authenticate
 from bascule.migrator import metrics
 from bascule.migrator.acts import Acts
@@ -62,6 +63,7 @@ def migrate(attempt: Attempt) -> None:
     with copy:
         try:
             for number in range(1, MAX_PASSES + 1):
+                copy.rules = FolderRules(acts.folder_rules(account.domain_id))
                 done = copy.run()
                 logger.info("pass done", number=number, changes=done.changes)
                 if done.changes <= SMALL_PASS:
@@ -70,6 +72,7 @@ def migrate(attempt: Attempt) -> None:
             _record_unreadable(acts, account.id, copy, complete=False)
             raise
         _record_unreadable(acts, account.id, copy, complete=True)
+        counted = _name_left_out(attempt, copy, done)
         _insist_on_whole(attempt, copy, done)
         # The copy may have taken hours: is this still the user's password? It will be the one here.
         with copy.without_session():
@@ -86,6 +89,7 @@ def migrate(attempt: Attempt) -> None:
             await_acknowledgements(acts, account.id, epoch)
             final = _equal(attempt, copy, compared)
             final.verification.notes += notes
+            final.verification.left_out = _left_out(final.last_pass, counted)
             final.verification.bodies_compared += rehearsed.verification.bodies_compared
             storage.leave_gap(account.address, home, final.last_pass)
             acts.finish_cutover(account.id, epoch, hashed, final.verification.report())
@@ -134,6 +138,7 @@ def _equal(attempt: Attempt, copy: Copy, compared: Mapping[str, int], last: Pass
                     digests=partial(storage.digests, home, done),
                     sizes=copy.sizes,
                     compared=compared,
+                    rules=copy.rules.rules,
                 )
         except NotEqual as error:
             if not remaining:
@@ -144,6 +149,21 @@ def _equal(attempt: Attempt, copy: Copy, compared: Mapping[str, int], last: Pass
         else:
             return _Verified(done, found)
     raise AssertionError("the last try returns or raises")
+
+
+def _name_left_out(attempt: Attempt, copy: Copy, done: Pass) -> Mapping[str, int | None]:
+    """Record the folders that a rule leaves out; how many messages each has, None where that is not said."""
+    counted = copy.count_left_out(done)
+    attempt.acts.set_left_out(attempt.account.id, _left_out(done, counted), complete=True)
+    return counted
+
+
+def _left_out(done: Pass, counted: Mapping[str, int | None]) -> list[dict[str, object]]:
+    """The folders that a rule leaves out, as they are recorded."""
+    return [
+        {"name": name, "reason": reason, "messages": counted.get(name)}
+        for name, reason in sorted(done.left_out.items())
+    ]
 
 
 def _insist_on_whole(attempt: Attempt, copy: Copy, done: Pass) -> None:

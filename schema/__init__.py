@@ -32,6 +32,7 @@ REPLACEABLE = (
     "views_for_parts.sql",
     "functions/administration.sql",
     "functions/requests.sql",
+    "functions/folders.sql",
     "functions/returns.sql",
     "functions/migration.sql",
     "functions/nodes.sql",
