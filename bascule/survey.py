@@ -27,6 +27,7 @@ CHECKS = (
     "legacy.imap.quota",
     "legacy.imap.permissions",
     "legacy.imap.folders",
+    "legacy.imap.folder-rules",
     "legacy.imap.folder-names",
     "legacy.imap.messages",
     "legacy.imap.keywords",

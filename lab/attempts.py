@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from bascule.address import Address
 from bascule.errors import LegacyUnavailable
+from bascule.imap.folder_rules import FolderRule
 from bascule.imap.reader import Reader
 from bascule.lab.memory import Mail, MemoryServer, follow_maildir
 from bascule.migrator import maildir
@@ -60,6 +61,9 @@ class MemoryActs:
     wanted: tuple[bool, bool] = (True, False)
     state: str = "local"
     left_behind: str = ""
+    rules: list[FolderRule] = field(default_factory=list)
+    once: str = ""
+    left_out: dict[str, str] = field(default_factory=dict)
     left: float = 60.0
 
     def now(self) -> datetime:
@@ -82,6 +86,20 @@ class MemoryActs:
 
     def waived_folders(self, _: int) -> frozenset[str]:
         return frozenset(self.waived_names)
+
+    def rules_at_flip(self, _: int) -> list[FolderRule]:
+        return self.rules
+
+    def once_at_flip(self, _: int) -> str:
+        return self.once
+
+    def left_out_folders(self, _: int) -> frozenset[str]:
+        return frozenset(self.left_out)
+
+    def set_left_out(self, _: int, folders: list[dict[str, Any]], *, complete: bool) -> None:
+        self.steps.tick()
+        found = {each["name"]: each["reason"] for each in folders}
+        self.left_out = found if complete else self.left_out | found
 
     def return_is_wanted(self, _: int) -> tuple[bool, bool]:
         return self.wanted

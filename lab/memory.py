@@ -15,6 +15,7 @@ from itertools import count
 from pathlib import Path
 
 from bascule.errors import LegacyUnavailable
+from bascule.imap import profiles
 from bascule.imap.pipeline import CommandRefused, Receive
 from bascule.imap.reader import Changes, FolderRefused, Layout, ListedFolder, Message, Status, Wanted
 
@@ -30,6 +31,8 @@ class Mail:
     flags: frozenset[str] = frozenset()
     guid: str = ""
     order: int = 0
+    #: Gmail's number of it, which it has in every folder; 0: it has none.
+    message_id: int = 0
 
 
 @dataclass(slots=True)
@@ -37,6 +40,7 @@ class MemoryFolder:
     uidvalidity: int
     uidnext: int = 1
     mails: dict[int, Mail] = field(default_factory=dict)
+    attributes: frozenset[str] = frozenset()
 
     def add(self, mail: Mail) -> int:
         uid = self.uidnext
@@ -68,6 +72,8 @@ class MemoryServer:
         self.append_refusal = ""
         #: Whether APPEND is refused where the folder is open read-only.
         self.insists_on_select = False
+        #: Whether it gives Gmail's numbers.
+        self.is_gmail = False
         self.unreadable: set[tuple[str, int]] = set()
         self.closed_folders: set[str] = set()
         #: Folders that LIST leaves out.
@@ -128,11 +134,27 @@ class MemorySession:
 
     # Reading ------------------------------------------------------------------------
 
+    profile = profiles.UNKNOWN
+
+    def announces(self, capability: str) -> bool:
+        return capability == "X-GM-EXT-1" and self._server.is_gmail
+
+    def message_ids(self, folders: Sequence[str]) -> Iterator[tuple[str, dict[int, int]]]:
+        for name in folders:
+            self._selected, self._examined = "", name
+            yield name, {uid: mail.message_id for uid, mail in self._folder(name).mails.items() if mail.message_id}
+
     def layout(self, also: Iterable[str] = ()) -> Layout:
         self._server.refresh()
-        shown = self._server.folders.keys() - (self._server.unlisted - set(also))
-        folders = tuple(ListedFolder(name, selectable=True) for name in sorted(shown))
-        return Layout("/", "", folders, tuple(sorted(self._server.subscribed)))
+        unlisted = self._server.unlisted & self._server.folders.keys()
+        folders = tuple(
+            ListedFolder(name, selectable=True, attributes=frozenset() if name in unlisted else folder.attributes)
+            for name, folder in sorted(self._server.folders.items())
+            if name not in unlisted - set(also)
+        )
+        return Layout(
+            "/", "", folders, tuple(sorted(self._server.subscribed)), unlisted=frozenset(unlisted & set(also))
+        )
 
     def statuses(self, folders: Sequence[str]) -> dict[str, Status | FolderRefused]:
         self._server.refresh()

@@ -64,18 +64,25 @@ def mail(name: str, text: str = "a line of text", header: str = "") -> bytes:
 
 @dataclass
 class Mail:
-    """A message as the server has it; ``size`` is what it says, if not the length of ``body``."""
+    """A message as the server has it; ``size`` is what it says, if not the length of ``body``.
+
+    ``message_id`` is Gmail's number of it, which it has in every folder; 0: it has none.
+    """
 
     uid: int
     body: bytes
     flags: bytes = b""
     date: bytes = DATE
     size: bytes | None = None
+    message_id: int = 0
 
 
 @dataclass
 class Folder:
-    """``listed``: how LIST and STATUS spell the name, if not as a quoted string."""
+    """``listed``: how LIST and STATUS spell the name, if not as a quoted string.
+
+    ``least_next``: UIDNEXT is no lower, whatever was taken out.
+    """
 
     name: bytes
     mails: list[Mail] = field(default_factory=list)
@@ -83,10 +90,11 @@ class Folder:
     delimiter: bytes = b'"/"'
     uidvalidity: int = 1_234_567_890
     listed: bytes | None = None
+    least_next: int = 1
 
     @property
     def uidnext(self) -> int:
-        return 1 + max((each.uid for each in self.mails), default=0)
+        return max(self.least_next, 1 + max((each.uid for each in self.mails), default=0))
 
     def spelled(self) -> bytes:
         """The name as LIST and STATUS give it."""
@@ -268,6 +276,8 @@ class Server:
                 return b"INTERNALDATE " + mail.date
             case b"RFC822.SIZE":
                 return b"RFC822.SIZE " + (b"%d" % len(mail.body) if mail.size is None else mail.size)
+            case b"X-GM-MSGID":
+                return b"X-GM-MSGID %d" % mail.message_id if mail.message_id else b""
             case b"BODY.PEEK[]":
                 return b"BODY[] {%d}\r\n%s" % (len(mail.body), mail.body)
             case b"BODY.PEEK[HEADER.FIELDS":
@@ -307,6 +317,75 @@ class Server:
     def on_other(self, session: Session, command: Command) -> None:
         """Any command that is not known here."""
         session.bad(command, b"unknown command")
+
+
+class Gmail(Server):
+    """Shows a message in a folder for each of its labels, and all but Trash and Spam once more in All Mail.
+
+    As Google's "IMAP extensions" and "Special-use extension of the LIST command" describe it. ``post`` is how a
+    message comes, under a number of its own.
+    """
+
+    capabilities = b"IMAP4rev1 AUTH=PLAIN NAMESPACE UIDPLUS ID X-GM-EXT-1 SPECIAL-USE"
+    greeting = b"* OK Gimap ready for requests\r\n"
+    ALL, STARRED, IMPORTANT = b"[Gmail]/All Mail", b"[Gmail]/Starred", b"[Gmail]/Important"
+
+    def __init__(self, folders: list[Folder] | None = None, users: dict[str, str] | None = None) -> None:
+        standard = [
+            Folder(b"INBOX"),
+            Folder(b"[Gmail]", attributes=b"\\HasChildren \\Noselect"),
+            Folder(self.ALL, attributes=b"\\All \\HasNoChildren", uidvalidity=11),
+            Folder(self.STARRED, attributes=b"\\Flagged \\HasNoChildren", uidvalidity=12),
+            Folder(self.IMPORTANT, attributes=b"\\HasNoChildren \\Important", uidvalidity=13),
+            Folder(b"[Gmail]/Sent Mail", attributes=b"\\HasNoChildren \\Sent", uidvalidity=14),
+            Folder(b"[Gmail]/Spam", attributes=b"\\HasNoChildren \\Junk", uidvalidity=15),
+            Folder(b"Work", attributes=b"\\HasNoChildren", uidvalidity=16),
+        ]
+        self._numbers = iter(range(1 << 60, 1 << 61))
+        super().__init__([*standard, *(folders or [])], users)
+
+    def post(self, name: str, *labels: bytes, flags: bytes = b"") -> int:
+        """A message with these labels, each the name of a folder; its number."""
+        number = next(self._numbers)
+        hidden = any(label == b"[Gmail]/Spam" for label in labels)
+        for label in (*labels, *(() if hidden else (self.ALL,))):
+            self.put(label, Mail(0, mail(name), flags, message_id=number))
+        return number
+
+    def put(self, label: bytes, message: Mail) -> None:
+        """Show a message in a folder, under the next UID there."""
+        folder = self.folder(label)
+        if folder is None:
+            raise ValueError(label)
+        folder.mails.append(Mail(folder.uidnext, message.body, message.flags, message_id=message.message_id))
+        folder.least_next = folder.uidnext
+
+    def unlabel(self, number: int, label: bytes) -> None:
+        """Take a message out of a folder; it stays in All Mail."""
+        folder = self.folder(label)
+        if folder is not None:
+            folder.mails = [each for each in folder.mails if each.message_id != number]
+
+    def on_append(self, session: Session, command: Command) -> None:
+        name = command.words[0]
+        number = next(self._numbers)
+        for label in {name, self.ALL}:
+            self.put(label, Mail(0, command.words[-1], message_id=number))
+        session.ok(command)
+
+    def on_other(self, session: Session, command: Command) -> None:
+        if command.verb == b"ID":
+            session.say(b'* ID ("name" "GImap" "vendor" "Google, Inc.")')
+            session.ok(command)
+        else:
+            super().on_other(session, command)
+
+
+class Exchange(Server):
+    """Lists calendars and the like as folders, in one language or another, as some versions do."""
+
+    capabilities = b"IMAP4 IMAP4rev1 AUTH=PLAIN IDLE NAMESPACE LITERAL+ UIDPLUS"
+    greeting = b"* OK The Microsoft Exchange IMAP4 service is ready.\r\n"
 
 
 class Session:

@@ -19,6 +19,7 @@ from psycopg.rows import dict_row
 from bascule import legacy
 from bascule.address import Address
 from bascule.database import Connection, value
+from bascule.imap.folder_rules import FolderRule
 from bascule.migrator.account import Account, Limits
 
 #: Folder, UIDVALIDITY and UID of a message at the legacy server.
@@ -142,6 +143,36 @@ class Acts:
             "SELECT folder FROM bascule.unreadable_folder WHERE mailbox_id = %s AND waived_at IS NOT NULL", mailbox_id
         )
         return frozenset(folder for (folder,) in rows)
+
+    def folder_rules(self, domain_id: int) -> list[FolderRule]:
+        """Which folders of a domain's mailboxes come along, and how."""
+        rows = self._rows(
+            "SELECT kind, folder, action, name_here, special_use_here FROM bascule.folder_rule "
+            "WHERE domain_id = %s ORDER BY id",
+            domain_id,
+        )
+        return [FolderRule(*row) for row in rows]
+
+    def rules_at_flip(self, mailbox_id: int) -> list[FolderRule]:
+        """The rules by which a mailbox was copied that has moved."""
+        found = self._value(
+            "SELECT report -> 'folder_rules' FROM bascule.verification WHERE mailbox_id = %s", mailbox_id
+        )
+        return [FolderRule(**each) for each in found or []]
+
+    def once_at_flip(self, mailbox_id: int) -> str:
+        """The legacy folder of a mailbox that has moved whose messages came where they are in no other, or empty."""
+        found = self._value("SELECT report ->> 'once' FROM bascule.verification WHERE mailbox_id = %s", mailbox_id)
+        return str(found or "")
+
+    def left_out_folders(self, mailbox_id: int) -> frozenset[str]:
+        """The legacy folders that a rule leaves out."""
+        rows = self._rows("SELECT folder FROM bascule.left_out_folder WHERE mailbox_id = %s", mailbox_id)
+        return frozenset(folder for (folder,) in rows)
+
+    def set_left_out(self, mailbox_id: int, folders: Sequence[Mapping[str, object]], *, complete: bool) -> None:
+        """Record folders that a rule leaves out: name, reason, messages or None; ``complete``: there are no others."""
+        self._do("SELECT bascule.set_left_out(%s, %s, %s)", mailbox_id, _json(list(folders)), complete)
 
     def flipped_folders(self, mailbox_id: int) -> dict[str, tuple[int, int]]:
         """UIDVALIDITY and UIDNEXT of each legacy folder, by name, as the final pass saw them."""

@@ -21,6 +21,7 @@ from threading import Lock
 from bascule import log
 from bascule.errors import LegacyRefusedLogin, LegacyUnavailable
 from bascule.imap import names
+from bascule.imap.folder_rules import FolderRules, Traits
 from bascule.imap.reader import (
     Changes,
     FolderRefused,
@@ -80,11 +81,16 @@ class FolderState:
 
 @dataclass(frozen=True, slots=True)
 class Former:
-    """What the last whole pass noted of a folder: its STATUS, the UID that comes next, keywords that are not kept."""
+    """What the last whole pass noted of a folder: its STATUS, the UID that comes next, keywords that are not kept.
+
+    ``place`` is the path of its place here, ``attributes`` are what LIST said of it.
+    """
 
     status: Status
     uidnext: int
     dropped: dict[str, str]
+    place: tuple[str, ...]
+    attributes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +109,10 @@ class Pass:
 
     ``dropped`` are, by folder, keywords that cannot be kept here, with reasons;
     ``unsettled`` are folders that Dovecot has to read anew; ``notes`` is in words what differs here.
+
+    ``layout`` has what comes along; ``left_out`` are the legacy folders that a rule leaves out, each with the
+    reason, ``once`` the one whose messages come only where they are in no other folder, or empty, and ``by_rule``
+    is in words what else is otherwise because a rule says so.
     """
 
     layout: Layout
@@ -115,6 +125,10 @@ class Pass:
     dropped: dict[str, dict[str, str]] = field(default_factory=dict)
     unsettled: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    once: str = ""
+    by_rule: list[str] = field(default_factory=list)
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def path(self, root: Path, folder: str) -> Path:
         """The directory of a legacy folder's place below the mailbox's root."""
@@ -133,7 +147,7 @@ class Copy:
     ``waived`` are messages that need not come, by folder, UIDVALIDITY and UID, and
     ``waived_folders`` whole folders, both as they are recorded
     (:func:`bascule.migrator.acts.recorded`); ``unreadable`` are those that did not
-    come, also when the pass failed.
+    come, also when the pass failed. ``rules`` say which folders come along, from the next pass on.
     """
 
     def __init__(
@@ -146,7 +160,15 @@ class Copy:
         waived: frozenset[tuple[str, int, int]] = frozenset(),
         waived_folders: frozenset[str] = frozenset(),
         is_staging: bool = False,
+        rules: FolderRules | None = None,
     ) -> None:
+        self.rules = rules or FolderRules()
+        #: The attributes of each folder that the last pass left out.
+        self._left_out: Mapping[str, frozenset[str]] = {}
+        #: X-GM-MSGID by UID of each folder, with the STATUS before it was asked for.
+        self._ids: dict[str, tuple[Status, dict[int, int]]] = {}
+        #: The messages of the folder that comes only in part which are in another folder, too; None: not known yet.
+        self._elsewhere: frozenset[int] | None = None
         self._open_source = open_source
         self._is_staging = is_staging
         self.root = root
@@ -233,17 +255,29 @@ class Copy:
 
     def _run(self) -> Pass:
         former = self._read_states()
-        layout = self.source.layout(former)  # what was copied is not removed here because one LIST leaves it out
-        names_there = {each.name for each in layout.folders}
+        # What was copied is not removed here because one LIST leaves it out, nor is what is left out no longer named.
+        listed = _as_before(self.source.layout([*former, *self._left_out]), former, self._left_out)
+        names_there = {each.name for each in listed.folders}
         on_wire = {recorded(name): name for name in names_there}
+        arranged = self.rules.arrange(listed, Traits.of(self.source))
+        self._left_out = {each.name: each.attributes for each in listed.folders if each.name in arranged.left_out}
+        layout, places = arranged.layout, names.of_layout(arranged.layout, arranged.renamed)
         this_pass = Pass(
             layout,
-            names.of_layout(layout),
+            places,
             {(on_wire.get(name, name), uidvalidity, uid) for name, uidvalidity, uid in self.waived},
             {on_wire.get(name, name) for name in self.waived_folders},
+            left_out=arranged.left_out,
+            once=arranged.once,
+            by_rule=arranged.in_words(places),
+            renamed=arranged.renamed,
         )
         now = self._statuses([each.name for each in layout.folders if each.selectable], this_pass)
-        progress = Progress(total=sum(status.messages for status in now.values()))
+        elsewhere = self._in_other_folders(this_pass.once, now) if this_pass.once in now else None
+        if elsewhere != self._elsewhere:
+            former.pop(this_pass.once, None)
+        self._elsewhere = elsewhere
+        progress = Progress(total=sum(status.messages for status in now.values()) - len(self._elsewhere or ()))
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for group in _groups(now):
             self._copy_group(group, now, former, this_pass, progress)
@@ -260,8 +294,17 @@ class Copy:
         )
         # A folder that is not whole is compared in full again.
         unread = {folder for folder, _, _ in self.unreadable} | self.refused.keys()
+        attributes = {each.name: tuple(sorted(each.attributes)) for each in layout.folders}
         states = {
-            state.name: asdict(Former(now[state.name], state.uidnext, this_pass.dropped.get(state.name, {})))
+            state.name: asdict(
+                Former(
+                    now[state.name],
+                    state.uidnext,
+                    this_pass.dropped.get(state.name, {}),
+                    places[state.name].parts,
+                    attributes[state.name],
+                )
+            )
             for state in this_pass.folders
             if state.name not in unread
         }
@@ -322,13 +365,41 @@ class Copy:
         else:
             self.refused[folder] = reason
 
+    def _in_other_folders(self, once: str, now: Mapping[str, Status]) -> frozenset[int]:
+        """The UIDs of those messages of a folder that are in another one which comes along, too."""
+        asked = [
+            name
+            for name, status in now.items()
+            if status.messages and (not status.highestmodseq or self._ids.get(name, (None,))[0] != status)
+        ]
+        self._ids = {name: ids for name, ids in self._ids.items() if name in now and now[name].messages}
+        self._ids |= {name: (now[name], ids) for name, ids in self.source.message_ids(asked)}
+        others = {each for name, (_, ids) in self._ids.items() if name != once for each in ids.values()}
+        _, ids = self._ids.get(once, (None, {}))
+        return frozenset(uid for uid, each in ids.items() if each in others)
+
+    def count_left_out(self, done: Pass) -> dict[str, int | None]:
+        """How many messages each folder has that a rule leaves out; None: the legacy server does not say.
+
+        Raises:
+            LegacyUnavailable: another session cannot be opened.
+        """
+        try:
+            found = self.source.statuses(list(done.left_out))
+        except LegacyUnavailable as error:
+            # It is for such folders that some are left out.
+            log.get().info("folders that are left out are not counted", reason=error.message)
+            self._open()
+            return dict.fromkeys(done.left_out)
+        return {name: None if isinstance(status, FolderRefused) else status.messages for name, status in found.items()}
+
     # One group of folders -------------------------------------------------------
 
     def _copy_group(
         self,
         group: list[str],
         now: dict[str, Status],
-        former: Mapping[str, Former],
+        former: dict[str, Former],
         this_pass: Pass,
         progress: Progress,
     ) -> None:
@@ -338,6 +409,9 @@ class Copy:
             status = now[name]
             rewritten = (self._uidls_are_new and name.upper() == "INBOX") or name in self._distrusted
             seen = former.get(name)
+            if seen is not None and seen.place != this_pass.places[name].parts:
+                del former[name]
+                seen = None
             if seen is not None and seen.status == status and status.highestmodseq and not rewritten:
                 progress.copied += status.messages
                 next_here = _next_here(status.uidnext, seen.uidnext)
@@ -402,7 +476,7 @@ class Copy:
             since = replace(former[name].status, uidnext=former[name].uidnext) if name in former else None
             if since is not None and since.uidvalidity != now[name].uidvalidity:
                 since = None
-            asked[name] = None if name in self._distrusted else since
+            asked[name] = None if name in self._distrusted or name == this_pass.once else since
         doubtful: list[str] = []
         anew: list[str] = []
         for changes in self.source.changes(asked.items(), sizes=self.sizes):
@@ -410,7 +484,7 @@ class Copy:
                 self._refuse(changes.folder, changes.reason, this_pass)
                 continue
             folder = here[changes.folder]
-            _leave_out(changes)
+            self._leave_out(changes, this_pass)
             if changes.uidvalidity != folder.uidvalidity:
                 anew.append(changes.folder)
                 continue
@@ -426,7 +500,7 @@ class Copy:
                 found.pop(changes.folder, None)
                 self._refuse(changes.folder, changes.reason, this_pass)
                 continue
-            _leave_out(changes)
+            self._leave_out(changes, this_pass)
             if changes.uidvalidity != here[changes.folder].uidvalidity:
                 found.pop(changes.folder, None)
                 self._refuse(changes.folder, "has another UIDVALIDITY whenever it is opened", this_pass)
@@ -434,7 +508,8 @@ class Copy:
             self._apply(changes, here[changes.folder], this_pass)
             found[changes.folder] = changes
         for name in self._distrusted.keys() & found.keys():
-            self._note_not_shown(found[name], here[name])
+            elsewhere = self._elsewhere if name == this_pass.once else None
+            self._note_not_shown(found[name], here[name], elsewhere or frozenset())
         for changes in found.values():
             self._note_unlisted(changes, this_pass)
         return found
@@ -453,10 +528,13 @@ class Copy:
             here[name] = maildir.Folder(this_pass.path(self.root, name), name, status.uidvalidity)
             here[name].open()
 
-    def _note_not_shown(self, changes: Changes, folder: maildir.Folder) -> None:
-        """Name the messages, missing in a verification, that the legacy server finds and does not show."""
+    def _note_not_shown(self, changes: Changes, folder: maildir.Folder, elsewhere: AbstractSet[int]) -> None:
+        """Name the messages, missing in a verification, that the legacy server finds and does not show.
+
+        ``elsewhere``: those that come with another folder.
+        """
         shown = folder.messages.keys() | {message.uid for message in changes.new} | changes.incomplete.keys()
-        if missing := self._distrusted[changes.folder] - shown:
+        if missing := self._distrusted[changes.folder] - shown - elsewhere:
             there = self.source.found(changes.folder) & missing
             changes.incomplete |= dict.fromkeys(there, "the server finds it, and does not show it")
 
@@ -469,6 +547,17 @@ class Copy:
         if changes.nameless:
             named = changes.exists - changes.nameless
             self._refuse(changes.folder, f"has {changes.exists} messages, and {named} are listed", this_pass)
+
+    def _leave_out(self, changes: Changes, this_pass: Pass) -> None:
+        """Leave out what is not copied: messages with too high a UID; and of a folder that comes once, and was listed
+        whole, what is in another folder, too.
+        """
+        _leave_out_beyond(changes)
+        if changes.folder != this_pass.once:
+            return
+        elsewhere = self._elsewhere or frozenset()
+        changes.new = [message for message in changes.new if message.uid not in elsewhere]
+        changes.incomplete = {uid: reason for uid, reason in changes.incomplete.items() if uid not in elsewhere}
 
     def _apply(self, changes: Changes, folder: maildir.Folder, this_pass: Pass) -> None:
         new = {message.uid: message for message in changes.new}
@@ -578,11 +667,32 @@ class Copy:
     def _read_states(self) -> dict[str, Former]:
         try:
             return {
-                name: Former(Status(**former["status"]), former["uidnext"], former["dropped"])
+                name: Former(
+                    Status(**former["status"]),
+                    former["uidnext"],
+                    former["dropped"],
+                    tuple(former["place"]),
+                    tuple(former["attributes"]),
+                )
                 for name, former in json.loads(self._states.read_text()).items()
             }
         except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
             return {}  # everything is compared
+
+
+def _as_before(layout: Layout, former: Mapping[str, Former], left_out: Mapping[str, frozenset[str]]) -> Layout:
+    """The layout, in which folders that were asked for by name have the attributes with which they were listed before.
+
+    What a rule for a special use, or for Gmail, makes of a folder does not change because one LIST leaves it out.
+    """
+    known = {name: frozenset(each.attributes) for name, each in former.items()} | dict(left_out)
+    return replace(
+        layout,
+        folders=tuple(
+            each.with_attributes(known.get(each.name, frozenset())) if each.name in layout.unlisted else each
+            for each in layout.folders
+        ),
+    )
 
 
 def _next_here(said: int, uidnext: int) -> int:
@@ -590,7 +700,7 @@ def _next_here(said: int, uidnext: int) -> int:
     return max(said, uidnext) if said <= LAST_UID else uidnext
 
 
-def _leave_out(changes: Changes) -> None:
+def _leave_out_beyond(changes: Changes) -> None:
     """Have messages whose UIDs leave no room for new ones count as such that do not come."""
     beyond = [message.uid for message in changes.new if message.uid > LAST_UID]
     if not beyond:
@@ -604,10 +714,15 @@ def _leave_out(changes: Changes) -> None:
 def _differences(done: Pass) -> Iterator[str]:
     """In words, what a client of the new server will see otherwise than at the legacy server."""
     layout = done.layout
+    by_rule = {
+        names.readable(name): {names.readable(text), names.readable(layout.prefix + text)}
+        for name, text in done.renamed.items()
+    }
     for place in done.places.values():
         if place.is_renamed:
             name = names.readable(place.name(layout.separator, layout.prefix))
-            yield f"the folder {place.text!r} is kept as {name!r}"
+            if name not in by_rule.get(place.text, ()):
+                yield f"the folder {place.text!r} is kept as {name!r}"
     for folder, dropped in done.dropped.items():
         for keyword, reason in dropped.items():
             yield f"{names.readable(folder)}: the keyword {keyword!r} is not kept: it {reason}"

@@ -9,6 +9,7 @@ from functools import partial
 
 from bascule import log
 from bascule.errors import BasculeError
+from bascule.imap.folder_rules import FolderRules
 from bascule.legacy import authenticate
 from bascule.migrator import metrics
 from bascule.migrator.acts import Acts
@@ -68,6 +69,7 @@ def migrate(attempt: Attempt) -> None:
     with copy:
         try:
             for number in range(1, MAX_PASSES + 1):
+                copy.rules = FolderRules(acts.folder_rules(account.domain_id))
                 done = copy.run()
                 logger.info("pass done", number=number, changes=done.changes)
                 if done.changes <= SMALL_PASS:
@@ -76,6 +78,7 @@ def migrate(attempt: Attempt) -> None:
             _record_unreadable(acts, account.id, copy, complete=False)
             raise
         _record_unreadable(acts, account.id, copy, complete=True)
+        counted = _name_left_out(attempt, copy, done)
         _insist_on_whole(attempt, copy, done)
         if account.staged and acts.stage(account.id):
             logger.info("kept fresh until it flips")
@@ -93,16 +96,25 @@ def migrate(attempt: Attempt) -> None:
             logger.info("copied ahead")
             return
         _insist_on_a_password(attempt)
-        last_pass = _flip(attempt, copy, rehearsed, notes, None if password is None else password.hashed())
+        hashed = None if password is None else password.hashed()
+        last_pass = _flip(attempt, copy, rehearsed, notes, counted, hashed)
         copy.forget()
         storage.keep_evidence(home, last_pass)
         storage.hand_over(home)
 
 
-def _flip(attempt: Attempt, copy: Copy, rehearsed: _Verified, notes: list[str], hashed: str | None) -> Pass:
+def _flip(
+    attempt: Attempt,
+    copy: Copy,
+    rehearsed: _Verified,
+    notes: list[str],
+    counted: Mapping[str, int | None],
+    hashed: str | None,
+) -> Pass:
     """Hold the mail, copy the rest, find both sides equal, and flip; the last pass.
 
-    ``hashed``: of the proved password. It is costly on purpose, so it was made before the mail is held.
+    ``counted``: the messages of each folder that a rule leaves out. ``hashed``: of the proved password. It is costly on
+    purpose, so it was made before the mail is held.
     """
     acts, account, home, storage = attempt.acts, attempt.account, attempt.home, attempt.storage
     compared = {state.name: state.uidnext for state in rehearsed.last_pass.folders}
@@ -112,6 +124,7 @@ def _flip(attempt: Attempt, copy: Copy, rehearsed: _Verified, notes: list[str], 
         await_acknowledgements(acts, account.id, epoch)
         final = _equal(attempt, copy, compared)
         final.verification.notes += notes
+        final.verification.left_out = _left_out(final.last_pass, counted)
         final.verification.bodies_compared += rehearsed.verification.bodies_compared
         storage.leave_gap(account.address, home, final.last_pass)
         acts.finish_cutover(account.id, epoch, hashed, final.verification.report())
@@ -169,6 +182,7 @@ def _equal(attempt: Attempt, copy: Copy, compared: Mapping[str, int], last: Pass
                     digests=partial(storage.digests, home, done),
                     sizes=copy.sizes,
                     compared=compared,
+                    rules=copy.rules.rules,
                 )
         except NotEqual as error:
             if not remaining:
@@ -201,6 +215,21 @@ def _name_not_served(attempt: Attempt, error: NotEqual) -> None:
         hint="See bascule.unreadable; mend them there, or leave them there: "
         f"bascule waive-messages {attempt.account.address}.",
     ) from error
+
+
+def _name_left_out(attempt: Attempt, copy: Copy, done: Pass) -> Mapping[str, int | None]:
+    """Record the folders that a rule leaves out; how many messages each has, None where that is not said."""
+    counted = copy.count_left_out(done)
+    attempt.acts.set_left_out(attempt.account.id, _left_out(done, counted), complete=True)
+    return counted
+
+
+def _left_out(done: Pass, counted: Mapping[str, int | None]) -> list[dict[str, object]]:
+    """The folders that a rule leaves out, as they are recorded."""
+    return [
+        {"name": name, "reason": reason, "messages": counted.get(name)}
+        for name, reason in sorted(done.left_out.items())
+    ]
 
 
 def _insist_on_whole(attempt: Attempt, copy: Copy, done: Pass) -> None:

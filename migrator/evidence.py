@@ -122,6 +122,9 @@ def _look_for_what_was_never_brought(
     """Which messages of before the flip the legacy server has, and are neither in the evidence nor waived."""
     acts, account = attempt.acts, attempt.account
     flipped = acts.flipped_folders(account.id)
+    if once := acts.once_at_flip(account.id):
+        flipped.pop(once, None)
+        found.notes.append(f"{once}: only what was in no other folder came; the legacy server was not asked for more")
     brought = {(each.folder, each.uidvalidity, each.uid) for each in acts.stragglers(account.id) if each.delivered}
     known = came_in.keys() | brought | acts.waived_messages(account.id)
     try:

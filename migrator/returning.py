@@ -14,7 +14,7 @@ since: it is looked for there.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 
@@ -32,6 +32,7 @@ from bascule.migrator.delivery import ARRIVING, Digest, content_at, names_here
 from bascule.migrator.hold import MARGIN, await_acknowledgements, undo
 from bascule.migrator.known import Known
 from bascule.migrator.late import Content
+from bascule.migrator.left_out import left_out
 from bascule.migrator.mirror import Mirror
 from bascule.migrator.return_plan import Folder, Plan, Records, Side, Store, insist_on_plausible, kept, plan
 from bascule.migrator.storage import Evidence, evidence
@@ -175,13 +176,13 @@ class Return:
     def _read_here(self, session: Writer) -> Side:
         """The mailbox here, by the names that the legacy server has for its folders."""
         layout = session.layout()
-        legacy_names = self._legacy_names
         selectable = [each.name for each in layout.folders if each.selectable]
-        self._names_here = {legacy_names.get(name, name): name for name in selectable}
+        legacy_names = names_there(selectable, self._legacy_names)
+        self._names_here = {legacy_names[name]: name for name in selectable}
         folders = self._seen_here.read(session, selectable)
         return Side(
-            {legacy_names.get(name, name): folder for name, folder in folders.items()},
-            frozenset(legacy_names.get(name, name) for name in layout.subscribed),
+            {legacy_names[name]: folder for name, folder in folders.items()},
+            frozenset(legacy_names.get(name, self._legacy_names.get(name, name)) for name in layout.subscribed),
             layout.separator,
         )
 
@@ -190,6 +191,8 @@ class Return:
         layout = self._there.layout(here.folders)
         self._selected = ""
         waived = self._acts.waived_folders(self._account.id)
+        # One that was left out, and that the user has made here: what is there stays, for it was never here.
+        waived |= left_out(self._attempt, self._there, layout) - here.folders.keys()
         self._on_wire = {recorded(each.name): each.name for each in layout.folders if each.selectable}
         wanted = {name: wire for name, wire in self._on_wire.items() if name not in waived}
         read = self._seen_there.read(self._there, list(wanted.values()))
@@ -449,6 +452,24 @@ class Return:
     @cached_property
     def _evidence(self) -> Mapping[tuple[str, int, int], Evidence]:
         return evidence(self._attempt.home)
+
+
+def names_there(here: Iterable[str], copied: Mapping[str, str]) -> dict[str, str]:
+    """The legacy name of each folder here: where it was copied from, else its own, or the next that is free.
+
+    ``copied``: the legacy name of each folder that was copied, by its name here. A rule may have given a folder
+    another name here, and the user may since have made one that is called as that one is there.
+    """
+    names = {name: copied[name] for name in here if name in copied}
+    taken = set(names.values())
+    for name in sorted(set(here) - names.keys()):
+        found, number = name, 1
+        while found in taken:
+            number += 1
+            found = f"{name}-{number}"
+        taken.add(found)
+        names[name] = found
+    return names
 
 
 def _is_same(now: Message, before: Message) -> bool:

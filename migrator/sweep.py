@@ -15,6 +15,7 @@ message is written, and what was wrong is reported at the end.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,8 +41,9 @@ from bascule.migrator import maildir
 from bascule.migrator.acts import Identity, Straggler, recorded
 from bascule.migrator.attempt import Attempt
 from bascule.migrator.delivery import Delivery, content_at, deliverable, file_name, message_id_of, new_name
-from bascule.migrator.known import LAST, Known, Look, Looks
+from bascule.migrator.known import LAST, Known, Look, Looks, Print
 from bascule.migrator.late import Content, Identification, Sorting, Verdict, sort_by_place
+from bascule.migrator.left_out import left_out
 from bascule.migrator.letters import message_id
 from bascule.migrator.storage import Evidence, evidence
 
@@ -216,6 +218,8 @@ class Late:
         self._flipped = acts.flipped_folders(account.id)
         self._had = {each["name"]: int(each["messages"]) for each in acts.verified_folders(account.id)}
         self._waived = acts.waived_messages(account.id)
+        #: The folder whose messages came only where they are in no other, or empty.
+        self._once = acts.once_at_flip(account.id)
         self._last_id = message_id("last", account)
         self._looks = Looks(attempt.home, account.migrated_at.isoformat() if account.migrated_at else "")
 
@@ -237,17 +241,25 @@ class Late:
             BasculeError, OSError: the legacy server or the mailbox here cannot be used.
         """
         waived_folders = self._attempt.acts.waived_folders(self._attempt.account.id)
-        on_wire = {recorded(each.name): each.name for each in self._source.layout().folders if each.selectable}
-        self._on_wire = {name: wire for name, wire in on_wire.items() if name not in waived_folders}
+        layout = self._source.layout()
+        on_wire = {recorded(each.name): each.name for each in layout.folders if each.selectable}
+        not_brought = waived_folders | left_out(self._attempt, self._source, layout)
+        self._on_wire = {name: wire for name, wire in on_wire.items() if name not in not_brought}
         statuses = self._statuses()
         first_of = {
             name: first for name, status in statuses.items() if (first := self._first(name, status)) is not None
         }
         anew = {name for name, status in statuses.items() if status.uidvalidity != self._at_flip(name, status)[0]}
         # A folder that was made anew is read whole, which takes long: the others come first.
+        # What is in other folders, too, is brought from there, before it is looked at where it is once more.
         # All answers first: the same session then reads bodies.
-        for changes in self._newer(dict(sorted(first_of.items(), key=lambda item: item[0] in anew))):
+        for changes in self._newer(
+            dict(sorted(first_of.items(), key=lambda item: (item[0] == self._once, item[0] in anew)))
+        ):
             try:
+                if changes.folder == self._once:
+                    self._folder_once(changes, statuses[changes.folder])
+                    continue
                 self._folder(changes, statuses[changes.folder], is_whole=first_of[changes.folder] == 1)
             except (Undecided, LateMessageUnreadable, FolderNotReadable) as error:
                 self._note(error)
@@ -310,6 +322,17 @@ class Late:
             return uidnext  # what cannot be (RFC 3501 section 2.3.1.1): its STATUS says nothing of what has happened
         if not status.messages:
             return None
+        if name == self._once:
+            if status.uidvalidity != uidvalidity:
+                self._note(
+                    FolderNotReadable(
+                        f"late mail of {name!r} is not brought: it was made anew, and what of it was in other folders "
+                        "at the flip is not known any more",
+                        hint=self._hint(name),
+                    )
+                )
+                return None
+            return uidnext if status.uidnext > uidnext or not status.uidnext else None
         if status.uidvalidity != uidvalidity:
             return None if look is not None and look.status == status and status.highestmodseq else 1
         has_newer = status.uidnext > uidnext or not status.uidnext
@@ -375,6 +398,51 @@ class Late:
             known.save(self._attempt.home)
         self._looks.set(name, Look(status, below))
 
+    def _folder_once(self, changes: Changes, status: Status) -> None:
+        """A folder of which only those messages came that were in no other: what came to it since the flip.
+
+        What is in another folder now comes from there. Once it has, that is noted, so that it does not come a second
+        time when somebody takes it out of that folder.
+        """
+        name = changes.folder
+        uidvalidity, uidnext = self._at_flip(name, status)
+        here = Here(self._delivery, name, uidvalidity, self._everything_here)
+        known = self._known(name, uidvalidity, uidnext, here)
+        brought = {each.uid for each in self._attempt.acts.stragglers(self._attempt.account.id) if each.folder == name}
+        settled = brought | {uid for validity, uid in known.prints if validity == uidvalidity}
+        dates = {each.uid: maildir.storable_date(each.internaldate) for each in changes.new}
+        elsewhere = self._in_other_folders(name, (dates.keys() | changes.incomplete.keys()) - settled)
+        known.prints |= {(uidvalidity, uid): Print(dates.get(uid, 0), 0, 0) for uid, came in elsewhere.items() if came}
+        changes.new = [each for each in changes.new if each.uid not in elsewhere]
+        changes.incomplete = {uid: reason for uid, reason in changes.incomplete.items() if uid not in elsewhere}
+        sorting = self._sort(known, uidvalidity, changes.new)
+        sorting.free_prints = {}  # those of the flip were not asked for
+        identification = Identification(sorting, known, here)
+        try:
+            self._identify(name, known, sorting, identification, self._unlisted(changes, sorting, known))
+        finally:
+            known.save(self._attempt.home)
+        self._looks.set(name, Look(status, 0))
+
+    def _in_other_folders(self, name: str, uids: AbstractSet[int]) -> dict[int, bool]:
+        """Those of the messages that are in another folder which comes along, too; whether they came from there."""
+        if not uids:
+            return {}
+        ids = {recorded(wire): found for wire, found in self._source.message_ids(list(self._on_wire.values()))}
+        own = {number: uid for uid, number in ids.pop(name, {}).items() if uid in uids}
+        came = {(each.folder, each.uid) for each in self._attempt.acts.stragglers(self._attempt.account.id)}
+        found: dict[int, bool] = {}
+        for other, numbers in ids.items():
+            shared = {uid: own[number] for uid, number in numbers.items() if number in own}
+            if not shared:
+                continue
+            uidvalidity, uidnext = self._flipped.get(other, (0, 0))
+            known = Known.load(self._attempt.home, other, uidvalidity, uidnext)
+            for uid_there, uid in shared.items():
+                is_known = known is not None and (uidvalidity, uid_there) in known.prints
+                found[uid] = found.get(uid, False) or is_known or (other, uid_there) in came
+        return found
+
     @cached_property
     def _came(self) -> dict[str, dict[int, Evidence]]:
         """The evidence of the flip, by folder and UID."""
@@ -420,7 +488,9 @@ class Late:
                 if self._is_last(name, body.content):
                     identification.is_last(body.message, body.content)
                     body.file.unlink()
-                elif identification.exactly(body.message, body.content):
+                elif identification.exactly(body.message, body.content) or self._came_from_another(
+                    name, known, sorting.uidvalidity, body
+                ):
                     body.file.unlink()
                 else:
                     left.append(body)
@@ -459,6 +529,17 @@ class Late:
                 "whether they came late or were removed here",
                 hint=hint,
             )
+
+    def _came_from_another(self, name: str, known: Known, uidvalidity: int, body: _Body) -> bool:
+        """Whether a message of the folder that is brought in part was brought from another, before it was seen here."""
+        if name != self._once:
+            return False
+        stragglers = self._attempt.acts.stragglers(self._attempt.account.id)
+        if body.content.digest not in {each.digest for each in stragglers if each.folder != name}:
+            return False
+        date = maildir.storable_date(body.message.internaldate)
+        known.prints[uidvalidity, body.message.uid] = Print(date, body.content.size, 0)
+        return True
 
     def _bodies(self, name: str, messages: list[Message], not_given: dict[int, str]) -> list[_Body]:
         """The messages that the legacy server gives; why it does not give the others goes into ``not_given``."""

@@ -4,12 +4,15 @@ Nothing here knows how the copy is stored. This side is seen through Dovecot, by
 its own names; the legacy side is counted by SEARCH and EXISTS beside what FETCH
 lists; and bodies are compared by the digest that was taken when they came in.
 What is allowed to differ is only what the copy has announced, and it is in the
-report.
+report. What the copy left out is judged here once more, by the domain's rules
+and by what the legacy server lists: whatever is neither here nor meant to be
+left out is missing.
 """
 
 from __future__ import annotations
 
 import random
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field
@@ -18,6 +21,8 @@ from typing import Literal
 from imapclient import imap_utf7
 
 from bascule.errors import BasculeError
+from bascule.imap import folder_names
+from bascule.imap.folder_rules import FolderRule
 from bascule.imap.reader import Changes, FolderRefused, Message, Reader
 from bascule.migrator.copying import FolderState, Pass
 from bascule.migrator.witness import Opened, Seen, Witness
@@ -56,6 +61,10 @@ class Verification:
 
     ``special_uses`` are names of folders by use; ``odd_sizes`` are messages whose
     RFC822.SIZE is not their length; ``notes`` is what could not be taken along, in words.
+
+    ``left_out`` are the folders that a rule left out: ``name``, ``reason``, and ``messages``, which is None where
+    the legacy server does not say. ``once`` is the folder whose messages came only where they are in no other.
+    ``folder_rules`` are the rules that were in force.
     """
 
     separator: str
@@ -65,6 +74,9 @@ class Verification:
     odd_sizes: list[str] = field(default_factory=list)
     waived: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    left_out: list[dict[str, object]] = field(default_factory=list)
+    once: str = ""
+    folder_rules: list[dict[str, str]] = field(default_factory=list)
     #: How many bodies were compared byte for byte, by their digests.
     bodies_compared: int = 0
 
@@ -94,12 +106,14 @@ def verify(
     sizes: bool = True,
     bodies: Bodies = "sample",
     compared: Mapping[str, int] | None = None,
+    rules: Sequence[FolderRule] = (),
 ) -> Verification:
     """Compare the mailbox here with the legacy one, as the last pass found that.
 
     ``there`` and ``legacy`` look at the legacy server over one connection, by
     turns. ``sizes``: whether it can be asked for sizes. ``compared``: by legacy
-    folder, the UID below which bodies were compared already.
+    folder, the UID below which bodies were compared already. ``rules`` are the
+    domain's, by which the last pass left folders out.
 
     Raises:
         NotEqual: with the first folder and what differs in it.
@@ -107,12 +121,18 @@ def verify(
         LegacyUnavailable
     """
     layout = last_pass.layout
-    now = {folder.name for folder in there.layout().folders}
-    if more := sorted(now - last_pass.places.keys()):
-        raise NotEqual(f"the legacy server has a folder {more[0]!r} that the last pass did not see", folder=more[0])
-    result = Verification(layout.separator, layout.prefix, special_uses(last_pass), notes=list(last_pass.notes))
+    result = Verification(
+        layout.separator,
+        layout.prefix,
+        special_uses(last_pass),
+        notes=[*last_pass.notes, *last_pass.by_rule],
+        once=last_pass.once,
+        folder_rules=[rule.as_json() for rule in rules],
+    )
     names = {name: place.name(layout.separator, layout.prefix) for name, place in last_pass.places.items()}
     _compare_folders(here, last_pass, names, result)
+    _insist_on_all_folders(there, legacy, last_pass, rules)
+    twice = _in_other_folders(legacy, last_pass)
     rest = compared or {}
     for group in _groups(last_pass.folders):
         states = {state.name: state for state in group}
@@ -132,7 +152,9 @@ def verify(
                 message.uid: message
                 for message in listed[name].new
                 # What came after the last pass is a late message: the sweep brings it.
-                if message.uid < state.uidnext and message.uid not in waived
+                if message.uid < state.uidnext
+                and message.uid not in waived
+                and not (name == last_pass.once and message.uid in twice)
             }
             odd = _compare_messages(state, opened, expected, seen, last_pass.dropped.get(name, {}), result)
             result.folders.append(
@@ -217,6 +239,117 @@ def _compare_folders(here: Witness, last_pass: Pass, names: Mapping[str, str], r
             and folder.special_use.lower() not in uses.get(names[folder.name], frozenset())
         ):
             result.notes.append(f"{names[folder.name]} is not shown as {folder.special_use} here")
+
+
+# What is left out -----------------------------------------------------------------
+
+
+def _insist_on_all_folders(there: Reader, legacy: Witness, last_pass: Pass, rules: Sequence[FolderRule]) -> None:
+    """Whether every folder that the legacy server lists is here, but for what the rules mean to leave out.
+
+    Raises:
+        NotEqual
+    """
+    here = {state.name for state in last_pass.folders}
+    shown = {
+        "INBOX" if name.upper() == "INBOX" else name: attributes
+        for name, attributes in legacy.folders().items()
+        if not attributes & {"\\noselect", "\\nonexistent"}
+    }
+    wrongly_here = sorted(here & last_pass.left_out.keys())
+    if wrongly_here:
+        raise NotEqual(f"the folder {wrongly_here[0]!r} is here, though a rule leaves it out", folder=wrongly_here[0])
+    missing = sorted(shown.keys() - here - last_pass.waived_folders)
+    if not missing:
+        return
+    others = legacy.other_namespaces(last_pass.layout.prefix, may_refuse=True)
+    missing = [name for name in missing if not (others and name.startswith(others))]
+    by_use = any(rule.kind == "special-use" for rule in rules)
+    uses = legacy.special_uses(may_refuse=True) if missing and by_use else {}
+    attributes = {name: shown[name] | uses.get(name, frozenset()) for name in shown}
+    for name in missing:
+        if name not in last_pass.left_out or not _is_meant(name, attributes, last_pass, rules, there):
+            raise NotEqual(
+                f"the folder {name!r} of the legacy server is not here, and no rule leaves it out", folder=name
+            )
+
+
+def _is_meant(
+    name: str,
+    attributes: Mapping[str, AbstractSet[str]],
+    last_pass: Pass,
+    rules: Sequence[FolderRule],
+    there: Reader,
+) -> bool:
+    """Whether the rules mean to leave a folder out, as they are read here."""
+    if name == "INBOX":
+        return False
+    text = _letters(_decoded(name))
+    uses = attributes[name]
+    patterns = [rule for rule in rules if rule.kind == "pattern" and _fits(text, _letters(rule.folder))]
+    longest = max((len(rule.folder) for rule in patterns), default=0)
+    deciding = (
+        [rule for rule in rules if rule.kind == "name" and _letters(rule.folder) == text]
+        or [rule for rule in patterns if len(rule.folder) == longest]
+        or [rule for rule in rules if rule.kind == "special-use" and rule.folder.lower() in uses]
+    )
+    if deciding:
+        return any(rule.action == "leave-out" for rule in deciding)
+    if any(rule.kind == "exchange-items" for rule in rules) and there.profile.name == "Exchange":
+        head = text.removeprefix(last_pass.layout.prefix).split(last_pass.layout.separator)[0].lower()
+        if any(head in names for names in folder_names.EXCHANGE_ITEMS.values()):
+            return True
+    # Built in for Gmail: a view of messages that are in the folder with all of them, which is here.
+    all_of_them = {each for each, having in attributes.items() if "\\all" in having}
+    here = {state.name for state in last_pass.folders}
+    return there.announces("X-GM-EXT-1") and bool(uses & {"\\flagged", "\\important"}) and bool(all_of_them & here)
+
+
+def _fits(text: str, pattern: str) -> bool:
+    """Whether a text fits a pattern in which ``*`` stands for anything."""
+    first, *others = pattern.split("*")
+    if not others:
+        return text == pattern
+    if not text.startswith(first) or not text.endswith(others[-1]):
+        return False
+    start, end = len(first), len(text) - len(others[-1])
+    for part in others[:-1]:
+        found = text.find(part, start, max(end, 0))
+        if found < 0:
+            return False
+        start = found + len(part)
+    return start <= end
+
+
+def _decoded(name: str) -> str:
+    """A name on the wire in letters: in modified UTF-7, in UTF-8, or, where it is neither, a letter for each byte."""
+    raw = name.encode("utf-8", "surrogateescape")
+    if raw.isascii():
+        try:
+            return str(imap_utf7.decode(raw))
+        except (UnicodeError, ValueError):
+            return name
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
+
+
+def _letters(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _in_other_folders(legacy: Witness, last_pass: Pass) -> frozenset[int]:
+    """The UIDs of those messages of the folder that came only in part which are in another folder, too."""
+    if last_pass.once not in {state.name for state in last_pass.folders}:
+        return frozenset()
+    found = dict(legacy.message_ids([state.name for state in last_pass.folders if state.name != last_pass.once]))
+    others = {number for ids in found.values() for number in ids.values()}
+    ((_, ids),) = legacy.message_ids([last_pass.once])
+    return frozenset(uid for uid, number in ids.items() if number in others)
+
+
+# What came ------------------------------------------------------------------------
 
 
 def _compare_counts(

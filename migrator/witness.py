@@ -77,13 +77,13 @@ class Witness:
         """The attributes (lower case) of each folder that LIST shows, by its name as on the wire."""
         return self._listed(b'LIST "" "*"')
 
-    def special_uses(self) -> dict[str, frozenset[str]]:
-        """The attributes (lower case) of the folders with a special use (RFC 6154)."""
-        return self._listed(b'LIST (SPECIAL-USE) "" "*"')
+    def special_uses(self, *, may_refuse: bool = False) -> dict[str, frozenset[str]]:
+        """The attributes (lower case) of the folders with a special use (RFC 6154); none where that may be refused."""
+        return self._listed(b'LIST (SPECIAL-USE) "" "*"', may_refuse=b"LIST (" if may_refuse else b"\0")
 
-    def other_namespaces(self, prefix: str) -> tuple[str, ...]:
-        """The prefixes of all namespaces but the one with ``prefix`` (RFC 2342)."""
-        (answer,) = self._ask([b"NAMESPACE"])
+    def other_namespaces(self, prefix: str, *, may_refuse: bool = False) -> tuple[str, ...]:
+        """The prefixes of all namespaces but the one with ``prefix`` (RFC 2342); none where that may be refused."""
+        (answer,) = self._ask([b"NAMESPACE"], may_refuse=b"NAMESPACE" if may_refuse else b"\0")
         quoted = re.findall(rb'\(("(?:[^"\\]|\\.)*") (?:NIL|")', b" ".join(answer))
         return tuple(name for name in map(_name, quoted) if name not in {"", prefix})
 
@@ -152,8 +152,20 @@ class Witness:
 
     # ----------------------------------------------------------------------------
 
-    def _listed(self, command: bytes) -> dict[str, frozenset[str]]:
-        (answer,) = self._ask([command])
+    def message_ids(self, folders: Sequence[str]) -> Iterator[tuple[str, dict[int, bytes]]]:
+        """For each folder, what Gmail calls its messages in every folder (X-GM-MSGID), by UID."""
+        fetch = b"UID FETCH 1:* (UID X-GM-MSGID)"
+        commands = {name: [b"EXAMINE %s" % _quoted(name), fetch] for name in folders}
+        for name, answers in self._by_folder(commands, may_refuse=b"UID FETCH"):
+            found: dict[int, bytes] = {}
+            for line in answers[1]:
+                uid, number = re.search(rb"[( ]UID (\d+)", line), re.search(rb"[( ]X-GM-MSGID (\d+)", line)
+                if uid and number:
+                    found[int(uid[1])] = number[1]
+            yield name, found
+
+    def _listed(self, command: bytes, *, may_refuse: bytes = b"\0") -> dict[str, frozenset[str]]:
+        (answer,) = self._ask([command], may_refuse=may_refuse)
         return {_name(match[2]): _words(match[1]) for line in answer if (match := _LIST.fullmatch(line))}
 
     def _opened(self, name: str, answers: list[list[bytes]]) -> Opened:

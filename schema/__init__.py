@@ -33,6 +33,7 @@ REPLACEABLE = (
     "functions/administration.sql",
     "functions/requests.sql",
     "functions/passwords.sql",
+    "functions/folders.sql",
     "functions/returns.sql",
     "functions/migration.sql",
     "functions/nodes.sql",

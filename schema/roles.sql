@@ -50,6 +50,12 @@ GRANT EXECUTE ON FUNCTION activate_domain, rotate_url, place, expect, assign_ali
     sightings_kept,
     forget_node TO bascule_admin;
 
+-- Which folders come along.
+GRANT SELECT ON folder_rules, left_out TO bascule_admin;
+GRANT EXECUTE ON FUNCTION add_folder_rule, remove_folder_rule TO bascule_admin;
+GRANT SELECT ON folder_rule, left_out_folder TO bascule_worker;
+GRANT EXECUTE ON FUNCTION set_left_out TO bascule_worker;
+
 GRANT SELECT ON domain, mailbox, mailbox_folder, verification, straggler, unreadable_message, unreadable_folder, returned_message,
     routing_domain, gauges TO bascule_worker;
 GRANT EXECUTE ON FUNCTION begin_copy, report_progress, stage, begin_cutover, unacknowledged, finish_cutover, undo_cutover,

@@ -102,6 +102,22 @@ COMMENT ON VIEW unreadable IS
     'Messages, and whole folders (uid is null), that the legacy server says it has and does not give, and which of them '
     'were waived: a mailbox with one that is not waived is copied but not cut over';
 
+CREATE OR REPLACE VIEW folder_rules AS
+SELECT domain.name AS domain, rule.kind, rule.folder, rule.action, rule.name_here, rule.special_use_here, rule.created_at
+  FROM folder_rule AS rule JOIN domain ON domain.id = rule.domain_id;
+COMMENT ON VIEW folder_rules IS
+    'Which folders are left out, or get another name or special use here: add_folder_rule(), remove_folder_rule()';
+
+CREATE OR REPLACE VIEW left_out AS
+SELECT mailbox.full_address AS address, left_out_folder.folder, left_out_folder.messages, left_out_folder.reason,
+       left_out_folder.noted_at, mailbox.state, domain.name AS domain
+  FROM left_out_folder JOIN mailbox ON mailbox.id = left_out_folder.mailbox_id
+  JOIN domain ON domain.id = mailbox.domain_id;
+COMMENT ON VIEW left_out IS
+    'The folders that a rule leaves at the legacy server, mailbox by mailbox: before the flip as the last pass saw them, after it as they were then';
+COMMENT ON COLUMN left_out.folder IS 'As on the wire (modified UTF-7)';
+COMMENT ON COLUMN left_out.messages IS 'How many it had; null: the legacy server does not say';
+
 CREATE OR REPLACE VIEW verifications AS
 SELECT mailbox.full_address AS address, domain.name AS domain, mailbox.first_name, mailbox.last_name,
        mailbox.trigger, mailbox.migrated_at,
@@ -111,7 +127,10 @@ SELECT mailbox.full_address AS address, domain.name AS domain, mailbox.first_nam
        (SELECT count(*) FROM straggler WHERE straggler.mailbox_id = mailbox.id AND delivered_at IS NOT NULL) AS stragglers,
        (report ->> 'bodies_compared')::bigint AS bodies_compared, verification.verified_again_at, verification.again,
        CASE WHEN mailbox.password_hash IS NULL THEN 'none'
-            WHEN mailbox.password_hash = mailbox.imported_hash THEN 'imported' ELSE 'proved' END AS password
+            WHEN mailbox.password_hash = mailbox.imported_hash THEN 'imported' ELSE 'proved' END AS password,
+       (SELECT coalesce(jsonb_agg(jsonb_build_object('name', folder, 'reason', reason, 'messages', left_out_folder.messages)
+                                  ORDER BY folder), '[]')
+          FROM left_out_folder WHERE left_out_folder.mailbox_id = mailbox.id) AS left_out
   FROM verification JOIN mailbox ON mailbox.id = verification.mailbox_id JOIN domain ON domain.id = mailbox.domain_id,
        LATERAL (SELECT coalesce(sum((folder ->> 'messages')::bigint), 0)::bigint AS messages,
                        coalesce(sum((folder ->> 'bytes')::bigint), 0)::bigint AS bytes
@@ -123,6 +142,8 @@ COMMENT ON COLUMN verifications.waived IS 'Messages that did not come, as an adm
 COMMENT ON COLUMN verifications.notes IS 'What could not be taken along, in words: POP3 UIDLs, Sieve scripts';
 COMMENT ON COLUMN verifications.password IS 'Which password is good here now, as in mailboxes: of "none", nobody can log in without the legacy server';
 COMMENT ON COLUMN verifications.odd_sizes IS 'Messages whose size the legacy server states wrongly';
+COMMENT ON COLUMN verifications.left_out IS
+    '[{"name", "reason", "messages" or null}]: folders that a rule left at the legacy server, names in modified UTF-7';
 COMMENT ON COLUMN verifications.stragglers IS 'Messages that were brought after the cutover';
 
 CREATE OR REPLACE VIEW closing_obstacles AS

@@ -22,6 +22,7 @@ from bascule.check.finding import Said, good, note, wrong
 from bascule.check.registry import check
 from bascule.check.subject import Subject
 from bascule.errors import LegacyRefusedLogin, LegacyUnavailable
+from bascule.imap.folder_rules import Arranged, Traits
 from bascule.imap.names import places, readable
 from bascule.imap.reader import FolderRefused, Reader
 from bascule.legacy import Service, connect_imap, imap_session, plainly
@@ -38,6 +39,7 @@ NEARLY_FULL = 0.98  # of the quota
 MOST_READ = 100_000  # messages whose flags and dates are read
 MOST_KEYWORDS = 26  # that a folder in Maildir format keeps (Dovecot manual, "Maildir", dovecot-keywords)
 MOST_BYTES = 255  # of a file name (Linux, NAME_MAX)
+AT_ONCE = 20  # folders that are named together where all are named
 #: Servers that show a client the newest messages only, or may be told to: by a capability, or by the end of a name.
 NEWEST_ONLY = {
     "X-GM-EXT-1": "Gmail can be told to show the newest messages of a folder only (Settings, Forwarding and POP/IMAP, "
@@ -86,6 +88,10 @@ class Survey:
     read: list[FolderRead] = field(default_factory=list)
     #: Bytes of the messages that were read.
     size: int = 0
+    #: What the domain's rules make of the folders.
+    arranged: Arranged | None = None
+    #: The messages of each folder that is left out; None: the server does not say.
+    left_out: dict[str, int | None] = field(default_factory=dict)
 
     @property
     def largest(self) -> int:
@@ -117,7 +123,8 @@ def look_around(subject: Subject) -> Survey:
         survey.quotas = _quotas(session)
     with subject.reader() as reader:
         survey.profile, survey.profile_note = reader.profile.name, reader.profile.note
-        layout = reader.layout()
+        survey.arranged = arranged = subject.folder_rules.arrange(reader.layout(), Traits.of(reader))
+        layout = arranged.layout
         survey.separator, survey.prefix = layout.separator, layout.prefix
         survey.delimiters = {folder.name: folder.delimiter for folder in layout.folders}
         survey.folders = tuple(folder.name for folder in layout.folders if folder.selectable)
@@ -128,6 +135,7 @@ def look_around(subject: Subject) -> Survey:
             else:
                 survey.messages[name] = status.messages
         _read_largest(reader, survey)
+        survey.left_out = _counted(reader, list(arranged.left_out))
     if "ACL" in survey.capabilities:
         with subject.fresh_session() as session:
             survey.rights = _rights(session, survey)
@@ -160,6 +168,15 @@ def _read_largest(reader: Reader, survey: Survey) -> None:
             )
             largest = max((message.size for message in given), default=0)
             survey.read.append(FolderRead(name, changes.exists, len(given), frozenset(keywords), odd, largest))
+
+
+def _counted(reader: Reader, folders: list[str]) -> dict[str, int | None]:
+    """How many messages each folder has. The last that is asked: the server may end the session at one of them."""
+    try:
+        found = reader.statuses(folders)
+    except LegacyUnavailable:
+        return dict.fromkeys(folders)
+    return {name: None if isinstance(each, FolderRefused) else each.messages for name, each in found.items()}
 
 
 def _quotas(session: IMAPClient) -> list[tuple[str, int, int]]:
@@ -399,12 +416,50 @@ def folders(subject: Subject) -> Iterator[Said]:
     yield good(f"{address} has {total} messages in {len(survey.messages)} folders, separator {survey.separator!r}")
 
 
+@check("legacy.imap.folder-rules", "IMAP", needs=("domain", "user"), after=("legacy.imap.login",))
+def folder_rules(subject: Subject) -> Iterator[Said]:
+    """Which folders rules leave at the legacy server, with their messages, and which they have otherwise here."""
+    survey = subject.survey
+    if (arranged := survey.arranged) is None:
+        return
+    for reason in dict.fromkeys(arranged.left_out.values()):
+        left = [name for name, why in arranged.left_out.items() if why == reason]
+        # All are named, in findings that can be read.
+        for start in range(0, len(left), AT_ONCE):
+            some = ", ".join(_with_messages(name, survey.left_out) for name in left[start : start + AT_ONCE])
+            yield note(
+                f"left at the legacy server: {some}: {reason}",
+                f"The report names them, too. To have them come along: bascule folder-rule add {subject.domain} "
+                "--name ... --copy, or bascule folder-rule remove.",
+            )
+    kept = places(survey.delimiters.items(), survey.separator, survey.prefix, arranged.renamed)
+    for words in arranged.in_words(kept):
+        yield note(words)
+
+
+@check("legacy.imap.unused-rules", "IMAP", needs=("domain", "user"), after=("legacy.imap.login",))
+def unused_rules(subject: Subject) -> Iterator[Said]:
+    """Whether each rule for folders fits one of this user."""
+    arranged = subject.survey.arranged
+    for rule in arranged.unused if arranged is not None else ():
+        yield note(
+            f"{rule} fits no folder of this user",
+            "Names are written as they are here, with the separator and the prefix of the legacy server.",
+        )
+
+
+def _with_messages(name: str, messages: dict[str, int | None]) -> str:
+    number = messages.get(name)
+    return f"{readable(name)!r} ({'not counted' if number is None else number})"
+
+
 @check("legacy.imap.folder-names", "IMAP", needs=("domain", "user"), after=("legacy.imap.login",))
 def folder_names(subject: Subject) -> Iterator[Said]:
     """Whether every folder keeps its name here."""
     survey = subject.survey
-    kept = places(survey.delimiters.items(), survey.separator, survey.prefix)
-    renamed = {place.text: place for place in kept.values() if place.is_renamed}
+    by_rule = survey.arranged.renamed if survey.arranged is not None else {}
+    kept = places(survey.delimiters.items(), survey.separator, survey.prefix, by_rule)
+    renamed = {place.text: place for name, place in kept.items() if place.is_renamed and name not in by_rule}
     for text, place in list(renamed.items())[: subject.named]:
         yield note(
             f"the folder {text!r} will be {readable(place.name(survey.separator, survey.prefix))!r} here: "

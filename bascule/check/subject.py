@@ -16,6 +16,7 @@ from bascule.credential import Password
 from bascule.database import Connection, value
 from bascule.directory import Mode, State
 from bascule.endpoint import host_and_port
+from bascule.imap.folder_rules import FolderRule, FolderRules
 from bascule.imap.reader import Reader
 from bascule.legacy import LegacySettings, Login, MasterLogin, Trust, UserLogin, imap_session
 from bascule.settings import Settings
@@ -142,6 +143,17 @@ class Subject:
         if self.user is None:
             raise NotReadable("no user is looked at")
         return self.user
+
+    @cached_property
+    def folder_rules(self) -> FolderRules:
+        """Which folders of the domain's mailboxes come along."""
+        if self.connection is None:
+            return FolderRules()
+        rows = self.connection.execute(
+            "SELECT kind, folder, action, name_here, special_use_here FROM bascule.folder_rules WHERE domain = %s",
+            (self.domain,),
+        ).fetchall()
+        return FolderRules(FolderRule(*row) for row in rows)
 
     @cached_property
     def mode(self) -> Mode:

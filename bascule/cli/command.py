@@ -38,6 +38,7 @@ COMMANDS = {
     "db": Place("installing", "The database schema."),
     "domain": Place("domain", "The domains: add, set, remove, show, list."),
     "expect": Place("people", "Tell of ADDRESS at the legacy server: it has to move or to be waived."),
+    "folder-rule": Place("folders", "Which folders of DOMAIN come along, and under which name."),
     "give-up": Place("people", "Stop the migration of ADDRESS before its cutover."),
     "import": Place("people", "Ask for all users of DOMAIN in FILE to be moved (CSV)."),
     "keys": Place("installing", "The keys to which passwords are sealed."),

@@ -140,6 +140,13 @@ def _minute(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M}"
 
 
+def _left_out(name: str, folder: Row) -> str:
+    """A folder that stayed at the legacy server, in words."""
+    number = folder["messages"]
+    counted = "not counted there" if number is None else f"{number} message{'' if number == 1 else 's'}"
+    return f"left out: the folder {name!r} ({counted}): {folder['reason']}"
+
+
 def _how_far(row: Row) -> str:
     text = f"{row['state']}, {row['messages_copied']} of {row['messages_total']} messages"
     if row["messages_per_second"] is not None:
@@ -174,9 +181,12 @@ def report(context: click.Context, domain: str, html: Path | None, as_json: bool
         )
     from imapclient import imap_utf7  # noqa: PLC0415 (the report's only)
 
+    from bascule.imap.names import readable  # noqa: PLC0415 (likewise)
+
     for row in moved:
         for folder in row["folder_list"]:
             folder["name"] = imap_utf7.decode(folder["name"].encode())
+        row["left_out_in_words"] = [_left_out(readable(each["name"]), each) for each in row["left_out"]]
     if html is not None:
         from bascule.config_templates import render  # noqa: PLC0415 (the page's only)
 
@@ -200,7 +210,7 @@ def report(context: click.Context, domain: str, html: Path | None, as_json: bool
             "{address}: {messages} messages in {folders} folders ({bytes} bytes) equal on both sides at "
             "{migrated_at:%Y-%m-%d %H:%M:%S}; {stragglers} came late and were brought".format(**row)
         )
-        for line in (*row["waived"], *row["notes"]):
+        for line in (*row["waived"], *row["left_out_in_words"], *row["notes"]):
             say(f"  {line}")
     click.echo(f"{len(moved)} users, {sum(row['messages'] for row in moved)} messages")
     for row in waived:

@@ -42,14 +42,20 @@ class Place:
         return prefix + separator.join(self.parts) if self.parts else "INBOX"
 
 
-def places(folders: Iterable[tuple[str, str]], separator: str, prefix: str) -> dict[str, Place]:
+def places(
+    folders: Iterable[tuple[str, str]], separator: str, prefix: str, renamed: Mapping[str, str] | None = None
+) -> dict[str, Place]:
     """The place of each folder, by its name as on the wire.
 
     ``folders``: name and delimiter of each; an empty delimiter: the name is flat.
+    ``renamed``: by name, what a folder is to be called instead; one that has that name by itself keeps it.
     ``separator`` and ``prefix`` are those of the mailbox here, which are the
     legacy server's. The result depends on the set of names only, not on their order.
     """
     proposed = {name: _proposed(name, delimiter, separator, prefix) for name, delimiter in folders}
+    for name, other in (renamed or {}).items():
+        place = _proposed(other, separator, separator, prefix)
+        proposed[name] = Place(place.parts, readable(name), is_renamed=True)
     found: dict[str, Place] = {}
     taken: set[tuple[str, ...]] = set()
     # Who can keep the name comes first, so that nobody else gets it.
@@ -65,9 +71,10 @@ def places(folders: Iterable[tuple[str, str]], separator: str, prefix: str) -> d
     return found
 
 
-def of_layout(layout: Layout) -> dict[str, Place]:
+def of_layout(layout: Layout, renamed: Mapping[str, str] | None = None) -> dict[str, Place]:
     """The place of each folder of a legacy mailbox, which keeps its separator and prefix here."""
-    return places(((folder.name, folder.delimiter) for folder in layout.folders), layout.separator, layout.prefix)
+    folders = ((folder.name, folder.delimiter) for folder in layout.folders)
+    return places(folders, layout.separator, layout.prefix, renamed)
 
 
 def place_of(name: str, known: Mapping[str, Place], delimiter: str, separator: str, prefix: str) -> Place:

@@ -46,6 +46,7 @@ MAX_SINGLY = 1_000  # messages of a folder that are asked for one by one
 SEARCHED = 20_000  # messages that one SEARCH asks for: its answer is one line
 MAX_INTERNED = 10_000  # different sets of flags that are kept once each
 MAX_FOLDERS = 50_000
+MAX_MESSAGE_ID = 2**64 - 1  # X-GM-MSGID (Gmail's IMAP extensions, "Access to the Gmail unique message ID")
 LINE = 4_000  # bytes of one command: servers refuse longer ones, some from 4,096 or 8,000 on (RFC 7162 section 4)
 #: Delimiters that a Dovecot can have, too; LIST and the encoding of names have others for themselves.
 SEPARATORS = frozenset(bytes([each]) for each in rb"""./\^|:~-$!,;=+@#<>?`' """)
@@ -66,12 +67,18 @@ class ListedFolder:
     ``name`` holds the bytes that were on the wire, whatever they mean
     (PEP 383), but INBOX is ``INBOX``. ``delimiter``: of its hierarchy, empty
     where it is flat. ``special_use`` is empty or one of RFC 6154.
+    ``attributes`` are all that LIST gives, in lower case.
     """
 
     name: str
     selectable: bool
     special_use: str = ""
     delimiter: str = "/"
+    attributes: frozenset[str] = frozenset()
+
+    def with_attributes(self, attributes: frozenset[str]) -> ListedFolder:
+        """The same, listed with these attributes."""
+        return replace(self, attributes=attributes, special_use=_special_use(attributes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,8 @@ class Layout:
 
     INBOX is always among the folders, for it always exists (RFC 3501 section 5.1).
     ``foreign`` are names of folders that others share with the user: they are not the mailbox's.
+    ``unlisted`` are those of ``folders`` that LIST leaves out and that were asked for by name: of their attributes
+    nothing is known.
     """
 
     separator: str
@@ -87,6 +96,7 @@ class Layout:
     folders: tuple[ListedFolder, ...]
     subscribed: tuple[str, ...]
     foreign: tuple[str, ...] = ()
+    unlisted: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +188,10 @@ class Reader:
     def _has(self, capability: str) -> bool:
         return capability in self._capabilities and capability not in self._refused
 
+    def announces(self, capability: str) -> bool:
+        """Whether the server says that it can do this."""
+        return self._has(capability)
+
     @property
     def _has_modseq(self) -> bool:
         return self._has("CONDSTORE") or self._has("QRESYNC")
@@ -236,7 +250,7 @@ class Reader:
         listed = {each.name for each in layout.folders}
         found = self.unlisted([name for name in dict.fromkeys(also) if name not in listed])
         more = (ListedFolder(name, selectable=True, delimiter=layout.separator) for name in found)
-        return replace(layout, folders=(*layout.folders, *more))
+        return replace(layout, folders=(*layout.folders, *more), unlisted=frozenset(found))
 
     def unlisted(self, folders: Sequence[str]) -> dict[str, Status]:
         """Those of the folders that LIST leaves out and that exist all the same: they have a STATUS.
@@ -647,6 +661,40 @@ class Reader:
             raise FolderRefused(folder, error.message).error() from error
         return found
 
+    def message_ids(self, folders: Sequence[str]) -> Iterator[tuple[str, dict[int, int]]]:
+        """For each folder, Gmail's X-GM-MSGID of each message by UID: one message has it in every folder.
+
+        What the server does not give is left out; of a folder that it refuses, all.
+
+        Raises:
+            ServerUnavailable
+        """
+
+        def read(_: str, tags: _Sent) -> dict[int, int]:
+            found: dict[int, int] = {}
+            try:
+                first, others = ([], []) if isinstance(tags, CommandRefused) else (tags[:1], tags[1:])
+                try:
+                    for _answer in self._answers(first):
+                        continue
+                except CommandRefused:
+                    for _answer in self._tolerated(others):  # of whatever folder is still open
+                        continue
+                    return {}
+                for untagged in self._answers(others):
+                    fetched = self._sure(lambda each: responses.fetched(each.text, each.literals), untagged)
+                    uid = fetched.number(b"UID") if fetched is not None else None
+                    number = fetched.number(b"X-GM-MSGID", MAX_MESSAGE_ID) if fetched is not None else None
+                    if uid is not None and number is not None:
+                        found[uid] = number
+            except CommandRefused:
+                return {}
+            return found
+
+        yield from self._ahead(
+            folders, lambda folder: [self._open_command(folder), b"UID FETCH 1:* (UID X-GM-MSGID)"], read
+        )
+
     # Answers --------------------------------------------------------------------
 
     def _ahead(
@@ -938,9 +986,13 @@ def _folder_name(name: bytes) -> str:
 
 
 def _folder(name: str, listed: Listed) -> ListedFolder:
-    uses = [use for use in sorted(SPECIAL_USES) if use.lower() in listed.attributes]
-    selectable = not {"\\noselect", "\\nonexistent"} & listed.attributes
-    return ListedFolder(name, selectable, uses[0] if uses else "", _text(listed.delimiter))
+    attributes = frozenset(listed.attributes)
+    selectable = not {"\\noselect", "\\nonexistent"} & attributes
+    return ListedFolder(name, selectable, _special_use(attributes), _text(listed.delimiter), attributes)
+
+
+def _special_use(attributes: frozenset[str]) -> str:
+    return next((use for use in sorted(SPECIAL_USES) if use.lower() in attributes), "")
 
 
 def sets(uids: Sequence[int]) -> Iterator[bytes]:

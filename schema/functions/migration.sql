@@ -227,6 +227,7 @@ BEGIN
     SELECT finish_cutover.mailbox_id, folder.name, folder.uidvalidity, folder.uidnext
       FROM jsonb_to_recordset(finish_cutover.report -> 'folders')
         AS folder (name text, uidvalidity bigint, uidnext bigint);
+    PERFORM set_left_out(finish_cutover.mailbox_id, coalesce(finish_cutover.report -> 'left_out', '[]'), true);
 END
 $$;
 COMMENT ON FUNCTION finish_cutover IS

@@ -541,3 +541,87 @@ def test_a_name_there_is_told_with_who_is_expected(bascule: Bascule, owner: Conn
     refused = bascule("expect", "bert@lab.test", "--login", "a\tb")
     assert (refused.exit_code, "control character" in refused.output) == (1, True)
     assert value(owner, "SELECT count(*) FROM mailbox") == 1, "nothing was changed"
+
+
+# Rules for folders --------------------------------------------------------------------------
+
+
+def test_rules_for_folders_are_added_listed_and_removed(bascule: Bascule, owner: Connection) -> None:
+    for arguments in (
+        ("--name", "Old", "--leave-out"),
+        ("--pattern", "Public/*", "--rename", "Was/*"),
+        ("--special-use", "\\Junk", "--leave-out"),
+        ("--name", "Gesendet", "--as", "\\Sent"),
+        ("--exchange-items",),
+        ("--map-special-use",),
+    ):
+        done = bascule("folder-rule", "add", "lab.test", *arguments)
+        assert done.exit_code == 0, done.output
+    assert "comes along, as Was/*" in bascule("folder-rule", "list", "lab.test").output
+    listed = json.loads(bascule("folder-rule", "list", "lab.test", "--json").output)
+    assert [(each["kind"], each["folder"], each["action"]) for each in listed] == [
+        ("common-names", "", "copy"),
+        ("exchange-items", "", "leave-out"),
+        ("name", "Gesendet", "copy"),
+        ("name", "Old", "leave-out"),
+        ("pattern", "Public/*", "copy"),
+        ("special-use", "\\Junk", "leave-out"),
+    ]
+    for which in (("--name", "Old"), ("--special-use", "\\Junk"), ("--map-special-use",)):
+        assert bascule("folder-rule", "remove", "lab.test", *which).exit_code == 0
+    assert value(owner, "SELECT count(*) FROM folder_rule") == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (("lab.test", "--leave-out"), 2, "Say which folders, in one way: --name"),
+        (("lab.test", "--name", "a", "--pattern", "a*", "--leave-out"), 2, "Say which folders, in one way"),
+        (("lab.test", "--name", "a"), 2, "Say what is done with them"),
+        (("lab.test", "--name", "", "--leave-out"), 1, "needs to say which"),
+        (("lab.test", "--pattern", "a", "--leave-out"), 1, "has no * in it"),
+        (("lab.test", "--special-use", "Junk", "--leave-out"), 1, "is no special use"),
+        (("lab.test", "--name", "INBOX", "--leave-out"), 1, "INBOX always comes along"),
+        (("lab.test", "--name", "a", "--leave-out", "--rename", "b"), 1, "left out has no name"),
+        (("other.test", "--name", "a", "--leave-out"), 1, "no domain other.test is known"),
+    ],
+)
+def test_a_rule_that_makes_no_sense_changes_nothing(
+    bascule: Bascule, owner: Connection, arguments: tuple[str, ...], status: int, words: str
+) -> None:
+    done = bascule("folder-rule", "add", *arguments)
+    assert (done.exit_code, words in done.output) == (status, True), done.output
+    assert value(owner, "SELECT count(*) FROM folder_rule") == 0
+
+
+def test_a_rule_that_is_not_there_is_not_removed(bascule: Bascule) -> None:
+    done = bascule("folder-rule", "remove", "lab.test", "--name", "a")
+    assert (done.exit_code, "has no rule for name a" in done.output) == (1, True)
+    assert bascule("folder-rule", "list", "nowhere.test").exit_code == 1
+
+
+def test_the_report_names_what_was_left_out(bascule: Bascule, owner: Connection, tmp_path: Path) -> None:
+    owner.execute("SELECT request_migration('alice@lab.test', 'portal', 'sealed')")
+    owner.execute(
+        "UPDATE mailbox SET state = 'copying'; UPDATE mailbox SET state = 'cutover', cutover_deadline = now()"
+    )
+    owner.execute(
+        "UPDATE mailbox SET state = 'local', cutover_deadline = NULL, migrated_at = now(), "
+        "password_hash = '{ARGON2ID}x'"
+    )
+    left = [
+        {"name": "Gel&APY-scht", "reason": "the rule for the name 'Gelöscht'", "messages": 1},
+        {"name": "shared", "reason": "the rule for the pattern 's*'", "messages": None},
+    ]
+    found = json.dumps({"folders": [], "waived": [], "notes": [], "odd_sizes": []})
+    owner.execute("INSERT INTO verification (mailbox_id, report) VALUES (1, %s)", (found,))
+    owner.execute("SELECT set_left_out(1, %s, true)", (json.dumps(left),))
+    words = [
+        "left out: the folder 'Gelöscht' (1 message): the rule for the name 'Gelöscht'",
+        "left out: the folder 'shared' (not counted there): the rule for the pattern 's*'",
+    ]
+    told = bascule("report", "lab.test").output
+    assert [line in told for line in words] == [True, True], told
+    assert bascule("report", "lab.test", "--html", str(tmp_path / "report.html")).exit_code == 0
+    page = (tmp_path / "report.html").read_text().replace("&#39;", "'")
+    assert [line in page for line in words] == [True, True]

@@ -101,6 +101,15 @@ def test_one_mailbox(bascule: Bascule, owner: Connection, mixed: Mixed) -> None:
     assert value(owner, "SELECT count(*) FROM mailbox") == 0, "nobody is asked to move"
 
 
+@pytest.mark.usefixtures("domain", "mixed")
+def test_what_a_rule_leaves_out_is_named_and_hinders_nobody(bascule: Bascule, owner: Connection) -> None:
+    for folder in ("Closed", "nowhere"):
+        owner.execute("SELECT add_folder_rule(%s, 'name', %s, 'leave-out')", (DOMAIN, folder))
+    done = surveyed(bascule, "--user", f"alice@{DOMAIN}", "--password-file", "-", stdin="secret\n")
+    assert "left at the legacy server: 'Closed' (not counted): the rule for the name 'Closed'" in done.output
+    assert (done.exit_code, "nowhere" in done.output) == (0, False), done.output
+
+
 @pytest.mark.usefixtures("domain")
 def test_it_is_kept_and_shown_again(bascule: Bascule, owner: Connection, mixed: Mixed) -> None:
     surveyed(bascule, "--user", f"alice@{DOMAIN}", "--password-file", "-", stdin="secret\n")

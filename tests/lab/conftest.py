@@ -27,7 +27,7 @@ NAMES = (
     "imported-1", "imported-2", "imported-3", "behind-proxy", "guessed-behind-proxy",
     "postfix-here", "postfix-there", "postfix-asked", "postfix-filtered", "postfix-seen", "postfix-grey", "postfix-tls",
     "outlived", "guessed-moved", "guessed-fresh", "cached-front", "checked-odd", "checked-own",
-    "unmounted", "emptied", "refoldered", "renewed", "reopened", "recalled",
+    "ruled", "unmounted", "emptied", "refoldered", "renewed", "reopened", "recalled",
     "cached-2.3", "cached-2.4", "waved-1", "waved-2", "wordless", "outbid", "newly", "named", "named-too", "stale",
     "relaying-here", "relaying-there", f"buch@{IDN_DOMAIN}",
 )  # fmt: skip

@@ -19,6 +19,7 @@ from bascule.check.imap import FolderRead, Survey, look_around
 from bascule.check.subject import NAMED
 from bascule.credential import Password
 from bascule.errors import BasculeError, LegacyUnavailable
+from bascule.imap.folder_rules import FolderRule, FolderRules
 from bascule.imap.reader import FolderRefused
 from bascule.lab.process import free_ports
 from bascule.legacy import LegacySettings, Service, Trust
@@ -144,6 +145,8 @@ class Listed:
     name: str
     selectable: bool = True
     delimiter: str = "."
+    special_use: str = ""
+    attributes: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -186,6 +189,9 @@ class Told:
     """A reader of a mailbox that is told here."""
 
     profile = Profile()
+
+    def announces(self, _: str) -> bool:
+        return False
 
     def __init__(self, folders: Mapping[str, Content]) -> None:
         self._folders = folders
@@ -236,6 +242,36 @@ def test_everything_is_counted() -> None:
     }  # fmt: skip
     assert survey.read[[each.name for each in survey.read].index("INBOX")].keywords == {"work"}
     assert survey.size == 400
+
+
+def test_what_rules_leave_out_is_named_and_not_looked_at() -> None:
+    content: dict[str, Content] = {
+        "INBOX": [Message()],
+        "Gel&APY-scht": [Message(), Message()],
+        "closed": FolderRefused("closed", "not this one"),
+        "Sent Items": [Message()],
+    }
+    rules = FolderRules(
+        [
+            FolderRule("name", "Gelöscht"),
+            FolderRule("pattern", "cl*"),
+            FolderRule("name", "Sent Items", "copy", "Sent"),
+            FolderRule("name", "nowhere"),
+        ]
+    )
+    with imap_server({"STATUS": STATUS, "CAPABILITY": CAPABILITY}) as (port, _):
+        subject = Subject(Settings(legacy=Legacy(timeout=5)), legacy=legacy(port), user=USER)
+        subject.folder_rules = rules
+        with patch.object(subject, "reader", lambda: nullcontext(Told(content))):
+            subject.survey = look_around(subject)
+        found = list(run(matching(["legacy.imap.*rules", "legacy.imap.folders", "legacy.imap.folder-names"]), subject))
+    assert [(each.level, each.text) for each in found] == [
+        ("good", "a@moving.test has 2 messages in 2 folders, separator '.'"),
+        ("note", "left at the legacy server: 'Gelöscht' (2): the rule for the name 'Gelöscht'"),
+        ("note", "left at the legacy server: 'closed' (not counted): the rule for the pattern 'cl*'"),
+        ("note", "the folder 'Sent Items' is kept as 'Sent', as a rule says"),
+        ("note", "the rule for the name 'nowhere' fits no folder of this user"),
+    ]
 
 
 def test_a_folder_that_cannot_be_read_hides_no_other() -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from bascule.address import Address
 from bascule.credential import Password
+from bascule.imap.folder_rules import FolderRule, FolderRules
 from bascule.imap.reader import Reader
-from bascule.lab.scripted import Command, Folder, Mail, Server, Session, mail
+from bascule.lab.scripted import Command, Folder, Gmail, Mail, Server, Session, mail
 from bascule.legacy import LegacySettings, Service, Trust, UserLogin, session
 from bascule.migrator import copying, maildir
 from bascule.migrator.acts import recorded
@@ -587,3 +588,314 @@ def test_a_pass_that_is_stopped_keeps_what_came(copier: Start) -> None:
     work.copy._report = work._report
     work.run()
     assert work.stored().keys() == work.stored("later").keys() == {1}
+
+
+# Rules for folders --------------------------------------------------------------------------
+
+
+def ruled(*rules: FolderRule) -> FolderRules:
+    return FolderRules(rules)
+
+
+def test_what_a_rule_leaves_out_does_not_come_and_is_counted(copier: Start) -> None:
+    folders = [Folder(b"INBOX", messages(1)), Folder(b"Public/a", messages(1, 2)), Folder(b"Public/b", messages(3))]
+    work = copier(
+        Server, folders, rules=ruled(FolderRule("pattern", "Public/*"), FolderRule("name", "Public/b", "copy"))
+    )
+    with work.copy:
+        done = work.copy.run()
+        assert work.copy.count_left_out(done) == {"Public/a": 2}
+    assert done.left_out == {"Public/a": "the rule for the pattern 'Public/*'"}
+    assert sorted(each.name for each in done.folders) == ["INBOX", "Public/b"]
+    assert work.stored("Public", "b") == {3: mail("m3")}
+    assert not (work.root / "Public" / "a").exists()
+    assert (work.root / "subscriptions").read_text() == "INBOX\nPublic/b\n"
+    assert work.reports[-1][:2] == (2, 2)
+    assert not [each for each in work.server.log if b"EXAMINE" in each and b"Public/a" in each]
+
+
+def test_a_rule_holds_from_the_next_pass_on(copier: Start) -> None:
+    folders = [Folder(b"INBOX", messages(1)), Folder(b"a", messages(2)), Folder(b"a/b", messages(3))]
+    work = copier(Condstore, folders)
+    work.run()
+    work.copy.rules = ruled(FolderRule("name", "a"))
+    assert list(work.run().left_out) == ["a"]
+    assert not (work.root / "a" / "cur").exists()
+    assert work.stored("a", "b") == {3: mail("m3")}
+    work.copy.rules = ruled()
+    assert work.run().left_out == {}
+    assert work.stored("a") == {2: mail("m2")}
+
+
+def test_a_folder_goes_where_a_rule_says_and_back(copier: Start) -> None:
+    folders = [Folder(b"INBOX", messages(1)), Folder(b"Sent Items", messages(2, 5))]
+    work = copier(Condstore, folders)
+    work.run()
+    for name in ("Sent", "Sent Items"):
+        work.copy.rules = (
+            ruled(FolderRule("name", "Sent Items", "copy", "Sent", "\\Sent")) if name == "Sent" else ruled()
+        )
+        done = work.run()
+        assert done.places["Sent Items"].parts == (name,)
+        assert work.stored(name) == {2: mail("m2"), 5: mail("m5")}
+        assert sorted(path.parent.name for path in work.root.glob("*/cur")) == [name]
+        assert done.notes == []
+        assert bool(done.by_rule) == (name == "Sent")
+        assert work.run().changes == 0
+
+
+def test_a_name_that_another_folder_has_is_not_taken_and_is_told_apart(copier: Start) -> None:
+    folders = [Folder(b"INBOX"), Folder(b"Sent", messages(1)), Folder(b"Sent Items", messages(2))]
+    work = copier(Server, folders, rules=ruled(FolderRule("name", "Sent Items", "copy", "Sent")))
+    assert work.run().notes == ["the folder 'Sent Items' is kept as 'Sent-2'"]
+    assert (work.stored("Sent"), work.stored("Sent-2")) == ({1: mail("m1")}, {2: mail("m2")})
+
+
+class BreaksOff(Server):
+    """Ends the session where it is asked about what others share."""
+
+    def on_status(self, session: Session, command: Command) -> None:
+        if command.words[0] == b"shared":
+            session.end()
+        super().on_status(session, command)
+
+
+def test_a_folder_that_ends_sessions_can_be_left_out(copier: Start) -> None:
+    work = copier(
+        BreaksOff, [Folder(b"INBOX", messages(1)), Folder(b"shared")], rules=ruled(FolderRule("name", "shared"))
+    )
+    with work.copy:
+        done = work.copy.run()
+        assert work.copy.count_left_out(done) == {"shared": None}
+        assert work.copy.run().changes == 0
+    assert work.stored() == {1: mail("m1")}
+
+
+# Gmail ----------------------------------------------------------------------------------------
+
+SENT, SPAM = b"[Gmail]/Sent Mail", b"[Gmail]/Spam"
+
+
+def bodies(work: Copier) -> dict[str, list[str]]:
+    """The subjects that each folder here has."""
+    found = {}
+    for cur in work.root.rglob("cur"):
+        name = "/".join(cur.parent.relative_to(work.root).parts) or "INBOX"
+        subjects = [path.read_bytes().split(b"Subject: ")[1].split(b"\r\n")[0].decode() for path in cur.iterdir()]
+        if subjects:
+            found[name] = sorted(subjects)
+    return found
+
+
+def at_gmail(copier: Start) -> tuple[Copier, Gmail, dict[str, int]]:
+    work = copier(Gmail, [])
+    assert isinstance(work.server, Gmail)
+    post = work.server.post
+    numbers = {
+        "read": post("read", b"INBOX"),
+        "work": post("work", b"INBOX", b"Work", Gmail.IMPORTANT),
+        "sent": post("sent", SENT),
+        "archived": post("archived"),
+        "starred": post("starred", Gmail.STARRED, flags=b"\\Flagged"),
+        "spam": post("spam", SPAM),
+    }
+    return work, work.server, numbers
+
+
+def test_gmails_all_mail_brings_what_is_nowhere_else(copier: Start) -> None:
+    work, server, _ = at_gmail(copier)
+    done = work.run()
+    assert bodies(work) == {
+        "INBOX": ["read", "work"],
+        "Work": ["work"],
+        "[Gmail]/Sent Mail": ["sent"],
+        "[Gmail]/Spam": ["spam"],
+        "Archive": ["archived", "starred"],
+    }
+    assert set(done.left_out) == {"[Gmail]/Starred", "[Gmail]/Important"}
+    assert done.once == "[Gmail]/All Mail"
+    assert work.reports[-1][:2] == (7, 7)
+    archive = maildir.Folder(work.root / "Archive", done.once, 11)
+    archive.open()
+    # With the UIDs that they have there, and what is starred with its flag.
+    assert {uid: sorted(each.flags) for uid, each in archive.messages.items()} == {4: [], 5: ["\\Flagged"]}
+    assert all(b"BODY" not in each for each in server.log if b"Starred" in each)
+    assert work.run().changes == 0
+
+
+def test_what_is_archived_or_labelled_between_two_passes_changes_its_place(copier: Start) -> None:
+    work, server, numbers = at_gmail(copier)
+    with work.copy:
+        work.copy.run()
+        server.unlabel(numbers["read"], b"INBOX")
+        server.put(b"Work", Mail(0, mail("archived"), message_id=numbers["archived"]))
+        work.copy.run()
+        assert bodies(work) == {
+            "INBOX": ["work"],
+            "Work": ["archived", "work"],
+            "[Gmail]/Sent Mail": ["sent"],
+            "[Gmail]/Spam": ["spam"],
+            "Archive": ["read", "starred"],
+        }
+        server.unlabel(numbers["work"], b"INBOX")
+        assert work.copy.run().changes == 1  # it is in Work still
+        assert work.copy.run().changes == 0
+    # Another worker knows nothing of what the first one saw.
+    server.unlabel(numbers["work"], b"Work")
+    successor = Copier(server, work.root)
+    successor.run()
+    assert bodies(successor)["Archive"] == ["read", "starred", "work"]
+
+
+class GmailAsItIs(Gmail):
+    """With CONDSTORE; that a message is in other folders, or no longer, is no change of it in All Mail."""
+
+    capabilities = Gmail.capabilities + b" CONDSTORE"
+
+    def status_items(self, folder: Folder) -> bytes:
+        return super().status_items(folder) + b" HIGHESTMODSEQ 5"
+
+
+def test_all_mail_is_read_when_others_changed_and_only_then(copier: Start) -> None:
+    work = copier(GmailAsItIs, [])
+    assert isinstance(work.server, Gmail)
+    number = work.server.post("read", b"INBOX")
+    with work.copy:
+        work.copy.run()
+        assert bodies(work) == {"INBOX": ["read"]}
+        work.server.log.clear()
+        work.copy.run()
+        assert not [each for each in work.server.log if b"FETCH" in each]
+        work.server.unlabel(number, b"INBOX")
+        work.copy.run()
+        assert bodies(work) == {"Archive": ["read"]}
+        work.server.put(b"Work", work.server.folders[2].mails[0])
+        work.copy.run()
+        assert bodies(work) == {"Work": ["read"]}
+
+
+def test_what_gmail_gives_no_number_comes_twice_rather_than_not(copier: Start) -> None:
+    work, server, _ = at_gmail(copier)
+    for each in server.folders[0].mails:
+        each.message_id = 0
+    work.run()
+    assert bodies(work)["Archive"] == ["archived", "read", "starred"]
+    assert bodies(work)["INBOX"] == ["read", "work"]
+
+
+class Stubborn(Gmail):
+    """Does not open one of the folders of which it gives the STATUS, and still has the former one open."""
+
+    def on_open(self, session: Session, command: Command) -> None:
+        if command.words[0] == b"Work":
+            session.no(command, b"not now")
+            return
+        super().on_open(session, command)
+
+
+def test_a_folder_that_is_not_opened_takes_nothing_from_all_mail(copier: Start) -> None:
+    work = copier(Stubborn, [])
+    assert isinstance(work.server, Gmail)
+    work.server.post("in Work", b"Work")
+    work.server.post("in INBOX", b"INBOX")
+    work.run()
+    assert bodies(work) == {"Archive": ["in Work"], "INBOX": ["in INBOX"]}
+    assert set(work.copy.refused) == {"Work"}
+
+
+def test_a_rule_leaves_all_mail_out_or_has_it_whole(copier: Start) -> None:
+    work, _, _ = at_gmail(copier)
+    work.copy.rules = ruled(FolderRule("special-use", "\\All", "copy"))
+    work.run()
+    assert bodies(work)["[Gmail]/All Mail"] == ["archived", "read", "sent", "starred", "work"]
+    work.copy.rules = ruled(FolderRule("special-use", "\\All"))
+    assert set(work.run().left_out) == {"[Gmail]/All Mail"}
+    assert bodies(work)["[Gmail]/Starred"] == ["starred"]  # it is in no other
+
+
+class Dwindling(Gmail):
+    """``unlisted``: folders that LIST leaves out for a while."""
+
+    unlisted: frozenset[bytes] = frozenset()
+
+    def on_list(self, session: Session, command: Command) -> None:
+        folders = self.folders
+        self.folders = [each for each in folders if each.name not in self.unlisted]
+        super().on_list(session, command)
+        self.folders = folders
+
+    on_lsub = on_list
+
+
+@pytest.mark.parametrize("is_new", [False, True], ids=["the same worker", "another worker"])
+def test_a_list_that_leaves_all_mail_out_does_not_bring_everything_twice(copier: Start, *, is_new: bool) -> None:
+    work = copier(Dwindling, [])
+    assert isinstance(work.server, Dwindling)
+    work.server.post("read", b"INBOX", Gmail.STARRED, flags=b"\\Flagged")
+    work.server.post("archived")
+    work.run()
+    came = {"INBOX": ["read"], "Archive": ["archived"]}
+    assert bodies(work) == came
+    work.server.unlisted = frozenset({Gmail.ALL})
+    again = Copier(work.server, work.root) if is_new else work
+    done = again.run()
+    assert bodies(again) == came
+    assert (done.changes, done.once, set(done.left_out)) == (
+        0,
+        "[Gmail]/All Mail",
+        {"[Gmail]/Starred", "[Gmail]/Important"},
+    )
+
+
+def test_a_list_does_not_bring_what_a_rule_leaves_out_by_leaving_it_out(copier: Start) -> None:
+    work = copier(Dwindling, [])
+    assert isinstance(work.server, Dwindling)
+    work.server.post("spam", SPAM)
+    work.run()
+    assert bodies(work) == {"[Gmail]/Spam": ["spam"]}
+    # From now on it is left out; and LIST does not show it.
+    work.copy.rules = ruled(FolderRule("special-use", "\\Junk"))
+    work.server.unlisted = frozenset({SPAM})
+    for _ in range(2):
+        assert "[Gmail]/Spam" in work.run().left_out
+        assert bodies(work) == {}
+    work.server.unlisted = frozenset()
+    work.server.folders = [each for each in work.server.folders if each.name != SPAM]
+    assert "[Gmail]/Spam" not in work.run().left_out
+
+
+class Untrue(Gmail):
+    """Says another UIDVALIDITY of All Mail than it has as it is opened."""
+
+    def status_items(self, folder: Folder) -> bytes:
+        said = folder.uidvalidity + (folder.name == self.ALL)
+        return b"MESSAGES %d UIDNEXT %d UIDVALIDITY %d" % (len(folder.mails), folder.uidnext, said)
+
+
+def test_an_all_mail_whose_status_is_not_true_brings_no_more_than_one_that_is(copier: Start) -> None:
+    work = copier(Untrue, [])
+    assert isinstance(work.server, Gmail)
+    work.server.post("read", b"INBOX")
+    work.server.post("archived")
+    for _ in range(2):
+        work.run()
+        assert bodies(work) == {"INBOX": ["read"], "Archive": ["archived"]}
+
+
+def test_a_folder_that_is_waived_and_left_out_is_named_as_left_out(copier: Start) -> None:
+    folders = [Folder(b"INBOX", messages(1)), Folder(b"Old", messages(2))]
+    work = copier(Server, folders, rules=ruled(FolderRule("name", "Old")))
+    work.copy.waived_folders = frozenset({"Old"})
+    done = work.run()
+    assert (list(done.left_out), done.notes) == (["Old"], [])
+
+
+def test_what_has_come_to_another_folder_meanwhile_is_no_message_that_is_not_shown(copier: Start) -> None:
+    work, server, numbers = at_gmail(copier)
+    work.run()
+    # A verification missed it in All Mail, and then it got a label.
+    work.copy.distrust("[Gmail]/All Mail", [4])
+    server.put(b"Work", Mail(0, mail("archived"), message_id=numbers["archived"]))
+    work.run()
+    assert (bodies(work)["Archive"], bodies(work)["Work"]) == (["starred"], ["archived", "work"])
+    assert not work.copy.unreadable

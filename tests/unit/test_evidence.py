@@ -87,7 +87,7 @@ class Server:
 
 
 def verified(
-    monkeypatch: pytest.MonkeyPatch, home: Path, server: Server, came_in: str, *, away: bool = False
+    monkeypatch: pytest.MonkeyPatch, home: Path, server: Server, came_in: str, *, away: bool = False, once: str = ""
 ) -> dict[str, Any]:
     """What verify_again() records, with the witness on either side played by ``server``."""
     if came_in:
@@ -106,6 +106,7 @@ def verified(
         yield server
 
     acts = SimpleNamespace(
+        once_at_flip=lambda _: once,
         verified_folders=lambda _: [{"name": "Old", "here": "New"}, {"name": "INBOX"}],
         flipped_folders=lambda _: {"Old": (7, 10), "INBOX": (7, 5), "removed": (7, 3)},
         stragglers=lambda _: [Straggler("INBOX", 7, 4, True), Straggler("Old", 7, 9, False)],
@@ -164,3 +165,12 @@ def test_a_move_of_which_nothing_was_kept_says_so(tmp_path: Path, monkeypatch: p
     found = verified(monkeypatch, tmp_path, Server(here={"INBOX": {1: C}}), "")
     assert found["compared"] == found["never_brought"] == 0
     assert "no digests were kept" in found["notes"][0]
+
+
+def test_of_what_came_in_part_the_legacy_server_is_not_asked_for_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server(here={"New": {1: A, 2: B}, "INBOX": {1: C}}, there={"Old": (7, {1, 2, 3}), "INBOX": (7, {1, 2})})
+    found = verified(monkeypatch, tmp_path, server, CAME, once="Old")
+    assert found["named"] == {"never_brought": ["INBOX: UID 2"]}
+    assert found["notes"] == ["Old: only what was in no other folder came; the legacy server was not asked for more"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from collections import Counter
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import cast
 import pytest
 
 from bascule.errors import BasculeError, LegacyUnavailable
+from bascule.imap.folder_rules import FolderRule
 from bascule.imap.writer import Writer
 from bascule.lab.attempts import Killed, World
 from bascule.lab.memory import Mail
 from bascule.migrator import returning
 from bascule.migrator.delivery import Delivery
 from bascule.migrator.return_plan import Implausible
-from bascule.migrator.returning import CalledOff, NotClean, Return, give_back
+from bascule.migrator.returning import CalledOff, NotClean, Return, give_back, names_there
+from bascule.migrator.storage import EVIDENCE
 from bascule.migrator.sweep import Late, MailboxGone, sweep
 
 
@@ -454,3 +457,82 @@ def test_a_return_whose_time_is_over_says_what_is_left(tmp_path: Path, monkeypat
     world.acts.left = 60
     give_back(world.attempt())
     assert texts(world) == GIVEN_BACK
+
+
+# Rules for folders --------------------------------------------------------------------------
+
+
+def test_what_was_left_out_is_not_touched(tmp_path: Path) -> None:
+    world = used(tmp_path)
+    for name in ("Junk", "Public"):
+        world.there.make(name)
+        world.there.put(name, mail(name), date=5)
+    world.acts.left_out = {"Junk": "the rule for the name 'Junk'"}
+    world.acts.rules = [FolderRule("name", "Junk"), FolderRule("pattern", "Pub*")]
+    world.there.closed_folders = {"Junk"}  # nor looked at
+    give_back(world.attempt())
+    assert texts(world) == GIVEN_BACK | {"Junk": Counter(["Junk"]), "Public": Counter(["Public"])}
+    assert not [each for each in world.there.written if "Junk" in each or "Public" in each]
+    assert set(world.acts.left_out) == {"Junk", "Public"}
+
+
+def test_a_folder_made_here_under_the_name_of_one_that_was_left_out_is_brought_to_it(tmp_path: Path) -> None:
+    world = used(tmp_path)
+    world.there.make("Junk")
+    world.there.put("Junk", mail("theirs"), date=5)
+    world.acts.left_out = {"Junk": "the rule for the name 'Junk'"}
+    world.here.make("Junk")
+    world.here.put("Junk", mail("ours"), date=40)
+    give_back(world.attempt())
+    assert texts(world) == GIVEN_BACK | {"Junk": Counter(["theirs", "ours"])}
+
+
+def test_a_folder_that_is_called_otherwise_here_goes_back_to_its_own(tmp_path: Path) -> None:
+    world = World(tmp_path, folders=("INBOX", "Sent Items"))
+    world.there.put("Sent Items", mail("S"), date=10)
+    world.flip()
+    world.here.folders["Sent"] = world.here.folders.pop("Sent Items")
+    world.acts.folders[1]["here"] = "Sent"
+    world.here.put("Sent", mail("T"), date=20)
+    # The user's mail program makes what it misses.
+    world.here.make("Sent Items")
+    world.here.put("Sent Items", mail("O"), date=30)
+    world.here.subscribed |= {"Sent", "Sent Items"}
+    give_back(world.attempt())
+    assert texts(world) == {"INBOX": Counter(), "Sent Items": Counter("ST"), "Sent Items-2": Counter("O")}
+    assert world.there.subscribed == {"Sent Items", "Sent Items-2"}
+
+
+def test_no_two_folders_here_have_one_name_there() -> None:
+    copied = {"Sent": "Sent Items", "INBOX": "INBOX", "B": "A", "gone": "C"}
+    assert names_there(["INBOX", "Sent", "Sent Items", "Sent Items-2", "A", "B", "C"], copied) == {
+        "INBOX": "INBOX",
+        "Sent": "Sent Items",
+        "B": "A",
+        "A": "A-2",
+        "C": "C",
+        "Sent Items": "Sent Items-2",
+        "Sent Items-2": "Sent Items-2-2",
+    }
+
+
+def test_only_in_all_mail_at_gmail_goes_back_and_all_else_there_stays(tmp_path: Path) -> None:
+    world = World(tmp_path, folders=("INBOX", "All"))
+    world.there.is_gmail = True
+    for text, folders in (("I", ("INBOX", "All")), ("X", ("All",)), ("Y", ("All",))):
+        for name in folders:
+            world.there.put(name, mail(text), date=10)
+    world.flip()
+    here = world.here.folders["All"].mails
+    world.here.folders["All"].mails = {uid: each for uid, each in here.items() if each.body != mail("I")}
+    next(each for each in world.acts.folders if each["name"] == "All")["messages"] = 2
+    with gzip.open(tmp_path / EVIDENCE, "rt") as file:
+        kept = [line for line in file if not line.startswith("All") or line.split("\t")[2] != "1"]
+    with gzip.open(tmp_path / EVIDENCE, "wt") as file:
+        file.writelines(kept)
+    world.acts.once = "All"
+    del world.here.folders["All"].mails[3]
+    world.here.put("All", mail("N"), date=40)
+    give_back(world.attempt())
+    # Y was removed here; I is in All as it is in INBOX.
+    assert texts(world) == {"INBOX": Counter("I"), "All": Counter("IXN")}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bascule.errors import BasculeError
+from bascule.imap.folder_rules import FolderRule
 from bascule.imap.reader import FolderNotReadable, Status
 from bascule.lab.attempts import Killed, World
 from bascule.lab.memory import Mail
 from bascule.migrator.delivery import ARRIVING, HEADER, Digest, legacy_name, message_id_of, new_name
+from bascule.migrator.storage import EVIDENCE
 from bascule.migrator.sweep import LateMessageUnreadable, MailboxGone, Undecided, sweep
 
 STORES = pytest.mark.parametrize("is_maildir", [True, False], ids=["maildir", "dbox"])
@@ -443,3 +447,175 @@ def test_a_message_id_is_looked_for_in_the_header_only(tmp_path: Path) -> None:
     assert message_id_of(file) == ""
     file.write_bytes(b"X: " + b"x" * HEADER + b"\r\nMessage-ID: <late@d>\r\n\r\n")
     assert message_id_of(file) == ""
+
+
+# Rules for folders --------------------------------------------------------------------------
+
+
+@STORES
+def test_late_mail_of_a_folder_that_was_left_out_stays(tmp_path: Path, *, is_maildir: bool) -> None:
+    world = moved(tmp_path, is_maildir=is_maildir)
+    world.there.make("Junk")
+    world.acts.left_out = {"Junk": "the rule for the name 'Junk'"}
+    world.there.put("Junk", mail("J"), date=30)
+    world.there.put("Sent", mail("L"), date=30)
+    world.there.closed_folders = {"Junk"}  # nor is it asked for
+    for _ in range(2):
+        sweep(world.attempt())
+    assert texts(world) == COPIED | {"Sent": Counter("SL")}
+    assert world.acts.swept == [(None, "")] * 2
+
+
+@STORES
+def test_a_folder_made_since_is_left_out_by_the_rules_of_the_flip_and_named(
+    tmp_path: Path, *, is_maildir: bool
+) -> None:
+    world = moved(tmp_path, is_maildir=is_maildir)
+    world.acts.rules = [FolderRule("pattern", "P*"), FolderRule("name", "Sent")]
+    for name in ("Public", "Other"):
+        world.there.make(name)
+        world.there.put(name, mail(name), date=30)
+    # Sent came along, whatever the rules say of it: late mail of it does, too.
+    world.there.put("Sent", mail("L"), date=30)
+    sweep(world.attempt())
+    assert texts(world) == COPIED | {"INBOX": Counter(["A", "B", "Other"]), "Sent": Counter("SL")}
+    assert world.acts.left_out == {"Public": "the rule for the pattern 'P*'"}
+
+
+# Gmail: All Mail has every message once more
+
+
+def at_gmail(home: Path, *, is_maildir: bool = True) -> World:
+    """INBOX and Sent, and All Mail, of which only what was archived came."""
+    world = World(home, is_maildir=is_maildir, folders=("INBOX", "Sent", "All"))
+    world.there.is_gmail = True
+    for number, name in enumerate(("INBOX", "Sent", ""), 1):
+        post(world, "ISX"[number - 1], name, number=number)
+    world.flip()
+    # As the copy would have it: of All Mail only X is here, and only of it there is evidence.
+    here = world.here.folders["All"]
+    here.mails = {uid: each for uid, each in here.mails.items() if each.body == mail("X")}
+    next(each for each in world.acts.folders if each["name"] == "All")["messages"] = 1
+    with gzip.open(home / EVIDENCE, "rt") as file:
+        kept = [line for line in file if not line.startswith("All") or line.split("\t")[2] == "3"]
+    with gzip.open(home / EVIDENCE, "wt") as file:
+        file.writelines(kept)
+    world.acts.once = "All"
+    return world
+
+
+def post(world: World, text: str, *folders: str, number: int, date: int = 30) -> None:
+    """A message with these labels."""
+    for name in (*filter(None, folders), "All"):
+        uid = world.there.put(name, mail(text), date=date)
+        world.there.folders[name].mails[uid].message_id = number
+
+
+def unlabel(world: World, name: str, number: int) -> None:
+    mails = world.there.folders[name].mails
+    world.there.folders[name].mails = {uid: each for uid, each in mails.items() if each.message_id != number}
+
+
+AT_GMAIL = {"INBOX": Counter("I"), "Sent": Counter("S"), "All": Counter("X")}
+
+
+@STORES
+def test_a_late_message_with_several_labels_is_not_brought_from_all_mail_too(
+    tmp_path: Path, *, is_maildir: bool
+) -> None:
+    world = at_gmail(tmp_path, is_maildir=is_maildir)
+    sweep(world.attempt())
+    assert texts(world) == AT_GMAIL
+    post(world, "L", "INBOX", number=4)
+    post(world, "Z", number=5)  # archived as it came
+    for _ in range(2):
+        sweep(world.attempt())
+        assert texts(world) == AT_GMAIL | {"INBOX": Counter("IL"), "All": Counter("XZ")}
+    # What is taken out of its folder there was brought from there, and is in All Mail as ever.
+    for name, number in (("INBOX", 1), ("INBOX", 4), ("Sent", 2)):
+        unlabel(world, name, number)
+        sweep(world.attempt())
+    assert texts(world) == AT_GMAIL | {"INBOX": Counter("IL"), "All": Counter("XZ")}
+    assert world.acts.unreadable == []
+    assert world.acts.swept[-1] == (None, "")
+
+
+def test_all_mail_of_a_quiet_mailbox_is_not_read(tmp_path: Path) -> None:
+    world = at_gmail(tmp_path)
+    world.there.unreadable = {("All", 1), ("All", 2), ("All", 3)}
+    for _ in range(3):
+        sweep(world.attempt())
+    assert world.acts.swept == [(None, "")] * 3
+
+
+def test_a_message_that_is_not_seen_in_all_mail_until_it_was_archived_comes_once(tmp_path: Path) -> None:
+    """It came while the folders were read: after All Mail and before INBOX."""
+    world = at_gmail(tmp_path)
+    post(world, "L", "INBOX", number=4)
+    hidden = world.there.folders["All"].mails.popitem()
+    world.there.folders["All"].uidnext -= 1
+    sweep(world.attempt())
+    assert texts(world)["INBOX"] == Counter("IL")
+    unlabel(world, "INBOX", 4)
+    world.there.folders["All"].mails.update([hidden])
+    world.there.folders["All"].uidnext += 1
+    for _ in range(2):
+        sweep(world.attempt())
+        assert texts(world) == AT_GMAIL | {"INBOX": Counter("IL")}
+
+
+def test_what_does_not_come_from_its_folder_is_not_forgotten(tmp_path: Path) -> None:
+    world = at_gmail(tmp_path)
+    post(world, "L", "INBOX", number=4)
+    world.there.unreadable = {("INBOX", 2)}
+    with pytest.raises(LateMessageUnreadable):
+        sweep(world.attempt())
+    assert texts(world) == AT_GMAIL  # it is to come from INBOX
+    world.there.unreadable.clear()
+    unlabel(world, "INBOX", 4)
+    sweep(world.attempt())
+    assert texts(world) == AT_GMAIL | {"All": Counter("XL")}
+
+
+def test_what_came_from_its_folder_is_not_read_again_in_all_mail(tmp_path: Path) -> None:
+    world = at_gmail(tmp_path)
+    post(world, "L", "INBOX", number=4)
+    sweep(world.attempt())
+    unlabel(world, "INBOX", 4)
+    world.there.unreadable = {("All", 4)}
+    sweep(world.attempt())
+    assert texts(world) == AT_GMAIL | {"INBOX": Counter("IL")}
+
+
+def test_all_mail_that_was_made_anew_is_not_guessed_about(tmp_path: Path) -> None:
+    world = at_gmail(tmp_path)
+    world.there.folders["All"].uidvalidity += 1
+    post(world, "L", "INBOX", number=4)
+    with pytest.raises(FolderNotReadable, match="late mail of 'All' is not brought: it was made anew"):
+        sweep(world.attempt())
+    assert texts(world) == AT_GMAIL | {"INBOX": Counter("IL")}
+
+
+@STORES
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_late_mail_at_gmail_comes_once_whoever_dies(data: st.DataObject, *, is_maildir: bool) -> None:
+    with TemporaryDirectory() as home:
+        world = at_gmail(Path(home), is_maildir=is_maildir)
+        number, posted = 10, Counter[str]()
+        for _ in range(data.draw(st.integers(1, 4))):
+            for _ in range(data.draw(st.integers(0, 3))):
+                number += 1
+                text = f"L{number}"
+                folders = data.draw(st.sampled_from([("INBOX",), ("Sent",), ()]))
+                post(world, text, *folders, number=number)
+                posted[text] += 1
+            world.steps.die_at = world.steps.done + data.draw(st.integers(1, 12))
+            with suppress(Killed):
+                sweep(world.attempt())
+            world.steps.die_at = 0
+            if data.draw(st.booleans()):
+                unlabel(world, data.draw(st.sampled_from(["INBOX", "Sent"])), data.draw(st.integers(1, number)))
+        sweep(world.attempt())
+        found = sum(texts(world).values(), Counter[str]())
+        assert found == posted + Counter("ISX")

@@ -8,7 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from bascule.imap import names
+from bascule.imap import names, profiles
+from bascule.imap.folder_rules import FolderRule
 from bascule.imap.reader import Changes, Layout, ListedFolder, Message, Reader, Status
 from bascule.migrator import verification
 from bascule.migrator.copying import FolderState, Pass
@@ -56,6 +57,10 @@ class Side:
     hidden_from_fetch: set[int] = field(default_factory=set)
     digest_of: Callable[[str, int], str] = digest_of
     namespaces: tuple[str, ...] = ()
+    profile: profiles.Profile = profiles.UNKNOWN
+    attributes: dict[str, frozenset[str]] = field(default_factory=dict)
+    #: Gmail's numbers of messages, by folder and UID; None: it has none.
+    ids: dict[str, dict[int, bytes]] | None = None
 
     # As a Reader
     def layout(self) -> Layout:
@@ -71,7 +76,14 @@ class Side:
             ]
             yield Changes(name, box.uidvalidity, exists=len(box.messages), new=new)
 
+    def announces(self, capability: str) -> bool:
+        return capability == "X-GM-EXT-1" and self.ids is not None
+
     # As a Witness
+    def message_ids(self, folders: Sequence[str]) -> Iterator[tuple[str, dict[int, bytes]]]:
+        for name in folders:
+            yield name, (self.ids or {}).get(name, {})
+
     def opened(self, name: str) -> Opened:
         box = self.boxes[name]
         return Opened(len(box.messages) if box.exists is None else box.exists, box.uidvalidity)
@@ -81,15 +93,18 @@ class Side:
             yield name, self.opened(name), self.boxes[name].messages.keys() - self.hidden_from_search
 
     def folders(self) -> dict[str, frozenset[str]]:
-        return {name: frozenset({"\\noselect"} if name in self.noselect else ()) for name in self.boxes}
+        return {
+            name: frozenset({"\\noselect"} if name in self.noselect else ()) | self.attributes.get(name, frozenset())
+            for name in self.boxes
+        }
 
-    def other_namespaces(self, _prefix: str) -> tuple[str, ...]:
+    def other_namespaces(self, _prefix: str, **_: bool) -> tuple[str, ...]:
         return self.namespaces
 
     def subscribed(self) -> frozenset[str]:
         return frozenset(self.subscriptions)
 
-    def special_uses(self) -> dict[str, frozenset[str]]:
+    def special_uses(self, **_: bool) -> dict[str, frozenset[str]]:
         return self.uses
 
     def messages(self, folders: Sequence[str]) -> Iterator[tuple[str, Opened, dict[int, Seen]]]:
@@ -348,7 +363,7 @@ def test_large_mailboxes_are_compared_in_groups(monkeypatch: pytest.MonkeyPatch)
 def test_a_folder_that_the_last_pass_did_not_see_is_found() -> None:
     there, here = Side(), Side()
     there.boxes["Late"] = Box({1: Seen(frozenset(), WHEN, 9)})
-    with pytest.raises(NotEqual, match="has a folder 'Late' that the last pass did not see") as found:
+    with pytest.raises(NotEqual, match="the folder 'Late' of the legacy server is not here") as found:
         compare(there, here)
     assert found.value.folder == "Late"
 
@@ -398,3 +413,124 @@ def test_without_sizes_nothing_is_odd() -> None:
     there = Side()
     change(size=9)(there)
     assert compare(there, Side(), sizes=False).odd_sizes == []
+
+
+# What is left out -----------------------------------------------------------------------------
+
+
+def sides(*more: str) -> tuple[Side, Side]:
+    """Both sides, the legacy one with these folders, too."""
+    there = Side()
+    for name in more:
+        there.boxes[name] = Box({9: Seen(frozenset(), WHEN, 1)})
+    return there, Side()
+
+
+LEAVES_JUNK_OUT = FolderRule("name", "Junk")
+
+
+@pytest.mark.parametrize(
+    ("folder", "rules"),
+    [
+        ("Junk", [LEAVES_JUNK_OUT]),
+        ("Public/a/b", [FolderRule("pattern", "Public/*")]),
+        ("Gel&APY-scht", [FolderRule("name", "Gelo\u0308scht")]),
+        ("Gel\udcf6scht", [FolderRule("name", "Gel\u00f6scht")]),
+        ("Public/a", [FolderRule("pattern", "*", "copy"), FolderRule("pattern", "Public/*")]),
+    ],
+)
+def test_what_a_rule_leaves_out_is_not_missing(folder: str, rules: list[FolderRule]) -> None:
+    found = compare(*sides(folder), last_pass(left_out={folder: "a rule"}), rules=rules)
+    assert found.folder_rules == [rule.as_json() for rule in rules]
+    assert [FolderRule(**each) for each in found.folder_rules] == rules  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("left_out", "rules"),
+    [
+        ({}, []),  # the copy forgot it
+        ({}, [LEAVES_JUNK_OUT]),  # and did not name it
+        ({"Junk": "why not"}, []),  # and made up a rule
+        ({"Junk": "a rule"}, [FolderRule("name", "junk")]),
+        ({"Junk": "a rule"}, [FolderRule("pattern", "Junk/*")]),
+        ({"Junk": "a rule"}, [FolderRule("special-use", "\\Junk")]),  # the server does not say so
+        ({"Junk": "a rule"}, [FolderRule("pattern", "J*"), FolderRule("name", "Junk", "copy")]),
+        ({"Junk": "a rule"}, [FolderRule("pattern", "J*"), FolderRule("pattern", "Ju*", "copy")]),
+        ({"Junk": "a rule"}, [FolderRule("exchange-items")]),
+    ],
+)
+def test_a_folder_that_no_rule_leaves_out_is_missing(left_out: dict[str, str], rules: list[FolderRule]) -> None:
+    with pytest.raises(NotEqual, match="'Junk' of the legacy server is not here, and no rule leaves it out"):
+        compare(*sides("Junk"), last_pass(left_out=left_out), rules=rules)
+
+
+def test_a_folder_that_was_waived_may_be_left_out_too() -> None:
+    done = last_pass(left_out={"Junk": "a rule"}, waived_folders=frozenset({"Junk"}))
+    compare(*sides("Junk"), done, rules=[LEAVES_JUNK_OUT])
+
+
+def test_a_special_use_is_asked_for_where_list_alone_does_not_show_it() -> None:
+    there, here = sides("Spam")
+    there.uses |= {"Spam": frozenset({"\\junk"})}
+    compare(there, here, last_pass(left_out={"Spam": "a rule"}), rules=[FolderRule("special-use", "\\Junk")])
+
+
+def test_what_others_share_and_what_has_no_messages_is_not_missing() -> None:
+    there, here = sides("Public/a")
+    there.namespaces = ("Public/",)
+    there.boxes["top"] = Box()
+    there.noselect = {"top"}
+    compare(there, here)
+
+
+def test_what_is_left_out_and_here_all_the_same_is_found() -> None:
+    with pytest.raises(NotEqual, match="'Sent' is here, though a rule leaves it out"):
+        compare(Side(), Side(), last_pass(left_out={"Sent": "a rule"}), rules=[FolderRule("name", "Sent")])
+
+
+@pytest.mark.parametrize(
+    ("name", "is_meant"), [("Kalender", True), ("Kalender/Urlaub", True), ("Work/Kalender", False)]
+)
+def test_exchanges_items_are_meant_only_where_it_is_one(name: str, is_meant: bool) -> None:
+    there, here = sides(name)
+    done, rules = last_pass(left_out={name: "a rule"}), [FolderRule("exchange-items")]
+    with pytest.raises(NotEqual):
+        compare(there, here, done, rules=rules)
+    there.profile = replace(profiles.UNKNOWN, name="Exchange")
+    if is_meant:
+        compare(there, here, done, rules=rules)
+        return
+    with pytest.raises(NotEqual):
+        compare(there, here, done, rules=rules)
+
+
+def test_a_view_is_meant_only_at_gmail_and_where_all_comes() -> None:
+    there, here = sides("Starred")
+    there.attributes = {"Starred": frozenset({"\\flagged"}), "Sent": frozenset({"\\all"})}
+    done = last_pass(left_out={"Starred": "built in"})
+    with pytest.raises(NotEqual):
+        compare(there, here, done)
+    there.ids = {}
+    compare(there, here, done)
+    with pytest.raises(NotEqual):
+        compare(there, here, done, rules=[FolderRule("special-use", "\\Flagged", "copy")])
+    del there.attributes["Sent"]
+    with pytest.raises(NotEqual):
+        compare(there, here, done)
+
+
+def test_of_a_folder_that_comes_once_only_what_is_nowhere_else_is_expected() -> None:
+    there, here = Side(), Side()
+    # UID 5 of INBOX is UID 3 of Sent, which is All Mail here.
+    there.ids = {"INBOX": {1: b"11", 2: b"12", 5: b"15"}, "Sent": {3: b"15", 4: b"44"}}
+    done = last_pass(once="Sent")
+    with pytest.raises(NotEqual, match="1 are gone there"):
+        compare(there, here, done)
+    del here.boxes["Sent"].messages[3]
+    assert compare(there, here, done).once == "Sent"
+    there.ids["INBOX"].pop(5)  # it was taken out of INBOX
+    with pytest.raises(NotEqual, match="1 messages are missing here"):
+        compare(there, here, done)
+    there.ids["INBOX"][5] = b"44"  # and the other one put there
+    with pytest.raises(NotEqual, match="1 messages are missing here, 1 are gone there"):
+        compare(there, here, done)

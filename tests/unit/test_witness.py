@@ -254,3 +254,27 @@ def test_neither_side_waits_with_full_pipes() -> None:
     )
     with watching(child(script), "Dovecot here") as looker:
         assert len(looker._ask([b"LIST " + b"y" * 50_000] * 40)) == 40
+
+
+def test_what_may_be_refused_is_done_without() -> None:
+    look = looking({}, refuses=b"NAMESPACE")
+    assert look.other_namespaces("", may_refuse=True) == ()
+    with pytest.raises(NotVerifiable):
+        look.other_namespaces("")
+    look = looking({}, refuses=b"LIST (")
+    assert look.special_uses(may_refuse=True) == {}
+    with pytest.raises(NotVerifiable):
+        look.special_uses()
+
+
+def test_gmails_numbers_are_read_whatever_their_order() -> None:
+    lines = [
+        b"* 1 FETCH (X-GM-MSGID 1278455344230334865 UID 3)",
+        b"* 2 FETCH (UID 4 X-GM-MSGID 5)",
+        b"* 3 FETCH (UID 9)",
+    ]
+    look = looking({b"UID FETCH": lines, b"EXAMINE": INBOX})
+    assert dict(look.message_ids(["INBOX"])) == {"INBOX": {3: b"1278455344230334865", 4: b"5"}}
+    assert dict(looking({b"EXAMINE": INBOX}, refuses=b"UID FETCH").message_ids(["INBOX"])) == {"INBOX": {}}
+    with pytest.raises(NotVerifiable):
+        dict(looking({}, refuses=b"EXAMINE").message_ids(["INBOX"]))
