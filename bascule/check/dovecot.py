@@ -558,8 +558,14 @@ def legacy_authorities(subject: Subject) -> Iterator[Said]:
     path, host = settings.authorities, legacy.imap_host
     try:
         client = connect_imap(legacy, subject.trust)
-    except LegacyUnavailable:
-        return  # legacy.imap.reach says it
+    except LegacyUnavailable as error:
+        if host not in authorities.read(path):
+            yield wrong(
+                f"Dovecot here does not trust the certificate of {host}: {path} has no authority for it, and it "
+                f"cannot be asked: {error.message}",
+                "Run this again when it answers. Without it nobody who has not moved can log in here.",
+            )
+        return
     try:
         connection = client.socket()
         chain = authorities.verified_chain(connection) if isinstance(connection, ssl.SSLSocket) else []
@@ -572,17 +578,26 @@ def legacy_authorities(subject: Subject) -> Iterator[Said]:
     except OSError as error:
         yield wrong(
             f"Dovecot here may not trust the certificate of {host}: {path} cannot be written: {error.strerror}",
-            "Run this on each host with Dovecot, as root: bascule check DOMAIN --only dovecot.authorities; "
-            "then doveadm reload. Without it nobody who has not moved can log in here.",
+            "Run this on each host with Dovecot, as root: bascule check DOMAIN --only dovecot.authorities. Without it "
+            "nobody who has not moved can log in here.",
         )
         return
-    if changed:
-        yield note(
-            f"{path} has now the authority that the certificate of {host} needs",
-            "Have Dovecot take it up: doveadm reload. Do so on each host with Dovecot.",
+    if not changed:
+        yield good(f"{path} has the authority that the certificate of {host} needs")
+        return
+    try:
+        subject.dovecot.reload()
+    except NotReadable as error:
+        yield wrong(
+            f"{path} has now the authority that the certificate of {host} needs, and Dovecot does not take it up: "
+            f"{error.message}",
+            "doveadm reload, as root. Until then nobody who has not moved can log in here.",
         )
     else:
-        yield good(f"{path} has the authority that the certificate of {host} needs")
+        yield note(
+            f"{path} has now the authority that the certificate of {host} needs, and Dovecot has been reloaded",
+            "Do the same on each other host with Dovecot: bascule check DOMAIN --only dovecot.authorities.",
+        )
 
 
 @check("dovecot.mail-root", "Dovecot", needs=("Dovecot",))

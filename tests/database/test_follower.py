@@ -345,7 +345,7 @@ def test_it_is_sure_of_what_came_before_its_heartbeat(
         await followed.until(lambda: len(followed.sure) > after)
 
     sure = follow(postgres, path, work).sure
-    assert set(sure) == {0, 2 * half}
+    assert {0, 2 * half} <= set(sure) <= {0, half, 2 * half}, "never in the middle of what was told at once"
 
 
 def test_a_heartbeat_that_is_refused_makes_nothing_sure(

@@ -155,7 +155,8 @@ def test_an_authenticator_is_not_forgotten_while_its_dovecot_may_go_on(postgres:
             assert refused.value.sqlstate == "BA002"
             advice = refused.value.diag.message_hint or ""
             assert "Stop Dovecot there" in advice
-        admin.execute(advice.partition("Then: ")[2].replace("forget_node", "bascule.forget_node").encode())
+            assert "bascule node forget store authenticator" in advice
+        admin.execute(forget.format(", serves_nobody => true").encode())
         owner.execute("SELECT beat('store', 'authenticator')")
         stand_still(owner, int(GOOD) + 1)
         admin.execute(forget.format("").encode())

@@ -265,8 +265,11 @@ def test_what_changes_is_written_and_what_goes_is_removed(tmp_path: Path) -> Non
         kept.deputy.mailbox_changed(al)
         await kept.deputy.written(al)
 
-    os.umask(0o077)
-    keeping(tmp_path, work)
+    before = os.umask(0o077)
+    try:
+        keeping(tmp_path, work)
+    finally:
+        os.umask(before)
 
 
 def test_a_domain_that_changes_changes_who_has_a_name_of_their_own_there(tmp_path: Path) -> None:
