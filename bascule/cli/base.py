@@ -128,7 +128,7 @@ def insist_on_known(connection: Connection, domain: str) -> str:
 
 
 def _unknown(domain: str) -> BasculeError:
-    return BasculeError(f"no domain {domain} is known here", hint="Tell its legacy server first: bascule domain add.")
+    return BasculeError(f"no domain {domain} is known here", hint="Record its legacy server first: bascule domain add.")
 
 
 def password_of(prompt: str, file: Path | None) -> Password:

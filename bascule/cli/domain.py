@@ -44,7 +44,7 @@ def domain() -> None:
 @of_a_domain(required=True)
 @click.pass_context
 def domain_add(context: click.Context, /, name: str, **values: Any) -> None:
-    """Tell of the domain NAME and how its legacy server is reached. Nobody moves yet."""
+    """Record the domain NAME and how its legacy server is reached. Nobody moves yet."""
     _add(context, name, values)
     click.echo(f"{name} is prepared. Next: bascule check {name}")
 
@@ -65,7 +65,7 @@ def domain_set(context: click.Context, /, name: str, **values: Any) -> None:
 @of_a_domain(required=False)
 @click.pass_context
 def prepare(context: click.Context, /, name: str, **values: Any) -> None:
-    """Tell how the legacy server of DOMAIN is reached, or change what is named of it. Nobody moves yet."""
+    """Record how the legacy server of DOMAIN is reached; change only what is named. Nobody moves yet."""
     if _is_known(context, name):
         _set(context, name, values)
         return
@@ -115,7 +115,9 @@ def _set(context: click.Context, name: str, values: Values) -> Values:
 def _row(connection: Connection, name: str, columns: str) -> tuple[Any, ...]:
     found = connection.execute(f"SELECT {columns} FROM bascule.domain WHERE name = %s".encode(), (name,)).fetchone()
     if found is None:
-        raise BasculeError(f"no domain {name} is known here", hint="Tell its legacy server first: bascule domain add.")
+        raise BasculeError(
+            f"no domain {name} is known here", hint="Record its legacy server first: bascule domain add."
+        )
     return found
 
 
@@ -144,7 +146,7 @@ def _written(context: click.Context, name: str, columns: Values) -> Iterator[Con
             ) from error
         if isinstance(cause, psycopg.errors.ForeignKeyViolation):
             raise BasculeError(
-                f"no store {columns['store']!r} is known", hint="Tell it first: bascule store."
+                f"no store {columns['store']!r} is known", hint="Record it first: bascule store."
             ) from error
         if isinstance(cause, psycopg.errors.CheckViolation) and cause.diag.constraint_name == "domain_name_check":
             raise BasculeError(f"{name!r} is not a domain name") from error
@@ -246,8 +248,8 @@ def copy_login() -> None:
     """As whom the workers log in to the legacy server of a domain."""
 
 
-def _set_copy_login(context: click.Context, domain: str, method: str, told: dict[str, str] | None) -> None:
-    sealed = None if told is None else Sealer(settings_of(context).keys.public).seal(Password(json.dumps(told)))
+def _set_copy_login(context: click.Context, domain: str, method: str, secrets: dict[str, str] | None) -> None:
+    sealed = None if secrets is None else Sealer(settings_of(context).keys.public).seal(Password(json.dumps(secrets)))
     with database(context) as connection:
         legacy_of(connection, domain)
         connection.execute(
@@ -299,12 +301,12 @@ def copy_login_xoauth2(
 ) -> None:
     """With access tokens of an OAuth 2.0 client. The client secret is asked for, or read from the password file."""
     if not token_url.startswith("https://"):
-        raise BasculeError("the token endpoint must be https: it is told the client's secret")
-    told = {"token_url": token_url, "client_id": client_id, "scope": scope}
-    told["client_secret"] = password_of(f"Client secret of {client_id}", password_file).secret
+        raise BasculeError("the token endpoint must be https: the client's secret is sent there")
+    secrets = {"token_url": token_url, "client_id": client_id, "scope": scope}
+    secrets["client_secret"] = password_of(f"Client secret of {client_id}", password_file).secret
     if refresh_token_file is not None:
-        told["refresh_token"] = refresh_token_file.read_text().strip()
-    _set_copy_login(context, domain, "xoauth2", told)
+        secrets["refresh_token"] = refresh_token_file.read_text().strip()
+    _set_copy_login(context, domain, "xoauth2", secrets)
 
 
 @main.command()

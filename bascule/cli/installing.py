@@ -148,7 +148,7 @@ def keys_reseal(context: click.Context) -> None:
 )
 @click.pass_context
 def store(context: click.Context, name: str, lmtp_next_hop: str, login_host: str | None) -> None:
-    """Tell the Dovecot store NAME, reached by LMTP_NEXT_HOP (unix:private/dovecot-lmtp, inet:host:24)."""
+    """Record the Dovecot store NAME, reached by LMTP_NEXT_HOP (unix:private/dovecot-lmtp, inet:host:24)."""
     with database(context) as connection:
         try:
             connection.execute(

@@ -43,7 +43,7 @@ NAMED = 20  # addresses of a kind that are named; all are counted
 
 
 login_name = click.option(
-    "--login", default="", help="By which name the legacy server knows the user, if --login-form does not tell."
+    "--login", default="", help="By which name the legacy server knows the user, if --login-form does not say."
 )
 
 
@@ -77,7 +77,7 @@ def request(
 @login_name
 @click.pass_context
 def expect(context: click.Context, address: str, first_name: str, last_name: str, login: str) -> None:
-    """Tell of ADDRESS at the legacy server: the domain cannot be closed until it has moved or is waived."""
+    """Record ADDRESS at the legacy server: the domain cannot be closed until it has moved or is waived."""
     with database(context) as connection, connection.transaction():
         new = value(connection, "SELECT bascule.expect(%s, %s, %s)", parsed(address), first_name, last_name)
         if login:
@@ -96,8 +96,8 @@ def import_command(context: click.Context, domain: str, file: TextIO, at_once: i
 
     The first line names the columns: address, password, and if you like first_name, last_name and login, the name by
     which the legacy server knows the user. A user without a password is only expected. A file with a mistake is refused
-    whole; a password that the legacy server refuses is told, and the others go on. It can be run again: who is on the
-    move already is left alone.
+    whole; a password that the legacy server refuses is reported, and the others go on. It can be run again: who is on
+    the move already is left alone.
     """
     applicants = read_applicants(file, domain)
     loaded = settings_of(context)
@@ -163,7 +163,7 @@ def move(
 
     They are copied at once, and flip as soon as that is done, or --at an hour; until then what comes there is copied
     now and then. Given again for who is copied, it sets the hour anew: without --at and --later they flip now. Who has
-    moved already is told, and the others go on.
+    moved already is reported, and the others go on.
     """
     if when is not None and later:
         raise click.UsageError("Give either --at or --later.")

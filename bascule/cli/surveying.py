@@ -122,7 +122,7 @@ def _users(
         if not addresses:
             raise BasculeError(
                 f"no mailbox of {domain} is known that has not moved",
-                hint="Name them in a file (--file), or tell of them first: bascule expect, bascule import.",
+                hint="Name them in a file (--file), or record them first: bascule expect, bascule import.",
             )
     whose = f"master user {master}" if master is not None else user
     password = password_of(f"Legacy password of {whose}", password_file)

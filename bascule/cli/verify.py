@@ -14,7 +14,7 @@ from bascule.errors import BasculeError
 
 LOOK = 1.0  # seconds between looks for the result
 
-#: What is counted, in the order in which it is told, with its words.
+#: What is counted, in the order in which it is reported, with its words.
 _COUNTS = (
     ("compared", "are where they were put, byte for byte as they came in"),
     ("moved", "were moved by their owner, and are as they came in"),

@@ -8,7 +8,7 @@ BEGIN
     SELECT * INTO found_domain FROM domain WHERE name = lower(domain_name) FOR NO KEY UPDATE;
     IF found_domain IS NULL THEN
         RAISE EXCEPTION 'no domain % is known here', domain_name
-            USING ERRCODE = 'BA003', HINT = 'Tell its legacy server first: bascule prepare.';
+            USING ERRCODE = 'BA003', HINT = 'Record its legacy server first: bascule domain add.';
     END IF;
     RETURN found_domain;
 END
@@ -131,7 +131,7 @@ DECLARE
     box mailbox;
 BEGIN
     IF NOT EXISTS (SELECT FROM store WHERE name = store_name) THEN
-        RAISE EXCEPTION 'no store % is known', store_name USING ERRCODE = 'BA003', HINT = 'Tell it first: bascule store.';
+        RAISE EXCEPTION 'no store % is known', store_name USING ERRCODE = 'BA003', HINT = 'Record it first: bascule store.';
     END IF;
     box := lock_mailbox(the_domain, address);
     UPDATE mailbox SET store = store_name WHERE id = box.id AND state = 'legacy';
