@@ -26,6 +26,7 @@ from bascule.imap.reader import (
     Changes,
     FolderRefused,
     Layout,
+    ListedFolder,
     Message,
     Reader,
     Status,
@@ -313,15 +314,7 @@ class Copy:
         self._distrusted = {}
         this_pass.modseqs = {name: status.highestmodseq for name, status in now.items() if status.highestmodseq}
         this_pass.notes += _differences(this_pass)
-        # It may be a view of other folders, or somebody else's: what is not listed is not the user's for certain.
-        for name, status in self.source.unlisted(
-            [each for each in layout.subscribed if each not in names_there]
-        ).items():
-            if status.messages:
-                this_pass.notes.append(
-                    f"{names.readable(name)}: subscribed, but not among the folders that the legacy server lists, and "
-                    f"not copied: {status.messages} messages"
-                )
+        self._name_subscribed([each for each in layout.subscribed if each not in names_there], this_pass)
         if len(self._read_since) >= MARKED and len(self._read_since) == len(self._unread):
             this_pass.notes.append(
                 f"the legacy server seems to mark as read what is only looked at: all {len(self._unread)} messages "
@@ -355,6 +348,22 @@ class Copy:
             else:
                 now[name] = status
         return now
+
+    def _name_subscribed(self, folders: list[str], this_pass: Pass) -> None:
+        """Name those folders that are subscribed, have messages and are not listed.
+
+        They may be views of other folders, or somebody else's: what is not listed is not the user's for certain.
+        """
+        found = {name: status.messages for name, status in self.source.unlisted(folders).items() if status.messages}
+        layout = replace(this_pass.layout, folders=tuple(ListedFolder(name, selectable=True) for name in found))
+        by_rule = self.rules.arrange(layout, Traits.of(self.source)).left_out
+        this_pass.left_out = {**this_pass.left_out, **by_rule}
+        this_pass.notes += [
+            f"{names.readable(name)}: subscribed, but not among the folders that the legacy server lists, and "
+            f"not copied: {messages} messages"
+            for name, messages in found.items()
+            if name not in by_rule
+        ]
 
     def _refuse(self, folder: str, reason: str, this_pass: Pass) -> None:
         """A folder cannot be read, or not whole."""
@@ -525,7 +534,8 @@ class Copy:
             if isinstance(status, FolderRefused):
                 continue  # it is refused again when its messages are asked for
             now[name] = status
-            here[name] = maildir.Folder(this_pass.path(self.root, name), name, status.uidvalidity)
+            path = this_pass.path(self.root, name)
+            here[name] = maildir.Folder(path, name, status.uidvalidity, is_staging=self._is_staging)
             here[name].open()
 
     def _note_not_shown(self, changes: Changes, folder: maildir.Folder, elsewhere: AbstractSet[int]) -> None:

@@ -355,6 +355,13 @@ def test_a_uidvalidity_is_the_one_with_which_a_folder_opens(copier: Start) -> No
     assert {path.name for path in (work.root / "cur").iterdir()} == before
 
 
+def test_all_keywords_are_kept_beside_a_staging_area_whatever_status_says(copier: Start) -> None:
+    keywords = b" ".join(b"k%02d" % number for number in range(30))
+    work = copier(OtherUidvalidity, [Folder(b"INBOX", [Mail(1, mail("m1"), keywords)])], is_staging=True)
+    assert work.run().notes == []
+    assert maildir.more_keywords(work.root) == {1: {"k26", "k27", "k28", "k29"}}
+
+
 def test_a_folder_that_was_made_anew_is_begun_afresh(copier: Start) -> None:
     work = copier(Condstore, [Folder(b"INBOX", messages(1, 2, 3))])
     work.run()
@@ -487,6 +494,12 @@ def test_what_is_subscribed_and_not_listed_is_named(copier: Start) -> None:
     assert work.run().notes == [
         "virtual/All: subscribed, but not among the folders that the legacy server lists, and not copied: 1 messages"
     ]
+    # A rule says so: then it is named with the others that are left out, and is no difference.
+    work.copy.rules = ruled(FolderRule("pattern", "virtual/*"))
+    with work.copy:
+        done = work.copy.run()
+        assert (done.left_out, done.notes) == ({"virtual/All": "the rule for the pattern 'virtual/*'"}, [])
+        assert work.copy.count_left_out(done) == {"virtual/All": 1}
     assert not (work.root / "virtual").exists()
 
 
