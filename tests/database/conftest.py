@@ -17,7 +17,7 @@ from bascule.credential import create_keys
 from bascule.database import Connection
 from bascule.lab.postgres import Postgres
 from bascule.lab.process import free_ports
-from bascule.settings import Keys, Settings
+from bascule.settings import Keys, Legacy, Settings
 
 Bascule = Callable[..., Result]
 
@@ -80,9 +80,13 @@ def bascule(postgres: Postgres, owner: Connection, tmp_path: Path) -> Bascule:
     """Run the command as an administrator of the test's database."""
     create_keys(tmp_path / "seal.pub", tmp_path / "seal.key")
     path = tmp_path / "bascule.toml"
+    # As after a check that reached the legacy server: nothing here does.
+    authorities = tmp_path / "authorities.pem"
+    authorities.write_text("# imap.old.test\n-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n")
     written = Settings(
         database=postgres.conninfo,
         keys=Keys(public=tmp_path / "seal.pub", private=tmp_path / "seal.key"),
+        legacy=Legacy(authorities=authorities),
     )
     path.write_text(render("bascule.toml.j2", **written.model_dump()))
 
