@@ -73,6 +73,7 @@ def main() -> None:
             eventually("moved", lambda: lab.new.state(NAME) == "local", 1200)
             took = time.monotonic() - began
             peak = memory(lab.new.worker.pid, "VmHWM")
+            eventually("it is logged", lambda: "held_ms=" in lab.new.worker.log.read_text())
             held = re.findall(r"held_ms=(\d+)", lab.new.worker.log.read_text())[-1]
             passes = re.findall(r"pass done.*?changes=(\d+)", lab.new.worker.log.read_text())
         table = Table(

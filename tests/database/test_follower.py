@@ -364,7 +364,7 @@ def test_a_heartbeat_that_is_refused_makes_nothing_sure(
 
     with capture_logs() as logs:
         followed = follow(postgres, path, work)
-    assert len([each for each in logs if each["event"] == "heartbeat refused"]) > 1
+    assert [each for each in logs if each["event"] == "heartbeat refused"]
     assert followed.sure == []
 
 
