@@ -348,6 +348,34 @@ def test_it_is_sure_of_what_came_before_its_heartbeat(
     assert {0, 2 * half} <= set(sure) <= {0, half, 2 * half}, "never in the middle of what was told at once"
 
 
+def test_it_is_sure_of_all_that_was_told_before_a_heartbeat_was_accepted(
+    postgres: Postgres, owner: Connection, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The heartbeat is made to wait while it is told: nothing that came before its end may be missing."""
+    monkeypatch.setattr(follower, "HEARTBEAT", 0.01)
+
+    async def work(followed: Followed) -> None:
+        await followed.until(lambda: len(followed.sure) > 1)
+        with psycopg.connect(postgres.dsn("postgres")) as holder:
+            holder.execute("SELECT FROM bascule.node FOR UPDATE")
+            await asyncio.to_thread(eventually, "the heartbeat waits", lambda: is_blocked(owner))
+            insert_many(owner, 400)
+            owner.execute(
+                "SELECT pg_notify('bascule_mailbox', 'user' || n || '@lab.test') FROM generate_series(1, 400) n"
+            )
+            before = len(followed.sure)
+        await followed.until(lambda: len(followed.sure) > before + 1)
+        assert set(followed.sure[before:]) == {400}
+
+    follow(postgres, path, work)
+
+
+def is_blocked(owner: Connection) -> bool:
+    """Whether a heartbeat waits for a lock."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%bascule.beat%'"
+    return bool(owner.execute(query).fetchall()[0][0])
+
+
 def test_a_heartbeat_that_is_refused_makes_nothing_sure(
     postgres: Postgres, owner: Connection, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,10 +389,14 @@ def test_a_heartbeat_that_is_refused_makes_nothing_sure(
             insert(owner, name, "local")
             owner.execute("SELECT pg_notify('bascule_mailbox', %s)", (f"{name}@lab.test",))
             await followed.until(lambda many=number: len(followed.directory.mailboxes) > many)  # type: ignore[misc]
+        await asyncio.to_thread(eventually, "it is refused again", lambda: len(refused()) > 1)
+
+    def refused() -> list[object]:
+        return [each for each in logs if each["event"] == "heartbeat refused"]
 
     with capture_logs() as logs:
         followed = follow(postgres, path, work)
-    assert [each for each in logs if each["event"] == "heartbeat refused"]
+    assert len(refused()) > 1
     assert followed.sure == []
 
 
