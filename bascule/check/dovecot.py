@@ -17,7 +17,7 @@ from bascule import authorities
 from bascule.address import Address
 from bascule.check import namespaces as rules
 from bascule.check.facts import Block, DovecotFacts, NotReadable, Output
-from bascule.check.finding import Said, good, note, wrong
+from bascule.check.finding import Said, first, good, note, wrong
 from bascule.check.registry import check
 from bascule.check.subject import Subject, invented
 from bascule.errors import LegacyUnavailable
@@ -113,12 +113,9 @@ def userdb(subject: Subject) -> Iterator[Said]:
     if not foreign:
         yield good(f"no userdb of this Dovecot but bascule's knows an address of {subject.domain}")
         return
-    named = ", ".join(
-        f"{address} ({home})" if home else str(address) for address, home in list(foreign.items())[:NAMED]
-    )
-    more = f" and {len(foreign) - NAMED} more" if len(foreign) > NAMED else ""
+    named = first([f"{address} ({home})" if home else str(address) for address, home in foreign.items()], NAMED)
     yield wrong(
-        f"a userdb of this Dovecot knows {named}{more}: when they have moved, Dovecot would show that mailbox, "
+        f"a userdb of this Dovecot knows {named}: when they have moved, Dovecot would show that mailbox, "
         "and not the one that was copied",
         "Take them out of your own user database first (if there is mail, import it at the legacy server).",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,6 +33,12 @@ class Said:
     level: Level
     text: str
     remedy: str = ""
+
+
+def first(names: Sequence[str], most: int) -> str:
+    """So many of the names, and how many more there are."""
+    named = ", ".join(names[:most])
+    return named if len(names) <= most else f"{named} and {len(names) - most} more"
 
 
 def good(text: str) -> Said:

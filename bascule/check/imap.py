@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from imapclient import IMAPClient
 from imapclient.exceptions import IMAPClientError
 
-from bascule.check.finding import Said, good, note, wrong
+from bascule.check.finding import Said, first, good, note, wrong
 from bascule.check.registry import check
 from bascule.check.subject import Subject
 from bascule.errors import LegacyRefusedLogin, LegacyUnavailable
@@ -545,5 +545,4 @@ def newest_only(subject: Subject) -> Iterator[Said]:
 
 
 def _names(names: Sequence[str], most: int) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(repr(readable(name)) for name in names[:most]) + more
+    return first([repr(readable(name)) for name in names], most)

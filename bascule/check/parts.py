@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bascule.check.finding import Said, good, note, wrong
+from bascule.check.finding import Said, first, good, note, wrong
 from bascule.check.registry import check
 from bascule.check.subject import Subject
 
@@ -83,19 +83,14 @@ def passwords(subject: Subject) -> Iterator[Said]:
     moving = [address for address, has_moved in rows if not has_moved]
     if moved:
         yield note(
-            f"moved without a password: {_first(moved)}",
+            f"moved without a password: {first(moved, NAMED)}",
             "Their first login here is asked about at the legacy server and sets it; before the close, have them "
             "log in, or bring their hashes: bascule password import.",
         )
     if moving:
         yield note(
-            f"on the move without a password: {_first(moving)}",
+            f"on the move without a password: {first(moving, NAMED)}",
             "Bring their hashes (bascule password import), have them log in here, or move them --without-password.",
         )
     if not rows:
         yield good("everybody who moves or has moved can log in here")
-
-
-def _first(addresses: Sequence[str]) -> str:
-    named = ", ".join(addresses[:NAMED])
-    return named if len(addresses) <= NAMED else f"{named} and {len(addresses) - NAMED} more"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bascule.check.facts import NotReadable, PostfixFacts, Service, items
-from bascule.check.finding import Said, good, note, wrong
+from bascule.check.finding import Said, first, good, note, wrong
 from bascule.check.registry import check
 from bascule.check.smtp import largest_message
 from bascule.check.subject import Subject, invented
@@ -242,9 +242,8 @@ def rewritten(subject: Subject) -> Iterator[Said]:
                 )
             elif named:
                 clean = False
-                more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
                 yield note(
-                    f"{parameter} ({table}) has {', '.join(named[:NAMED])}{more}: their mail follows that table, "
+                    f"{parameter} ({table}) has {first(named, NAMED)}: their mail follows that table, "
                     "once the legacy server has said that it takes them",
                     "Take them out, and say bascule alias for what is to be another name of a mailbox. What the legacy "
                     "server does not know is refused here.",
