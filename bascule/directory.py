@@ -18,6 +18,8 @@ from bascule.legacy import LegacySettings
 
 Mode = Literal["prepared", "active", "closed"]
 State = Literal["legacy", "requested", "copying", "cutover", "local", "returning"]
+#: In these states the legacy server has no say in a login.
+NOT_AT_LEGACY: tuple[State, ...] = ("cutover", "local", "returning")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,18 @@ class Directory:
         """The mailbox of ``address``, or of it without its detail; None: not one of the exceptions."""
         exact = self.mailboxes.get(address)
         return exact or self.mailboxes.get(self.base(address))
+
+    def of_login(self, name: Address) -> Mailbox | None:
+        """The mailbox that a login by this name means, if it is one of those that we know.
+
+        A legacy server may take other names of a user, an alias or one with a detail: after the flip such a name opens
+        the mailbox here, and never the one that was left there.
+        """
+        mailbox = self.mailboxes.get(name)
+        if mailbox is not None:
+            return mailbox
+        owned = self.mailboxes.get(self.owner(name))
+        return owned if owned is not None and owned.state in NOT_AT_LEGACY else None
 
     def base(self, address: Address) -> Address:
         """``address`` without its detail; a mailbox that is known by the whole name is nobody's detail."""

@@ -21,7 +21,7 @@ from bascule import log
 from bascule.address import Address
 from bascule.attempts import Attempts
 from bascule.credential import Password, Sealer
-from bascule.directory import Account, Directory, Domain, Mailbox
+from bascule.directory import NOT_AT_LEGACY, Account, Directory, Domain, Mailbox
 from bascule.errors import BadAddress, DatabaseUnavailable, LegacyRefusedLogin, LegacyUnavailable
 from bascule.follower import account_of
 from bascule.hooks import metrics
@@ -42,7 +42,6 @@ READING = ("imap", "pop3")
 #: Services whose sessions Dovecot can proxy to the legacy server, by its own names.
 PROXIED = ("imap", "pop3", "submission", "sieve")
 #: States in which the legacy server has no say.
-_NOT_AT_LEGACY = ("cutover", "local", "returning")
 
 
 def legacy_of(domain: Domain, mailbox: Mailbox | None) -> LegacySettings:
@@ -112,7 +111,7 @@ def userdb_reply(mailbox: Address, account: Account, store: str, mail_root: Path
 def left_for_mailbox(mailbox: Mailbox, domain: Domain, store: str, mail_root: Path) -> Left | None:
     """What hooks find of a mailbox while nobody answers; None: the same as of everybody else in its domain."""
     account, address = mailbox.account, mailbox.address
-    if mailbox.state not in _NOT_AT_LEGACY:
+    if mailbox.state not in NOT_AT_LEGACY:
         has_own_name = account is not None and account.legacy_login is not None
         return _left_at_legacy(domain, legacy_of(domain, mailbox), address) if has_own_name else None
     if account is None:  # a snapshot of an older version
@@ -270,34 +269,22 @@ class Authenticator:
     async def _decide(self, domain: Domain, address: Address, login: Login) -> Reply:
         deadline = asyncio.get_running_loop().time() + self._cutover_wait
         while True:
-            mailbox = self._mailbox_of(address)
+            mailbox = self._directory.of_login(address)
             if mailbox is not None and mailbox.state == "local":
                 reply = await self._check_here(domain, mailbox, login)
-                if self._mailbox_of(address) == mailbox or reply.result != "ok":
+                if self._directory.of_login(address) == mailbox or reply.result != "ok":
                     return reply
                 continue  # it changed meanwhile: another password, or sent back
-            if mailbox is None or mailbox.state not in _NOT_AT_LEGACY:
+            if mailbox is None or mailbox.state not in NOT_AT_LEGACY:
                 if domain.mode == "closed":  # the legacy server is not asked any more
                     return Reply("refused")
                 reply = await self._check_at_legacy(domain, mailbox, address, login)
-                now = self._mailbox_of(address)
-                if reply.result != "ok" or now is None or now.state not in _NOT_AT_LEGACY:
+                now = self._directory.of_login(address)
+                if reply.result != "ok" or now is None or now.state not in NOT_AT_LEGACY:
                     return reply
                 # The cutover began while the legacy server was asked: then look again.
             if not await self._wait_for_change(deadline):
                 return Reply("temporary")
-
-    def _mailbox_of(self, address: Address) -> Mailbox | None:
-        """The mailbox that a login means, if it is one of those that we know.
-
-        A legacy server may take other names of a user, an alias or one with a detail: after the flip such a name opens
-        the mailbox here, and never the one that was left there.
-        """
-        mailbox = self._directory.mailboxes.get(address)
-        if mailbox is not None:
-            return mailbox
-        owned = self._directory.mailboxes.get(self._directory.owner(address))
-        return owned if owned is not None and owned.state in _NOT_AT_LEGACY else None
 
     async def _check_here(self, domain: Domain, mailbox: Mailbox, login: Login) -> Reply:
         account, address = mailbox.account, mailbox.address

@@ -15,7 +15,7 @@ from bascule.address import Address
 from bascule.attempts import Attempts
 from bascule.credential import Sealer
 from bascule.database import AsyncConnection, connect_async
-from bascule.directory import Directory, Mailbox
+from bascule.directory import NOT_AT_LEGACY, Directory, Mailbox
 from bascule.errors import BadAddress, BasculeError
 from bascule.follower import Follower
 from bascule.hooks import metrics
@@ -168,7 +168,7 @@ class Resident:
             return
         if has_new_password(before, after):
             self._start(self._end_sessions(after.address))
-        elif after.state in {"cutover", "local", "returning"} and (before is None or before.epoch != after.epoch):
+        elif after.state in NOT_AT_LEGACY and (before is None or before.epoch != after.epoch):
             self._start(self._put_into_force(after))
 
     async def _end_sessions(self, address: Address) -> None:

@@ -524,6 +524,9 @@ def test_a_user_is_known_to_the_legacy_server_by_the_name_that_was_told() -> Non
         assert (await field.log_in("declined@active.test")).result == "ok"
         assert len(await asked(field, "record_login")) == 1
         assert (await field.log_in("new@active.test")).fields.get("destuser") is None
+        # An alias of who has not moved is known to the legacy server by itself, if at all.
+        field.directory.aliases[Address.parse("desk@active.test")] = Address.parse("named@active.test")
+        assert "destuser" not in (await field.log_in("desk@active.test")).fields
 
     run(work)
 

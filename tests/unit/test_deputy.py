@@ -286,6 +286,10 @@ def test_a_domain_that_changes_changes_who_has_a_name_of_their_own_there(tmp_pat
         await kept.settled()
         assert "host=new-name.old.test" in file.read_text()
         assert "destuser=old-al" in file.read_text()
+        kept.directory.aliases = {Address.parse("desk@a.test"): al.address}
+        kept.deputy.domains_changed()
+        await kept.settled()
+        assert kept.names() == {"@a.test", "al@a.test"}, "an alias is known there by itself, if at all"
 
     keeping(tmp_path, work)
 
